@@ -1,0 +1,60 @@
+# The targets; `make help` lists them. PYTHON names the interpreter a new environment is made with;
+# VENV another place for it. An existing environment works too: make test VENV=/path/to/it
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.kit-installed
+DEMO ?= demo
+MESSAGE ?= kit $(shell git rev-parse --short HEAD 2>/dev/null)
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test test-slow lint study bench docs data submit kernels push-kernels clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: $(STAMP)  ## make a virtual environment with kit and all it needs
+
+$(STAMP): setup.py
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,decoders]'
+	touch $(STAMP)
+
+demo: $(STAMP)  ## synthetic competition, both stages trained, submission.csv and scores
+	test -d $(DEMO)/data || $(BIN)/kit phantom $(DEMO)/data --patients 240 --size 64
+	$(BIN)/kit run $(DEMO)/data --recipe demo --run $(DEMO)/run
+
+test: $(STAMP)  ## the whole suite but the slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+
+test-slow: $(STAMP)  ## the slow tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+
+lint: $(STAMP)  ## ruff: style and likely errors
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+study: $(STAMP)  ## what the sequence model is worth on three phantoms
+	$(BIN)/python benchmarks/study.py
+
+bench: $(STAMP)  ## speed against the published form and the floor
+	$(BIN)/python benchmarks/bench.py
+
+docs: $(STAMP)  ## the API reference, from the docstrings, to docs/api/
+	NO_ALBUMENTATIONS_UPDATE=1 $(BIN)/pdoc --docformat markdown -o docs/api kit '!kit.__main__'
+
+data: $(STAMP)  ## download the competition's files (180 GB zip, 431 GB unpacked) to data/
+	$(BIN)/kit download data
+
+submit: $(STAMP)  ## send FILE to Kaggle (MESSAGE=, SAMPLE=) and wait for its score
+	@test -n "$(FILE)" || { echo "name the file: make submit FILE=runs/x/submission.csv"; exit 2; }
+	$(BIN)/kit submit "$(FILE)" --message "$(MESSAGE)" $(if $(SAMPLE),--sample "$(SAMPLE)")
+
+kernels: $(STAMP)  ## build the Kaggle notebooks and their datasets (KAGGLE_USER=, RUN=)
+	$(BIN)/kit kernels $(if $(RUN),--run $(RUN))
+
+push-kernels: $(STAMP)  ## upload the datasets, push the notebooks, fetch their output
+	$(BIN)/kit push-kernels
+
+clean:  ## remove what make demo and make study wrote
+	rm -rf $(DEMO) study

@@ -1,0 +1,212 @@
+"""Speed and memory against the published form and against the floor: one table.
+
+    python benchmarks/bench.py [--rows NAME ...] [--quick] [--directory SCRATCH]
+
+Every row asserts equal results first. Then the kit, the published form and the floor are timed in
+turn, round after round; the table shows medians, wall-clock and, in parentheses, the ratio of the
+processors' time, which other programs on the machine disturb less. The full table goes to
+`benchmarks/RESULTS.md`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+import limits
+import rows
+
+from kit import progress
+
+HERE = Path(__file__).parent
+
+# name: (maker, amount in full, amount with --quick)
+ROWS = {
+    "window": (rows.make_window, 24, 4),
+    "crop": (rows.make_crop, 24, 4),
+    "index": (rows.make_index, 5000, 200),
+    "slices": (rows.make_slices, 752_803, 5000),
+    "batch": (rows.make_batch, 500, 20),
+    "deltas": (partial(rows.make_batch, deltas=True), 500, 20),
+    "lstm": (rows.make_lstm_prediction, 40, 8),
+    "step": (rows.make_lstm_step, 4, 2),
+    "embed": (rows.make_extraction, 8, 2),
+    "predict": (rows.make_prediction, 36, 2),
+    "submission": (rows.make_submission, 727_392, 6000),
+    "bag": (rows.make_bag, 727_392, 6000),
+    "memory-train": (limits.make_training_memory, 752_803, 2000),
+    "memory-index": (limits.make_index_memory, 752_803, 2000),
+    "open": (limits.make_opening, 752_803, 2000),
+    "import": (limits.make_import, 1, 1),
+    "help": (limits.make_help, 1, 1),
+}
+FORMS = ("kit", "published", "floor")
+
+
+def main() -> None:
+    """Measure the rows asked for; print the table; keep it where it is complete."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
+    parser.add_argument("--quick", action="store_true", help="small amounts, two rounds")
+    parser.add_argument("--directory", type=Path, help="keeps the inputs for the next call")
+    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)  # row, amount
+    options = parser.parse_args()
+    progress.quiet = True
+    with tempfile.TemporaryDirectory(prefix="kit-bench") as scratch:
+        directory = options.directory or Path(scratch)
+        directory.mkdir(parents=True, exist_ok=True)
+        if options.child:
+            measure_memory(directory, options.child[0], int(options.child[1]))
+            return
+        started, lines = time.monotonic(), []
+        print(format_head())
+        for name in options.rows:
+            maker, full, quick = ROWS[name]
+            amount = quick if options.quick else full
+            lines.append(measure_row(directory, name, maker(directory, amount), amount, options))
+            print(lines[-1], flush=True)
+            gc.collect()  # models and optimizers hold each other
+        minutes = (time.monotonic() - started) / 60
+    if not options.quick and options.rows == list(ROWS):
+        write_results(lines, minutes)
+
+
+def measure_row(directory: Path, name: str, row: rows.Row, amount: int, options) -> str:
+    """Check, time and format one row."""
+    row.check()
+    times = time_forms(row, 2 if options.quick else row.rounds)
+    peak = run_memory(directory, name, amount) if row.memory else None
+    return format_row(row, times, peak)
+
+
+def time_forms(row: rows.Row, rounds: int) -> dict[str, tuple[float, float]]:
+    """Median seconds of each form, (wall, processors), measured in turn."""
+    forms = {form: getattr(row, form) for form in FORMS if getattr(row, form)}
+    measured = {form: [] for form in forms}
+    for _ in range(rounds):
+        for form, work in forms.items():
+            wall, processors = time.perf_counter(), processor_seconds()
+            work()
+            wall, processors = time.perf_counter() - wall, processor_seconds() - processors
+            measured[form].append((wall, processors))
+    return {
+        form: tuple(statistics.median(column) for column in zip(*values, strict=True))
+        for form, values in measured.items()
+    }
+
+
+def processor_seconds() -> float:
+    """Processor time of this process and of the children it has waited for."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in usage)
+
+
+def run_memory(directory: Path, name: str, amount: int) -> dict:
+    """The peak of a process that does the kit's form once: bytes in all, and before the work."""
+    command = [sys.executable, __file__, "--child", name, str(amount), "--directory", directory]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def measure_memory(directory: Path, name: str, amount: int) -> None:
+    """In the child: do the work, print the peak."""
+    row = ROWS[name][0](directory, amount)
+    before = peak_bytes()
+    row.kit()
+    print(json.dumps({"before": before, "peak": peak_bytes()}))
+
+
+def peak_bytes() -> int:
+    """The largest resident size of this process so far.
+
+    `getrusage` would not do: what it says of a new process includes the peak of its parent.
+    """
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(peak.split()[1]) * 1024
+
+
+def format_head() -> str:
+    names = ("work", "kit", "published", "floor", "published / kit", "kit / floor", "peak memory")
+    return "\n".join(["| " + " | ".join(names) + " |", "|---" * len(names) + "|"])
+
+
+def format_row(row: rows.Row, times: dict, peak: dict | None) -> str:
+    """A line of the table; what misses its target is bold."""
+    cells = [row.work, mark(format_seconds(times["kit"][0]), row.seconds, times["kit"][0])]
+    cells += [format_seconds(times[form][0]) if form in times else "" for form in FORMS[1:]]
+    for form, target in (("published", row.faster), ("floor", row.above_floor)):
+        if form not in times:
+            cells.append("")
+            continue
+        pairs = list(zip(times[form], times["kit"], strict=True))
+        wall, processors = [a / b if form == "published" else b / a for a, b in pairs]
+        sign = "≥" if form == "published" else "≤"
+        text = f"{wall:.2f} ({processors:.2f})"
+        missed = target and (wall < target if sign == "≥" else wall > target)
+        text = f"**{text}**" if missed else text
+        cells.append(f"{text}, {sign} {target:.3g}" if target else text)
+    cells.append(
+        mark(f"{peak['peak'] / 1e9:.2f} GB", row.memory, peak["peak"] / 1e9) if peak else ""
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def mark(text: str, limit: float | None, value: float) -> str:
+    """The text with its limit, bold where that is missed."""
+    if limit is None:
+        return text
+    return f"**{text}**, < {limit:g}" if value > limit else f"{text}, < {limit:g}"
+
+
+def format_seconds(seconds: float) -> str:
+    """Three digits in seconds or milliseconds."""
+    return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
+
+
+def describe_machine() -> str:
+    """Processor, cores, memory and versions: what the figures depend on."""
+    import numpy
+    import pandas
+    import pydicom
+    import torch
+
+    text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = next(line.partition(": ")[2] for line in text.splitlines() if "model name" in line)
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    matrix = "with" if "amx_bf16" in text else "without"
+    return (
+        f"{os.cpu_count()} cores of {model} ({matrix} AMX), {memory:.0f} GiB, "
+        f"{platform.system()}; Python {platform.python_version()}, torch {torch.__version__}, "
+        f"NumPy {numpy.__version__}, pandas {pandas.__version__}, pydicom {pydicom.__version__}"
+    )
+
+
+def write_results(lines: list[str], minutes: float) -> None:
+    """Put the table into RESULTS.md, between its two marks; the rest of the page stays."""
+    path = HERE / "RESULTS.md"
+    page = path.read_text(encoding="utf-8")
+    before, _, rest = page.partition("<!-- table -->")
+    _, _, after = rest.partition("<!-- end of table -->")
+    about = f"{date.today()}, {describe_machine()}. {minutes:.0f} minutes in all."
+    table = "\n".join([about, "", format_head(), *lines])
+    text = f"{before}<!-- table -->\n{table}\n<!-- end of table -->{after}"
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,44 @@
+"""What cannot be avoided, bare: the library call, the forward pass. Run in a process of its own."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def read_headers(folder: str, workers: int | None = None) -> list:
+    """Every header by `dcmread`, over the same number of processes as the kit's index."""
+    import joblib
+
+    paths = sorted(entry.path for entry in os.scandir(folder))
+    batches = [paths[start : start + 64] for start in range(0, len(paths), 64)]
+    parallel = joblib.Parallel(n_jobs=workers or joblib.cpu_count())
+    return parallel(joblib.delayed(_read_batch)(batch) for batch in batches)
+
+
+def _read_batch(paths: list[str]) -> int:
+    import pydicom
+
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+    return len([pydicom.dcmread(path, stop_before_pixels=True) for path in paths])
+
+
+def predict(folder: str, run: str, out: str) -> None:
+    """Load both models of a run and call them on the images of a folder of one series."""
+    import numpy as np
+    import torch
+
+    from kit.classifier import load_classifier
+    from kit.images import read_image
+    from kit.lstm import load_lstm
+    from kit.run import Run
+
+    files = sorted(os.listdir(folder))
+    images = np.stack([read_image(os.path.join(folder, name), 480) for name in files])
+    classifier = load_classifier(Run(Path(run)).classifier("all") / "epoch1.safetensors")
+    lstm = load_lstm(Run(Path(run)).lstm("all", 1) / "epoch1.safetensors")
+    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        parts = torch.from_numpy(images).split(32)
+        embeddings = torch.cat([classifier.embed(part) for part in parts])[None].half()
+        logits = lstm(embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool))
+    np.savetxt(out, torch.sigmoid(logits[0].double()).numpy())

@@ -1,0 +1,302 @@
+"""Speed and memory on a GPU: one table. Says so, and ends well, where there is none.
+
+    python benchmarks/gpu.py [--workers 16] [--files 2048]
+
+Classifier training and extraction of ResNeXt-101 32x8d at 480 px: the published form in float32,
+the kit's O1 in channels-last layout, and O1 compiled. Extraction fed from DICOM files by worker
+processes, against the bare forward pass. An epoch of the LSTM over as many series as the
+competition has, against the published form in the same mixed precision. Rates are also given as a
+share of the card's own half-precision matrix rate, measured here. At the end: the hours that the
+whole of stage 2 would take on this card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import published
+import samples
+import torch
+
+from kit import amp
+from kit.classifier import Classifier, ClassifierConfig, load_classifier
+from kit.embeddings import extract_embeddings
+from kit.lstm import LSTMConfig, SequenceLSTM, sequence_loss
+from kit.sequences import SeriesDataset, collate_series
+from kit.training import _step, make_optimizer, move_batch, weighted_loss
+
+IMAGES, TEST_IMAGES, SERIES = 752_803, 121_232, 21_744  # of the competition's stage 2
+
+
+@dataclass
+class Sizes:
+    """How much is measured; the test of this script on a CPU makes all of it small."""
+
+    image: int = 480
+    batch: int = 32
+    hidden: int = 2048
+    architecture: str = "resnext101_32x8d"
+    matrix: int = 8192
+    steps: int = 20
+    files: int = 2048
+    workers: int = 16
+
+
+@dataclass
+class Line:
+    """One line of the table: items a second, floating-point operations an item, peak bytes."""
+
+    work: str
+    rate: float
+    unit: str
+    operations: float = 0.0
+    peak: int = 0
+
+
+def main() -> None:
+    """Measure and print everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--workers", type=int, default=Sizes.workers)
+    parser.add_argument("--files", type=int, default=Sizes.files, help="DICOM files to embed")
+    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # on any device
+    options = parser.parse_args()
+    if not torch.cuda.is_available() and not options.tiny:
+        print("No GPU is at hand: nothing measured. Every other benchmark runs without one.")
+        return
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    sizes = Sizes(workers=options.workers, files=options.files)
+    if options.tiny:
+        sizes = Sizes(32, 2, 16, "resnext50_32x4d", 64, 1, 4, 0)
+    print(describe(device), "\n")
+    print("| work | rate | share of the matrix rate | peak memory |\n|---|---|---|---|")
+    matrix = measure_matrix_rate(device, sizes)
+    print(f"| half-precision matrix product | {matrix / 1e12:.1f} TFLOPS | | |", flush=True)
+    lines = {}
+    for measure in (measure_training, measure_forward, measure_extraction, measure_sequences):
+        for line in measure(device, sizes):
+            lines[line.work] = line
+            share = f"{line.rate * line.operations / matrix:.1%}" if line.operations else ""
+            memory = f"{line.peak / 1e9:.2f} GB" if line.peak else ""
+            print(f"| {line.work} | {line.rate:.1f} {line.unit} | {share} | {memory} |", flush=True)
+    print("\n" + summarize(lines))
+
+
+def describe(device: torch.device) -> str:
+    if device.type == "cpu":
+        return f"CPU, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    card = torch.cuda.get_device_properties(device)
+    return f"{card.name}, {card.total_memory / 1e9:.0f} GB, torch {torch.__version__}"
+
+
+def half(device: torch.device) -> torch.dtype:
+    """The half precision of the kit's O1."""
+    return torch.float16 if device.type == "cuda" else torch.bfloat16
+
+
+def time_calls(work, device: torch.device, calls: int) -> tuple[float, int]:
+    """Seconds a call, after two to warm up, and the peak of the device's memory."""
+    for _ in range(2):
+        work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.perf_counter()
+    for _ in range(calls):
+        work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    seconds = (time.perf_counter() - started) / calls
+    return seconds, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def measure_matrix_rate(device: torch.device, sizes: Sizes) -> float:
+    """Operations a second of a large square product in half precision."""
+    left, right = (
+        torch.randn(sizes.matrix, sizes.matrix, device=device, dtype=half(device)) for _ in "ab"
+    )
+    seconds, _ = time_calls(lambda: left @ right, device, 20)
+    return 2 * sizes.matrix**3 / seconds
+
+
+def make_classifier(device: torch.device, sizes: Sizes) -> Classifier:
+    torch.manual_seed(0)
+    config = ClassifierConfig(architecture=sizes.architecture, image_size=sizes.image)
+    return Classifier(config).to(device)
+
+
+def count_operations(model: Classifier, device: torch.device, sizes: Sizes) -> float:
+    """Floating-point operations of the forward pass of one image."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    image = torch.zeros(1, sizes.image, sizes.image, 3, dtype=torch.uint8, device=device)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.eval()(image)
+    return counter.get_total_flops()
+
+
+def make_images(device: torch.device, sizes: Sizes) -> torch.Tensor:
+    shape = (sizes.batch, sizes.image, sizes.image, 3)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+
+
+def measure_training(device: torch.device, sizes: Sizes):
+    """A step of the classifier, batches on the device already."""
+    images = make_images(device, sizes)
+    labels = torch.randint(0, 2, (sizes.batch, 6), device=device).float()
+    for name, opt_level, compiled in (
+        ("classifier training, published form (float32)", "O0", False),
+        ("classifier training, O1, channels last", "O1", False),
+        ("classifier training, O1, channels last, compiled", "O1", True),
+    ):
+        model = make_classifier(device, sizes)
+        operations = 3 * count_operations(model, device, sizes)
+        model.train()
+        if opt_level == "O0":
+            model.backbone.to(memory_format=torch.contiguous_format)
+        optimizer = make_optimizer(model, model.config)
+        model, optimizer = amp.initialize(model, optimizer, opt_level)
+        forward = torch.compile(model) if compiled else model
+
+        def step(forward=forward, optimizer=optimizer):
+            batch = {"image": images, "labels": labels}
+            _step(forward, optimizer, batch, compute_image_loss, "benchmark")
+
+        seconds, peak = time_calls(step, device, sizes.steps)
+        yield Line(name, sizes.batch / seconds, "images/s", operations, peak)
+        del model, optimizer, forward, step
+
+
+def compute_image_loss(model, batch: dict) -> torch.Tensor:
+    return weighted_loss(model(batch["image"]), batch["labels"])
+
+
+def measure_forward(device: torch.device, sizes: Sizes):
+    """The bare forward pass, one view."""
+    images = make_images(device, sizes)
+    for name, level, compiled in (
+        ("bare forward pass, published form (float32)", "O0", False),
+        ("bare forward pass, O1", "O1", False),
+        ("bare forward pass, O1, compiled", "O1", True),
+    ):
+        model = make_classifier(device, sizes).eval()
+        operations = count_operations(model, device, sizes)
+        if level == "O0":
+            model.backbone.to(memory_format=torch.contiguous_format)
+        embed = torch.compile(model.embed) if compiled else model.embed
+
+        def forward(embed=embed, level=level):
+            with torch.inference_mode(), amp.autocast(device, level):
+                embed(images)
+
+        seconds, peak = time_calls(forward, device, sizes.steps)
+        yield Line(name, sizes.batch / seconds, "views/s", operations, peak)
+
+
+def measure_extraction(device: torch.device, sizes: Sizes):
+    """Three views of DICOM files, from the files to the store; the published form reads thrice."""
+    with tempfile.TemporaryDirectory() as scratch:
+        directory = Path(scratch)
+        paths = samples.write_slices(directory, min(64, sizes.files))
+        paths = (paths * (sizes.files // len(paths) + 1))[: sizes.files]
+        table = pd.DataFrame({"path": paths, "SOPInstanceUID": samples.name_images(len(paths))})
+        weights = samples.write_classifier(directory, sizes.image, sizes.architecture)
+        model = load_classifier(weights).to(device)
+        operations = count_operations(model, device, sizes)
+        started = time.perf_counter()
+        published.extract_embeddings(
+            model.backbone.to(memory_format=torch.contiguous_format),
+            paths[: max(1, len(paths) // 4)],
+            sizes.image,
+            device,
+            sizes.workers,
+            sizes.batch,
+        )
+        rate = 3 * max(1, len(paths) // 4) / (time.perf_counter() - started)
+        yield Line("extraction from files, published form (float32)", rate, "views/s", operations)
+        del model
+        started = time.perf_counter()
+        extract_embeddings(table, weights, directory / "store", device, sizes.workers, sizes.batch)
+        rate = 3 * len(paths) / (time.perf_counter() - started)
+        yield Line("extraction from files, O1", rate, "views/s", operations)
+
+
+def measure_sequences(device: torch.device, sizes: Sizes):
+    """Series a second in training, 4 a batch from the host's memory, and the device's peak."""
+    embeddings, table = samples.make_series(4 * sizes.steps, sizes.hidden)
+    for name, make_step in (
+        ("LSTM training, published form (mixed)", make_published_step),
+        ("LSTM training, O1", make_kit_step),
+    ):
+        step = make_step(embeddings, table, device, sizes)
+        seconds, peak = time_calls(step, device, sizes.steps)
+        yield Line(name, 4 / seconds, "series/s", 0, peak)
+        del step
+
+
+def make_published_step(embeddings, table, device, sizes: Sizes):
+    """apex's O1 as it is done today."""
+    dataset = published.SeriesDataset(embeddings.astype(np.float32), table)
+    model = published.make_lstm(sizes.hidden, sizes.hidden).to(device).train()
+    optimizer, scaler = published.make_optimizer(model), torch.amp.GradScaler(device.type)
+
+    draw = itertools.cycle(np.arange(len(dataset)).reshape(-1, 4))
+
+    def step():
+        batch = published.load_batch(dataset, next(draw), device)
+        published.train_step(model, optimizer, batch, half(device), scaler)
+
+    return step
+
+
+def make_kit_step(embeddings, table, device, sizes: Sizes):
+    """As `kit.lstm.train_lstm` does it."""
+    dataset = SeriesDataset(embeddings, table, table["embidx"])
+    config = LSTMConfig(embedding_size=sizes.hidden, hidden_size=sizes.hidden)
+    model = SequenceLSTM(config).to(device).train()
+    model, optimizer = amp.initialize(model, make_optimizer(model, config), "O1")
+
+    draw = itertools.cycle(np.arange(len(dataset)).reshape(-1, 4))
+
+    def step():
+        batch = move_batch(collate_series([dataset[number] for number in next(draw)]), device)
+        _step(model, optimizer, batch, compute_sequence_loss, "benchmark")
+
+    return step
+
+
+def compute_sequence_loss(model, batch: dict) -> torch.Tensor:
+    return sequence_loss(model(batch["emb"], batch["mask"]), batch["labels"], batch["mask"])
+
+
+def summarize(lines: dict[str, Line]) -> str:
+    """Ratios, and what the cheapest published route would take: 3 epochs, embeddings, 12 epochs."""
+    training = lines["classifier training, O1, channels last"].rate
+    fed, bare = lines["extraction from files, O1"].rate, lines["bare forward pass, O1"].rate
+    ours, theirs = (
+        lines[f"LSTM training, {name}"].rate for name in ("O1", "published form (mixed)")
+    )
+    hours = [
+        3 * IMAGES / training / 3600,
+        (IMAGES + TEST_IMAGES) / fed / 3600,
+        12 * SERIES / ours / 3600,
+    ]
+    return (
+        f"Extraction fed from files reaches {fed / bare:.1%} of the bare forward pass.\n"
+        f"An LSTM epoch of {SERIES} series: {SERIES / ours:.0f} s, "
+        f"published form {SERIES / theirs:.0f} s.\n"
+        f"The whole of stage 2 by the recipe `single` on this one card, from these rates: "
+        f"{sum(hours):.1f} h ({hours[0]:.1f} h classifier, {hours[1]:.1f} h embeddings, "
+        f"{hours[2]:.1f} h LSTM); with three views {sum(hours) + 2 * hours[1]:.1f} h."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""Rows with an absolute limit: memory of the large stages, opening a run, start of the program."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import rows
+import samples
+
+
+def make_training_memory(directory: Path, amount: int) -> rows.Row:
+    """An epoch of a small LSTM over `amount` slices; the embeddings are a hole in a file."""
+    import shutil
+
+    import torch
+
+    from kit.lstm import LSTMConfig, train_lstm
+    from kit.pipeline import make_series
+
+    store, table = write_store(directory, amount)
+    config = LSTMConfig(hidden_size=16, epochs=1, batch_size=64, opt_level="O0", deltas=False)
+
+    def train():
+        out = directory / "trained"
+        shutil.rmtree(out, ignore_errors=True)
+        train_lstm(make_series(open_store(store), table), config, out, torch.device("cpu"))
+
+    return rows.Row(
+        f"LSTM training over {amount} × {rows.EMBEDDING} embeddings (one epoch, 16 units)",
+        train,
+        memory=2.0,
+        rounds=1,
+    )
+
+
+def make_index_memory(directory: Path, amount: int) -> rows.Row:
+    """Index `amount` slices; headers come from a table, for so many files would take hours."""
+    from kit import dicom
+    from kit.header import Header
+    from kit.slices import index_files
+
+    table = samples.make_slice_table(amount)
+    header = dicom.read_header(next((samples.write_headers(directory, 1)).iterdir()))
+    columns = {name: table[name].to_list() for name in table}
+    paths = [f"{number}" for number in range(amount)]
+
+    def read_header(path: str) -> Header:
+        row = {name: values[int(path)] for name, values in columns.items()}
+        place = row["ImagePositionPatient"]
+        row["ImagePositionPatient"] = place.strip("[]").replace("'", "").replace(", ", "\\")
+        return header._replace(values={**header.values, **row})
+
+    def index():
+        dicom.read_header, original = read_header, dicom.read_header
+        try:
+            index_files(paths, "a table", workers=1)
+        finally:
+            dicom.read_header = original
+
+    return rows.Row(f"index of {amount} slices (headers given)", index, memory=2.0, rounds=1)
+
+
+def make_opening(directory: Path, amount: int) -> rows.Row:
+    """Open a run of `amount` slices: recipe, slice table, embeddings with their ids."""
+    from kit.recipes import RECIPES
+    from kit.run import Run, begin, read_recipe, read_slices, write_frame
+
+    store, table = write_store(directory, amount)
+    run = Run(directory / f"opened{amount}")
+    if not run.path.exists():
+        begin(run, RECIPES["single"], directory)
+        whole = samples.make_slice_table(amount).assign(split="train", fold=0, path="")
+        write_frame(run.slices, pd.concat([whole, table.drop(columns="SOPInstanceUID")], axis=1))
+
+    def open_run():
+        read_recipe(run)
+        return read_slices(run), open_store(store)
+
+    return rows.Row(f"opening a run of {amount} slices", open_run, seconds=1.0, rounds=5)
+
+
+def make_import(directory: Path, amount: int) -> rows.Row:
+    """A new process that imports kit."""
+    return rows.Row(
+        "`import kit`, new process",
+        lambda: rows.run_python("import kit"),
+        floor=lambda: rows.run_python("pass"),
+        seconds=0.3,
+        rounds=9,
+    )
+
+
+def make_help(directory: Path, amount: int) -> rows.Row:
+    """A new process that prints the help."""
+    return rows.Row(
+        "`kit --help`, new process",
+        lambda: rows.run_child(["-m", "kit", "--help"]),
+        floor=lambda: rows.run_python("import argparse"),
+        seconds=0.5,
+        rounds=9,
+    )
+
+
+def write_store(directory: Path, amount: int) -> tuple[Path, pd.DataFrame]:
+    """A store whose embeddings are a sparse file of zeros, and the table of its slices."""
+    from kit.competition import LABELS
+    from kit.embeddings import seal_store
+
+    lengths = samples.draw_lengths(amount // 30 + 2)
+    series = np.repeat(np.arange(len(lengths)), lengths)[:amount]
+    table = pd.DataFrame({"SOPInstanceUID": samples.name_images(amount), "series": series})
+    table[list(LABELS)] = 0
+    store = directory / f"store{amount}"
+    if not store.exists():
+        store.mkdir()
+        shape = (amount, rows.EMBEDDING)
+        np.lib.format.open_memmap(store / "embeddings.npy", "w+", np.float16, shape).flush()
+        seal_store(store, table["SOPInstanceUID"], {"weights_sha256": "", "failed": {}})
+    return store, table
+
+
+def open_store(path: Path):
+    from kit.embeddings import EmbeddingStore
+
+    return EmbeddingStore(path)

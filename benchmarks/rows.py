@@ -1,0 +1,424 @@
+"""The rows of the table: each piece of work as the kit does it, in the published form, and bare.
+
+A row's maker takes a scratch directory and an amount of work. Nothing is timed here; `bench.py`
+does that, and calls `check`, which asserts that the results are equal, before.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import published
+import samples
+
+EMBEDDING = HIDDEN = 2048
+
+
+@dataclass
+class Row:
+    """One row: `published` and `floor` may be missing; targets are those of the ratios.
+
+    `limit` is an absolute one, in seconds or, with `memory`, of the kit's peak in GB.
+    """
+
+    work: str
+    kit: Callable
+    published: Callable | None = None
+    floor: Callable | None = None
+    check: Callable = lambda: None
+    faster: float | None = None
+    above_floor: float | None = None
+    seconds: float | None = None
+    memory: float | None = None
+    rounds: int = 5
+
+
+def make_window(directory: Path, amount: int) -> Row:
+    """DICOM file → three-window uint8."""
+    import pydicom
+
+    from kit.dicom import read_hounsfield
+    from kit.windowing import window_image
+
+    paths = samples.write_slices(directory, amount)
+
+    def check():
+        for path in paths:
+            expected = published.window_file(path)
+            np.testing.assert_array_equal(window_image(read_hounsfield(path)), expected)
+
+    return Row(
+        f"{len(paths)} DICOM files → three-window uint8, 512×512",
+        lambda: [window_image(read_hounsfield(path)) for path in paths],
+        lambda: [published.window_file(path) for path in paths],
+        lambda: [pydicom.dcmread(path).pixel_array for path in paths],
+        check,
+        faster=10,
+        above_floor=2,
+        rounds=9,
+    )
+
+
+def make_crop(directory: Path, amount: int) -> Row:
+    """DICOM file → cropped image as the classifier takes it."""
+    from kit.images import read_image
+
+    paths = samples.write_slices(directory, amount)
+
+    def check():
+        for path in paths:
+            expected = published.read_image(path, 480)
+            np.testing.assert_array_equal(read_image(path, 480), expected)
+
+    return Row(
+        f"{len(paths)} DICOM files → cropped 480×480 images",
+        lambda: [read_image(path, 480) for path in paths],
+        lambda: [published.read_image(path, 480) for path in paths],
+        check=check,
+        faster=6,
+        rounds=9,
+    )
+
+
+def make_index(directory: Path, amount: int) -> Row:
+    """Headers of a folder → slice table, in a process that has to start."""
+    folder = samples.write_headers(directory, amount)
+
+    def check():
+        from kit.slices import index_slices
+
+        slices, skipped = index_slices(folder)
+        expected = published.index_folder(folder)
+        assert not len(skipped)
+        assert_same_order(slices, expected)
+
+    return Row(
+        f"index {amount} headers, cold process",
+        lambda: run_python(
+            f"from kit import progress, slices; progress.quiet = True; "
+            f"slices.index_slices({str(folder)!r})"
+        ),
+        lambda: run_python(f"import published; published.index_folder({str(folder)!r})"),
+        lambda: run_python(f"import floors; floors.read_headers({str(folder)!r})"),
+        check,
+        faster=3,
+        above_floor=1.5,
+    )
+
+
+def make_slices(directory: Path, amount: int) -> Row:
+    """Header columns → series, order, seq."""
+    from kit.slices import order_slices
+
+    table = samples.make_slice_table(amount)
+    return Row(
+        f"slice table of {amount} rows: series, order, seq",
+        lambda: order_slices(table),
+        lambda: published.order_slices(table),
+        check=lambda: assert_same_order(order_slices(table), published.order_slices(table)),
+        faster=10,
+        memory=1.0,
+        rounds=3,
+    )
+
+
+def make_batch(directory: Path, amount: int, deltas: bool = False) -> Row:
+    """Four series of a table of `amount` series, as the models take them.
+
+    The kit's model forms the differences itself, on the device; with `deltas` they are counted.
+    """
+    import torch
+
+    from kit.sequences import SeriesDataset, add_deltas, collate_series
+    from kit.training import move_batch
+
+    embeddings, table = samples.make_series(amount, EMBEDDING)
+    ours = SeriesDataset(embeddings, table, table["embidx"])
+    theirs = published.SeriesDataset(embeddings.astype(np.float32), table)
+    device = torch.device("cpu")
+    draws = np.random.default_rng(1).integers(0, amount, (20, 4))
+
+    def load(numbers, deltas=deltas):
+        batch = move_batch(collate_series([ours[number] for number in numbers]), device)
+        if deltas:
+            batch["emb"] = add_deltas(batch["emb"].float(), batch["mask"])
+        return batch
+
+    def check():
+        for numbers in draws:
+            batch, expected = (
+                load(numbers, deltas=True),
+                published.load_batch(theirs, numbers, device),
+            )
+            for name in expected:
+                np.testing.assert_array_equal(batch[name], expected[name])
+
+    plain = f"20 batches of 4 series ready on the device (E = {EMBEDDING})"
+    return Row(
+        "the same, differences formed there in float32" if deltas else plain,
+        lambda: [load(numbers) for numbers in draws],
+        lambda: [published.load_batch(theirs, numbers, device) for numbers in draws],
+        check=check,
+        faster=None if deltas else 10,
+        rounds=9,
+    )
+
+
+def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
+    """Logits of `amount` series; the time of both forms is proportional to them (growth.png)."""
+    import torch
+
+    from kit.lstm import predict_logits
+    from kit.sequences import SeriesDataset
+
+    ours, theirs = make_models(hidden)
+    exact, _ = make_models(hidden, theirs.state_dict(), opt_level="O0")
+    embeddings, table = samples.make_series(amount, hidden)
+    series = SeriesDataset(embeddings, table, table["embidx"])
+    theirs_series = published.SeriesDataset(embeddings.astype(np.float32), table)
+    device = torch.device("cpu")
+
+    def check():
+        # Alone, for in company the published answers differ: padding reaches its LSTM.
+        few = table[table["series"].isin(table["series"].unique()[:6])]
+        alone = published.SeriesDataset(embeddings.astype(np.float32), few)
+        expected = published.predict_series(theirs, alone, device, batch_size=1)
+        part = SeriesDataset(embeddings, few, few["embidx"])
+        np.testing.assert_allclose(predict_logits(exact, part, device), expected, atol=1e-4)
+        np.testing.assert_allclose(predict_logits(ours, part, device), expected, atol=0.03)
+
+    return Row(
+        f"LSTM inference over {amount} series, hidden {hidden}",
+        lambda: predict_logits(ours, series, device),
+        lambda: published.predict_series(theirs, theirs_series, device),
+        check=check,
+        faster=3,
+        rounds=3,
+    )
+
+
+def make_lstm_step(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
+    """A training step on `amount` series: forward, backward, Adam."""
+    from kit import amp
+    from kit.training import _step, make_optimizer
+
+    def prepare(hidden, **options):
+        ours, theirs = make_models(hidden, **options)
+        model, optimizer = amp.initialize(
+            ours, make_optimizer(ours, ours.config), ours.config.opt_level
+        )
+        batch, expected = make_step_batches(amount, hidden)
+        reference = published.make_optimizer(theirs)
+        return (
+            lambda: _step(model, optimizer, batch, compute_sequence_loss, "benchmark"),
+            lambda: published.train_step(theirs, reference, expected),
+        )
+
+    def check():
+        # Unpacked, in float32, and smaller: the losses of three steps, each after an update.
+        ours, theirs = prepare(64, packed=False, opt_level="O0", learning_rate=1e-5)
+        found, expected = [[step() for _ in range(3)] for step in (ours, theirs)]
+        np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+    ours, theirs = prepare(hidden)
+    return Row(
+        f"LSTM training step, hidden {hidden}, batch {amount}",
+        ours,
+        theirs,
+        check=check,
+        faster=1.5,
+    )
+
+
+def make_step_batches(amount: int, hidden: int) -> tuple[dict, dict]:
+    """The same batch of series for the kit's model and for the published one."""
+    from kit.sequences import SeriesDataset, collate_series
+
+    embeddings, table = samples.make_series(amount, hidden)
+    series = SeriesDataset(embeddings, table, table["embidx"])
+    theirs = published.SeriesDataset(embeddings.astype(np.float32), table)
+    batch = collate_series([series[number] for number in range(amount)])
+    return batch, published.load_batch(theirs, range(amount), "cpu")
+
+
+def compute_sequence_loss(model, batch: dict):
+    """As `kit.lstm.train_lstm` computes it."""
+    from kit.lstm import sequence_loss
+
+    return sequence_loss(model(batch["emb"], batch["mask"]), batch["labels"], batch["mask"])
+
+
+def make_models(hidden: int, weights: dict | None = None, **options):
+    """The kit's LSTM and the published one, with the same weights, those given or new ones."""
+    import torch
+
+    from kit.lstm import LSTMConfig, SequenceLSTM
+
+    torch.manual_seed(0)
+    config = LSTMConfig(embedding_size=hidden, hidden_size=hidden, **options)
+    ours, theirs = SequenceLSTM(config).eval(), published.make_lstm(hidden, hidden).eval()
+    weights = weights or ours.state_dict()
+    for model in (ours, theirs):
+        model.load_state_dict({name: value.clone() for name, value in weights.items()})
+    return ours, theirs
+
+
+def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
+    """Embeddings of files, three views averaged, models loaded from their file."""
+    import shutil
+
+    import torch
+
+    from kit.classifier import load_classifier
+    from kit.embeddings import extract_embeddings
+    from kit.images import read_image
+
+    paths = samples.write_slices(directory, amount)[:amount]
+    weights = samples.write_classifier(directory, size)
+    table = pd.DataFrame({"path": paths, "SOPInstanceUID": [Path(p).stem for p in paths]})
+    images = torch.from_numpy(np.stack([read_image(path, size) for path in paths]))
+    device, out = torch.device("cpu"), directory / "store"
+
+    def extract():
+        shutil.rmtree(out, ignore_errors=True)
+        return extract_embeddings(table, weights, out, device, workers=1)
+
+    def extract_published():
+        backbone = load_classifier(weights).backbone
+        return published.extract_embeddings(backbone, paths, size, device)
+
+    def embed_views():
+        model = load_classifier(weights)
+        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+            return model.embed_views(images)
+
+    def check():
+        expected = extract_published()
+        found = np.asarray(extract().embeddings, dtype=np.float64)
+        assert np.abs(found - expected).max() < 0.03 * np.abs(expected).max()
+
+    return Row(
+        f"embeddings of {amount} files, ResNeXt-101 at {size} px, three views",
+        extract,
+        extract_published,
+        embed_views,
+        check,
+        faster=2,
+        above_floor=1 / 0.95,
+        rounds=3,
+    )
+
+
+def make_prediction(directory: Path, amount: int) -> Row:
+    """`kit predict` of one series from the shell, by one classifier and one LSTM of full size."""
+    folder, run = samples.write_series(directory, amount), samples.write_run(directory)
+    out, bare = directory / "predicted.csv", directory / "bare.csv"
+    command = ["-m", "kit", "predict", str(folder), "--run", str(run), "--out", str(out), "--quiet"]
+
+    def check():
+        run_child(command)
+        run_python(f"import floors; floors.predict({str(folder)!r}, {str(run)!r}, {str(bare)!r})")
+        found = pd.read_csv(out)[published.LABELS].to_numpy()
+        np.testing.assert_allclose(found, np.loadtxt(bare), atol=0.01)
+
+    return Row(
+        f"`kit predict` of one {amount}-slice series at full size, start to finish",
+        lambda: run_child(command),
+        floor=lambda: run_python(
+            f"import floors; floors.predict({str(folder)!r}, {str(run)!r}, {str(bare)!r})"
+        ),
+        check=check,
+        above_floor=1.15,
+        rounds=3,
+    )
+
+
+def make_submission(directory: Path, amount: int) -> Row:
+    """Write and validate a submission of `amount` rows against the sample."""
+    from kit.competition import read_submission
+    from kit.submission import write_submission
+
+    wide = samples.make_probabilities(amount // 6)
+    sample, ours, theirs = (directory / name for name in ("sample.csv", "ours.csv", "theirs.csv"))
+    write_submission(wide * 0 + 0.5, sample)
+
+    def write_published():
+        published.write_submission(wide, theirs)
+        published.validate_submission(theirs, sample)
+
+    def check():
+        write_submission(wide, ours, sample)
+        write_published()
+        assert ours.read_bytes() == theirs.read_bytes()
+        pd.testing.assert_frame_equal(read_submission(ours), wide, check_exact=False, atol=1e-12)
+
+    return Row(
+        f"writing and validating {amount // 6 * 6} rows",
+        lambda: write_submission(wide, ours, sample),
+        write_published,
+        check=check,
+        faster=3,
+        rounds=3,
+    )
+
+
+def make_bag(directory: Path, amount: int, members: int = 30) -> Row:
+    """Members from their files → the submission; the published ones are CSV files."""
+    from kit.ensemble import bag
+    from kit.submission import write_submission
+
+    tables, texts = samples.write_members(directory, amount // 6, members)
+    ours, theirs = directory / "bag.csv", directory / "bag_published.csv"
+
+    def bag_published():
+        mean = published.bag_submissions(texts)
+        mean.rename("Label").reset_index().to_csv(theirs, index=False, float_format="%.6f")
+
+    def check():
+        write_submission(bag(samples.read_member(path) for path in tables), ours)
+        bag_published()
+        found, expected = pd.read_csv(ours), pd.read_csv(theirs)
+        assert found["ID"].equals(expected["ID"])
+        # A mean that ends in half a millionth may be rounded either way.
+        np.testing.assert_allclose(found["Label"], expected["Label"], atol=1.01e-6)
+
+    return Row(
+        f"submission of {members} members × {amount // 6 * 6} rows bagged",
+        lambda: write_submission(bag(samples.read_member(path) for path in tables), ours),
+        bag_published,
+        check=check,
+        faster=5,
+        memory=1.5,
+        rounds=2,
+    )
+
+
+def assert_same_order(slices: pd.DataFrame, expected: pd.DataFrame) -> None:
+    """The same series, in the same order, counted alike."""
+    left = slices.set_index("SOPInstanceUID").sort_index()
+    right = expected.set_index("SOPInstanceUID").sort_index()
+    assert left.index.equals(right.index)
+    np.testing.assert_array_equal(left["seq"], right["seq"])
+    keys = pd.factorize(left["series"])[0], pd.factorize(right["series"])[0]
+    np.testing.assert_array_equal(*keys)
+
+
+def run_python(code: str) -> None:
+    """Run a line of Python in a process of its own, where the benchmarks' modules are found."""
+    run_child(["-c", code])
+
+
+def run_child(arguments: list[str]) -> None:
+    """Run this interpreter; raises where it fails."""
+    here = str(Path(__file__).parent)
+    environment = {**os.environ, "PYTHONPATH": here}
+    subprocess.run(
+        [sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, env=environment
+    )

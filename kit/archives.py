@@ -1,0 +1,76 @@
+"""Files, and members of zip archives read in place: `archive.zip/member` is a path like any."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import zipfile
+from functools import lru_cache
+from pathlib import Path
+from typing import BinaryIO
+
+# What a member may inflate to. The largest CT slice has 256 MB of pixels, the competition's label
+# file 120 MB; whatever is larger was made to fill the memory.
+MAX_MEMBER_BYTES = 1 << 29
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a file, or a member of a zip archive written `archive.zip/member`, for reading.
+
+    Raises `OSError` also for what is neither a regular file nor a plain member: a pipe (which
+    would wait for ever), an encrypted member, one that inflates to more than `MAX_MEMBER_BYTES`.
+    """
+    archive, member = split_archive(path)
+    if archive is not None:
+        return _open_member(archive, member)
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{path} is not a regular file")
+    return open(path, "rb")
+
+
+def split_archive(path: str | Path) -> tuple[str | None, str]:
+    """`a/b.zip/c/d` → (`a/b.zip`, `c/d`) where `a/b.zip` is a file; else (None, path)."""
+    path = str(path)
+    for found in re.finditer(r"\.zip/", path, re.IGNORECASE):
+        archive = path[: found.end() - 1]
+        if os.path.isfile(archive):
+            return archive, path[found.end() :]
+    return None, path
+
+
+def file_size(path: str | Path, file: BinaryIO) -> int:
+    """Bytes of what `open_file(path)` opened as `file`."""
+    archive, member = split_archive(path)
+    if archive is None:
+        return os.fstat(file.fileno()).st_size
+    return _open_archive(archive, os.getpid()).getinfo(member).file_size
+
+
+def list_archive(archive: str | Path) -> list[str]:
+    """All members of a zip archive as paths, sorted. Raises `OSError` where it is none."""
+    members = _open_archive(str(archive), os.getpid()).infolist()
+    return sorted(f"{archive}/{member.filename}" for member in members if not member.is_dir())
+
+
+def _open_member(archive: str, member: str) -> BinaryIO:
+    opened = _open_archive(archive, os.getpid())
+    try:
+        size = opened.getinfo(member).file_size
+        if size > MAX_MEMBER_BYTES:
+            raise OSError(f"inflates to {size / 1e6:.0f} MB, which no file of a head CT does")
+        return opened.open(member)
+    except KeyError as error:
+        raise FileNotFoundError(f"no such member in {archive}") from error
+    except (RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        # Encrypted, packed by an unknown method, or with a broken header of its own.
+        raise OSError(f"cannot be unpacked ({error})") from error
+
+
+@lru_cache(maxsize=2)
+def _open_archive(archive: str, process: int) -> zipfile.ZipFile:
+    # Keyed by process: a handle inherited through fork would share its file position.
+    try:
+        return zipfile.ZipFile(archive)
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise OSError(f"{archive}: not a zip archive that can be read ({error})") from error

@@ -1,0 +1,203 @@
+"""The slice classifier: a timm model, its pooled embedding, six logits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+
+from kit import images
+from kit.checkpoints import TrainingError, load_weights
+from kit.competition import LABELS, TRAINING_PRIOR
+from kit.training import TrainingConfig, fit, spare_threads, weighted_loss
+from kit.workers import restart_once
+
+# Of the windowed training images, channels in the order of `windowing.WINDOWS` (published code).
+MEAN = (0.22363983, 0.18190407, 0.2523437)
+STD = (0.32451536, 0.2956294, 0.31335256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassifierConfig(TrainingConfig):
+    """The slice classifier and how it is trained. Defaults are the published ones."""
+
+    architecture: Annotated[str, "a timm model with a pooled embedding"] = (
+        "resnext101_32x8d.fb_wsl_ig1b_ft_in1k"
+    )
+    architecture_options: Annotated[dict, "further arguments of the timm model, JSON"] = field(
+        default_factory=dict
+    )
+    weights: Annotated[str, "initial ones: a .safetensors or .pth file, or pretrained"] = ""
+    image_size: Annotated[int, "pixels a side"] = 480
+    crop: Annotated[bool, "crop to the head"] = True
+    repair: Annotated[bool, "put the wrong rescale intercept of 123 training files right"] = True
+    augment: Annotated[bool, "flip, shift, scale, rotate, transpose while training"] = True
+    prior_bias: Annotated[bool, "start the head at the training prior"] = False
+    test_augmentation: Annotated[bool, "average embeddings over identity, flip, transpose"] = True
+
+    epochs: int = 5
+    learning_rate: float = 2e-5
+    batch_size: int = 64
+
+
+class Classifier(nn.Module):
+    """Images → logits (B, 6); `embed` gives the pooled embedding (B, E) under the linear head."""
+
+    def __init__(self, config: ClassifierConfig, load: bool = False):
+        """`load` fetches the initial weights that `config.weights` names."""
+        super().__init__()
+        self.config = config
+        self.backbone = make_backbone(config, load)
+        self.embedding_size = self.backbone.num_features
+        self.head = nn.Linear(self.embedding_size, len(LABELS))
+        if config.prior_bias:
+            prior = torch.tensor([TRAINING_PRIOR[label] for label in LABELS], dtype=torch.float32)
+            nn.init.zeros_(self.head.weight)
+            with torch.no_grad():
+                self.head.bias.copy_(torch.logit(prior))
+        mean, std = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
+        self.register_buffer("mean", mean[:, None, None], persistent=False)
+        self.register_buffer("std", std[:, None, None], persistent=False)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, S, S, 3) → logits (B, 6)."""
+        return self.head(self.embed(images))
+
+    def embed(self, images: torch.Tensor) -> torch.Tensor:
+        """uint8 (B, S, S, 3) → embedding (B, E)."""
+        # The loader's layout, channels last, is also the fastest for convolutions.
+        channels_first = images.permute(0, 3, 1, 2)
+        normalized = (channels_first - self.mean) / self.std
+        return self.backbone(normalized.to(self.head.weight.dtype))
+
+    def embed_views(self, images: torch.Tensor) -> torch.Tensor:
+        """As `embed`, averaged over identity, horizontal flip and transpose: the published TTA."""
+        views = (images, images.flip(2), images.transpose(1, 2))
+        return torch.stack([self.embed(view).float() for view in views]).mean(dim=0)
+
+
+def make_backbone(config: ClassifierConfig, load: bool) -> nn.Module:
+    """The timm model without its own head, with the weights asked for."""
+    import timm
+
+    pretrained = load and config.weights == "pretrained"
+    try:
+        model = timm.create_model(
+            config.architecture, pretrained=pretrained, num_classes=0, **config.architecture_options
+        )
+    except Exception as error:
+        if not pretrained:
+            raise ValueError(
+                f"timm makes no model of {config.architecture!r} with "
+                f"{config.architecture_options}: {error}"
+            ) from error
+        raise RuntimeError(
+            f"the weights of {config.architecture} could not be downloaded "
+            f"({type(error).__name__}): fetch them where there is a network and name the file by "
+            "--classifier-weights FILE.safetensors"
+        ) from error
+    if load and config.weights and not pretrained:
+        load_backbone(model, Path(config.weights))
+    return model.to(memory_format=torch.channels_last)
+
+
+def load_backbone(model: nn.Module, path: Path) -> None:
+    """Load a state dict of the backbone, with or without a prefix; its head is left out.
+
+    `.safetensors`, or `.pth`/`.pt`/`.bin` read with `weights_only=True`, so that nothing in the
+    file is executed. Raises `ValueError` naming the file and the first weights that do not fit.
+    """
+    if path.suffix == ".safetensors":
+        weights, _ = load_weights(path)
+    else:
+        try:
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            EOFError,
+            KeyError,
+            _unpickling_error(),
+        ) as error:
+            raise ValueError(f"{path}: not a state dict that can be read safely") from error
+    weights = weights.get("state_dict", weights) if isinstance(weights, dict) else None
+    if not isinstance(weights, dict):
+        raise ValueError(f"{path}: holds no state dict")
+    for prefix in ("module.", "backbone.", "model."):
+        if any(name.startswith(prefix) for name in weights):
+            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
+    wanted = model.state_dict()
+    for name, value in wanted.items():
+        if name not in weights and not name.endswith("num_batches_tracked"):
+            raise ValueError(f"{path}: holds no weights {name!r} for {type(model).__name__}")
+        if name in weights and weights[name].shape != value.shape:
+            raise ValueError(
+                f"{path}: {name} is {tuple(weights[name].shape)}, not {tuple(value.shape)}"
+            )
+    model.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
+
+
+def load_classifier(path: Path) -> Classifier:
+    """A trained classifier from the weights and configuration in a `.safetensors` file."""
+    weights, metadata = load_weights(path)
+    model = Classifier(ClassifierConfig(**metadata["config"]))
+    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    return model.eval()
+
+
+@restart_once
+def train_classifier(
+    table: pd.DataFrame,
+    config: ClassifierConfig,
+    directory: Path,
+    device: torch.device,
+    workers: int,
+    description: str = "Classifier",
+    deadline: float | None = None,
+) -> list[dict]:
+    """Train on the labelled slices of `table`; weights of every epoch go to `directory`."""
+    spare_threads(config.image_size)
+    torch.manual_seed(config.seed)
+    model = Classifier(config, load=True).to(device)
+    dataset = images.SliceDataset(
+        table, config.image_size, config.crop, config.repair, config.augment, config.seed
+    )
+
+    def make_batches(epoch: int, batches: list[np.ndarray]) -> Iterable[dict | None]:
+        # After a restart there may be a single file left, and that one broken.
+        dataset.epoch, usable = epoch, sum(map(len, batches)) < min(32, len(dataset))
+        for batch in images.load_batches(dataset, batches, workers):
+            usable = usable or batch["image"] is not None
+            yield batch if batch["image"] is not None else None
+        if not usable:
+            row, reason = batch["failed"][0]
+            raise TrainingError(
+                f"epoch {epoch}: no file gives an image, {dataset.paths[row]} for one: {reason}"
+            )
+
+    def compute_loss(model: nn.Module, batch: dict) -> torch.Tensor:
+        return weighted_loss(model(batch["image"]), batch["labels"])
+
+    return fit(
+        model,
+        config,
+        make_batches,
+        compute_loss,
+        len(dataset),
+        directory,
+        description=description,
+        deadline=deadline,
+    )
+
+
+def _unpickling_error() -> type[Exception]:
+    import pickle  # for the name of its error alone: nothing is unpickled
+
+    return pickle.UnpicklingError

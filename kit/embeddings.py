@@ -1,0 +1,321 @@
+"""Embeddings of all slices: extraction, and the store they live in."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import distributed
+
+from kit import images, progress
+from kit.checkpoints import TrainingError, write_json
+from kit.classifier import load_classifier
+from kit.competition import LABELS
+from kit.files import naming, replacing
+from kit.training import OutOfTime, predict, rank, spare_threads
+from kit.workers import restart_once
+
+_FLUSH_SECONDS = 60  # how much extraction a crash may cost
+
+
+class EmbeddingStore:
+    """A folder with `embeddings.npy` (N, E) float16, memory-mapped, and the slices' ids beside it.
+
+    `ids` (N,) are SOPInstanceUIDs in row order; `failed` maps those that could not be read to the
+    reason (their rows are zeros); `logits` (N, 6) float32 are the classifier's, or None;
+    `provenance` says what the embeddings were made from.
+    """
+
+    def __init__(self, directory: Path):
+        try:
+            self.embeddings = np.load(
+                directory / "embeddings.npy", mmap_mode="r", allow_pickle=False
+            )
+            self.provenance = json.loads((directory / "store.json").read_text(encoding="utf-8"))
+            self.ids = np.array(
+                (directory / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
+            )
+            logits = directory / "logits.npy"
+            self.logits = np.load(logits, allow_pickle=False) if logits.exists() else None
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{directory}: not an embedding store ({error})") from error
+        if len(self.ids) != len(self.embeddings):
+            raise ValueError(
+                f"{directory}: {len(self.ids)} ids for {len(self.embeddings)} embeddings"
+            )
+        self.directory, self.failed = directory, self.provenance["failed"]
+
+    def find_rows(self, ids) -> np.ndarray:
+        """The row of each SOPInstanceUID, (len(ids),); −1 where there is no embedding of it."""
+        rows = pd.Index(self.ids).get_indexer(ids)
+        if self.failed:
+            rows[np.isin(np.asarray(ids, dtype=object), list(self.failed))] = -1
+        return rows
+
+    def probabilities(self, ids) -> np.ndarray:
+        """The classifier's own probabilities, (len(ids), 6); NaN where none are known."""
+        rows = self.find_rows(ids)
+        probabilities = np.full((len(rows), len(LABELS)), np.nan)
+        if self.logits is None:
+            return probabilities
+        logits = self.logits[rows[rows >= 0]].astype(np.float64)
+        probabilities[rows >= 0] = 1 / (1 + np.exp(-logits))
+        return probabilities
+
+
+@restart_once
+def extract_embeddings(
+    table: pd.DataFrame,
+    weights: Path,
+    directory: Path,
+    device: torch.device,
+    workers: int,
+    batch_size: int = 32,
+    description: str = "Embeddings",
+    deadline: float | None = None,
+) -> EmbeddingStore:
+    """Embed every slice of `table` by the classifier in `weights`; a second call goes on.
+
+    Each file is decoded once; flip and transpose are made on the device. Under `torchrun` each
+    process fills its part of the one store. Raises `TrainingError` for an embedding that is not
+    finite in float16, and `OutOfTime` past `deadline` (of `time.monotonic`).
+    """
+    provenance = {"weights": weights.name, "weights_sha256": hash_file(weights)}
+    if (directory / "store.json").exists():
+        store = EmbeddingStore(directory)
+        if store.provenance["weights_sha256"] == provenance["weights_sha256"]:
+            return store
+        (directory / "store.json").unlink()
+    model = load_classifier(weights).to(device)
+    config = model.config
+    spare_threads(config.image_size)
+    embed = model.embed_views if config.test_augmentation else model.embed
+    dataset = images.SliceDataset(table, config.image_size, config.crop, config.repair)
+    writer = _StoreWriter(directory, len(table), model.embedding_size, provenance)
+
+    def forward(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        embeddings = embed(batch["image"])
+        return embeddings, model.head(embeddings.to(model.head.weight.dtype))
+
+    starts = range(writer.done, writer.end, batch_size)
+    batches = [np.arange(start, min(start + batch_size, writer.end)) for start in starts]
+    loader = writer.note_failures(images.load_batches(dataset, batches, workers))
+    bar = progress.open_bar(description, writer.end - writer.begin, "slices", writer.finished)
+    with bar:
+        for batch, outputs in predict(forward, loader, device, config.opt_level):
+            writer.write(batch, *outputs)
+            bar.update(writer.finished - bar.n)
+            if deadline is not None and time.monotonic() > deadline:
+                writer.flush()
+                raise OutOfTime(f"{description}: stopped in time after {writer.finished} slices")
+    return writer.finish(table["SOPInstanceUID"])
+
+
+class _StoreWriter:
+    """The store while it is being filled, rows `begin` to `end` by this process, `done` so far."""
+
+    def __init__(self, directory: Path, slices: int, size: int, provenance: dict):
+        directory.mkdir(parents=True, exist_ok=True)
+        processes = distributed.get_world_size() if distributed.is_initialized() else 1
+        self.begin, self.end = slices * rank() // processes, slices * (rank() + 1) // processes
+        self.directory, self.provenance, self.failed = directory, provenance, {}
+        self.marker = directory / f"progress{rank()}of{processes}.json"
+        # All or nothing: where one process has begun with these weights, none begins anew.
+        fresh = rank() == 0 and not _find_markers(directory, processes, provenance)
+        if fresh:
+            for marker in directory.glob("progress*.json"):
+                marker.unlink()
+        self.embeddings = _open_array(directory, "embeddings", (slices, size), np.float16, fresh)
+        self.logits = _open_array(directory, "logits", (slices, len(LABELS)), np.float32, fresh)
+        self.done = self.begin
+        if self.marker.exists():
+            state = json.loads(self.marker.read_text(encoding="utf-8"))
+            self.done = state["done"]
+            self.failed = {int(row): reason for row, reason in state["failed"].items()}
+        self.flushed = time.monotonic()
+
+    @property
+    def finished(self) -> int:
+        return self.done - self.begin
+
+    def note_failures(self, batches):
+        """Pass on the batches that hold an image; keep the reasons of the slices that gave none."""
+        for batch in batches:
+            self.failed.update(batch["failed"])
+            if batch["image"] is not None:
+                yield batch
+
+    def write(self, batch: dict, embeddings: torch.Tensor, logits: torch.Tensor) -> None:
+        rows = batch["rows"]
+        values = embeddings.half().cpu().numpy()
+        if not np.isfinite(values).all():
+            worst = batch["names"][int(np.argmin(np.isfinite(values).all(axis=1)))]
+            raise TrainingError(f"{worst}: its embedding is not finite in float16")
+        self.embeddings[rows], self.logits[rows] = values, logits.float().cpu().numpy()
+        self.done = int(rows[-1]) + 1
+        if time.monotonic() - self.flushed > _FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Put what is done on the disk, then the note that it is done."""
+        self.embeddings.flush()
+        self.logits.flush()
+        digest = self.provenance["weights_sha256"]
+        write_json(
+            self.marker, {"done": self.done, "failed": self.failed, "weights_sha256": digest}
+        )
+        self.flushed = time.monotonic()
+
+    def finish(self, ids: pd.Series) -> EmbeddingStore:
+        """Gather the processes' failures, then give the files their names."""
+        self.done = self.end
+        self.flush()
+        if distributed.is_initialized():
+            distributed.barrier()
+        if rank() == 0:
+            failed = {}
+            markers = sorted(self.directory.glob("progress*.json"))
+            for marker in markers:
+                failed.update(json.loads(marker.read_text(encoding="utf-8"))["failed"])
+            failed = {str(ids.iloc[int(row)]): reason for row, reason in failed.items()}
+            if len(failed) == len(ids):
+                for marker in markers:
+                    marker.unlink()
+                name, reason = next(iter(failed.items()))
+                raise ValueError(f"no slice gives an image, {name} for one: {reason}")
+            for name in ("embeddings", "logits"):
+                os.replace(self.directory / f"{name}.npy.part", self.directory / f"{name}.npy")
+            seal_store(self.directory, ids, {**self.provenance, "failed": failed})
+            for marker in markers:
+                marker.unlink()
+        if distributed.is_initialized():
+            distributed.barrier()
+        return EmbeddingStore(self.directory)
+
+
+def _find_markers(directory: Path, processes: int, provenance: dict) -> list[Path]:
+    """How far an earlier extraction by these weights and as many processes came; none else."""
+    markers = list(directory.glob("progress*.json"))
+    states = [json.loads(marker.read_text(encoding="utf-8")) for marker in markers]
+    same = [state["weights_sha256"] == provenance["weights_sha256"] for state in states]
+    fit = all(marker.stem.endswith(f"of{processes}") for marker in markers)
+    begun = (directory / "embeddings.npy.part").exists()
+    return markers if fit and all(same) and begun else []
+
+
+def seal_store(directory: Path, ids, provenance: dict) -> None:
+    """Write the ids and, last, `store.json`: with it the store is complete."""
+    with replacing(directory / "ids.txt") as part:
+        part.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
+    write_json(directory / "store.json", provenance)
+
+
+def import_published(files: list[tuple[Path, Path]], directory: Path) -> EmbeddingStore:
+    """Make a store of published `.npz` files (`arr_0`, float32 (N, E)), each with a CSV of its ids.
+
+    The published code keeps training, validation and test slices apart: give them all. A CSV has a
+    column `SOPInstanceUID` or `Image`, or a single column, in row order. Read in pieces: memory
+    does not grow with N. Nothing pickled is loaded. Raises `ValueError` naming the file and the
+    reason.
+    """
+    shapes = [_read_shape(npz) for npz, _ in files]
+    ids = [_read_ids(csv) for _, csv in files]
+    for (npz, csv), shape, names in zip(files, shapes, ids, strict=True):
+        if shape[0] != len(names):
+            raise ValueError(f"{npz}: {shape[0]} embeddings for the {len(names)} ids of {csv}")
+        if shape[1] != shapes[0][1]:
+            raise ValueError(f"{npz}: embeddings of {shape[1]} numbers, not {shapes[0][1]}")
+    names = np.concatenate(ids)
+    repeated = pd.Index(names).duplicated()
+    if repeated.any():
+        raise ValueError(f"{files[-1][1]}: {names[repeated.argmax()]} has two embeddings")
+    directory.mkdir(parents=True, exist_ok=True)
+    store = _open_array(directory, "embeddings", (len(names), shapes[0][1]), np.float16, True)
+    start = 0
+    for (npz, _), shape in zip(files, shapes, strict=True):
+        _copy_rows(npz, store[start : start + shape[0]])
+        start += shape[0]
+    store.flush()
+    os.replace(directory / "embeddings.npy.part", directory / "embeddings.npy")
+    hashes = [hash_file(npz) for npz, _ in files]
+    digest = hashlib.sha256("".join(hashes).encode()).hexdigest()
+    imported = {npz.name: sha256 for (npz, _), sha256 in zip(files, hashes, strict=True)}
+    seal_store(directory, names, {"imported": imported, "weights_sha256": digest, "failed": {}})
+    return EmbeddingStore(directory)
+
+
+@contextlib.contextmanager
+def _open_published(npz: Path):
+    """(file after its header, shape, dtype) of the array in a published `.npz`."""
+    try:
+        with zipfile.ZipFile(npz) as archive, archive.open("arr_0.npy") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0
+            if version != (1, 0):
+                read = np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+            if dtype.kind != "f" or len(shape) != 2 or fortran:
+                raise ValueError(f"arr_0 is {dtype} {shape}, not a table of numbers")
+            yield file, shape, dtype
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{npz}: not published embeddings that can be read ({error})") from error
+
+
+def _read_shape(npz: Path) -> tuple[int, int]:
+    with _open_published(npz) as (_, shape, _):
+        return shape
+
+
+def _copy_rows(npz: Path, store: np.ndarray) -> None:
+    """Fill `store` (N, E) from a published `.npz`, piece by piece."""
+    with _open_published(npz) as (file, shape, dtype):
+        size = shape[1] * dtype.itemsize
+        step = max(1, (16 << 20) // max(1, size))
+        for start in range(0, shape[0], step):
+            count = min(step, shape[0] - start)
+            piece = file.read(count * size)
+            if len(piece) < count * size:
+                raise ValueError("arr_0 is cut short")
+            rows = np.frombuffer(piece, dtype).reshape(count, -1)
+            if not (np.abs(rows) <= np.finfo(np.float16).max).all():
+                raise ValueError(f"rows from {start} on hold values that float16 cannot hold")
+            store[start : start + count] = rows
+
+
+def _read_ids(csv: Path) -> np.ndarray:
+    table = pd.read_csv(csv, dtype=str, keep_default_na=False)
+    for name in ("SOPInstanceUID", "Image"):
+        if name in table:
+            return table[name].to_numpy(object)
+    if table.shape[1] != 1:
+        raise ValueError(f"{csv}: needs a column SOPInstanceUID")
+    return table.iloc[:, 0].to_numpy(object)
+
+
+def _open_array(directory: Path, name: str, shape, dtype, fresh: bool) -> np.ndarray:
+    """The memory-mapped `name.npy.part`, new where `fresh`; the same for every process."""
+    path = directory / f"{name}.npy.part"
+    if fresh:
+        with naming(path):
+            np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
+            # Taken now: a disk that fills up under a memory map would kill the process.
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    if distributed.is_initialized():
+        distributed.barrier()
+    return np.load(path, mmap_mode="r+", allow_pickle=False)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

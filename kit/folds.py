@@ -1,0 +1,70 @@
+"""Folds: whole patients, stratified by label, independent of the order of files or rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kit.competition import LABELS
+
+
+def assign_folds(
+    slices: pd.DataFrame, folds: int, seed: int = 0, fold_table: str | Path | None = None
+) -> np.ndarray:
+    """The fold of each slice, (N,) int; −1 outside the training part.
+
+    Whole patients, stratified by the rarest bleeding each slice shows, whatever the order of the
+    rows. `fold_table` is a CSV of one's own with PatientID and fold, which must name every patient.
+    Raises `ValueError` where it does not, and where there are fewer patients than folds.
+    """
+    training = (slices["split"] == "train").to_numpy()
+    assigned = np.full(len(slices), -1, dtype=np.int64)
+    part = slices.loc[training, ["PatientID", "SOPInstanceUID", *LABELS]]
+    if fold_table is not None:
+        assigned[training] = _read_folds(fold_table, part["PatientID"], folds)
+        return assigned
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    part["PatientID"] = part["PatientID"].fillna("")
+    patients = part["PatientID"].nunique()
+    if patients < folds:
+        raise ValueError(f"{patients} patients cannot be split into {folds} folds")
+    part = part.reset_index(drop=True).sort_values(["PatientID", "SOPInstanceUID"])
+    labels = part[list(LABELS)].to_numpy()
+    rarest = np.argsort(labels.sum(axis=0), kind="stable")
+    strata = np.where(labels.any(axis=1), rarest[labels[:, rarest].argmax(axis=1)], -1)
+    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    result = np.empty(len(part), dtype=np.int64)
+    for fold, (_, held_out) in enumerate(splitter.split(labels, strata, part["PatientID"])):
+        result[part.index[held_out]] = fold
+    assigned[training] = result
+    return assigned
+
+
+def _read_folds(fold_table: str | Path, patients: pd.Series, folds: int) -> np.ndarray:
+    """The fold of each of `patients` by a table of one's own; `ValueError` names what is wrong."""
+    try:
+        given = pd.read_csv(fold_table, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
+        raise ValueError(f"{fold_table}: not a CSV file that can be read: {error}") from error
+    if not {"PatientID", "fold"} <= set(given.columns):
+        raise ValueError(f"{fold_table}: needs the columns PatientID and fold")
+    numbers = {str(fold): fold for fold in range(folds)}
+    given["fold"] = given["fold"].str.strip()
+    wrong = ~given["fold"].isin(list(numbers))
+    if wrong.any():
+        row = given[wrong].iloc[0]
+        raise ValueError(
+            f"{fold_table}: the fold of {row['PatientID']} is {row['fold']!r}, "
+            f"not one of 0 to {folds - 1}"
+        )
+    given = given.drop_duplicates(["PatientID", "fold"])
+    repeated = given["PatientID"].duplicated()
+    if repeated.any():
+        raise ValueError(f"{fold_table}: {given['PatientID'][repeated].iloc[0]} is in two folds")
+    found = patients.map(given.set_index("PatientID")["fold"].map(numbers))
+    if found.isna().any():
+        raise ValueError(f"{fold_table}: names no fold for {patients[found.isna()].iloc[0]}")
+    return found.to_numpy(np.int64)

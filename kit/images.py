@@ -1,0 +1,147 @@
+"""Slices of the table → image tensors: reading in workers, augmentation, batches."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+from collections.abc import Iterable, Iterator
+
+# Asked before import: the library would look for a newer release and wait, offline, a minute.
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+import albumentations
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+
+from kit.archives import split_archive
+from kit.competition import LABELS
+from kit.dicom import DicomError, read_hounsfield
+from kit.windowing import crop_to_head, resize_image, window_image
+from kit.workers import WorkerError
+
+
+def read_image(path: str, size: int, crop: bool = True, repair: bool = True) -> np.ndarray:
+    """DICOM file → windowed, cropped and resized uint8 (size, size, 3). Raises `DicomError`."""
+    hounsfield = read_hounsfield(path, repair)
+    try:
+        image = window_image(hounsfield)
+    except ValueError as error:
+        raise DicomError(path, str(error)) from error
+    return resize_image(crop_to_head(image) if crop else image, size)
+
+
+class SliceDataset(torch.utils.data.Dataset):
+    """The images of a slice table, in its order.
+
+    An item is a dict of `row`, `image` uint8 (S, S, 3) and, where the table has labels, `labels`
+    (6,); or of `row` and `reason` where the file gives no image. `augment` draws from the seed,
+    `epoch` and row alone.
+    """
+
+    def __init__(
+        self,
+        table: pd.DataFrame,
+        size: int,
+        crop: bool = True,
+        repair: bool = True,
+        augment: bool = False,
+        seed: int = 0,
+    ):
+        self.paths = table["path"].to_numpy(object)
+        labelled = set(LABELS) <= set(table.columns)
+        self.labels = table[list(LABELS)].to_numpy(np.float32) if labelled else None
+        self.size, self.crop, self.repair, self.seed = size, crop, repair, seed
+        self.transform = make_augmentation() if augment else None
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> dict:
+        try:
+            image = read_image(self.paths[row], self.size, self.crop, self.repair)
+        except DicomError as error:
+            return {"row": int(row), "reason": error.reason}
+        if self.transform is not None:
+            image = self._augment(image, row)
+        item = {"row": int(row), "image": image}
+        return item if self.labels is None else {**item, "labels": self.labels[row]}
+
+    def _augment(self, image: np.ndarray, row: int) -> np.ndarray:
+        seed = np.random.SeedSequence([self.seed, self.epoch, int(row)]).generate_state(2)
+        # One state shared by all transforms: seeded one by one they would all draw the same.
+        self.transform.set_random_state(np.random.default_rng(seed[0]), random.Random(int(seed[1])))
+        return self.transform(image=image)["image"]
+
+
+def make_augmentation() -> albumentations.Compose:
+    """The published augmentation: flip, shift/scale/rotate with replicated border, transpose."""
+    return albumentations.Compose(
+        [
+            albumentations.HorizontalFlip(p=0.5),
+            albumentations.Affine(
+                translate_percent=(-0.05, 0.05),
+                scale=(0.95, 1.05),
+                rotate=(-20, 20),
+                border_mode=cv2.BORDER_REPLICATE,
+                p=0.3,
+            ),
+            albumentations.Transpose(p=0.5),
+        ]
+    )
+
+
+def load_batches(dataset: SliceDataset, batches: list[np.ndarray], workers: int) -> Iterator[dict]:
+    """A batch for each array of rows: `image` (B, S, S, 3), `labels`, `rows`, `names`, `failed`.
+
+    `failed` lists (row, reason) of files that gave no image; `image` is None where none did.
+    Raises `FileNotFoundError` once 32 files in a row are not there any more: the whole folder or
+    disk is gone, and no answer would come of the rest.
+    """
+    gone, most = 0, min(32, len(dataset))
+    loader = torch.utils.data.DataLoader(
+        dataset,
+        batch_sampler=[batch.tolist() for batch in batches],
+        num_workers=workers,
+        collate_fn=_Collate(dataset),
+        pin_memory=torch.cuda.is_available(),
+    )
+    for batch in _take_batches(loader):
+        lost = [dataset.paths[row] for row, _ in batch["failed"]]
+        gone = gone + len(lost) if batch["image"] is None and not any(map(_exists, lost)) else 0
+        if gone >= most:
+            raise FileNotFoundError(
+                errno.ENOENT, f"gone since it was indexed, with {gone - 1} more", lost[0]
+            )
+        yield batch
+
+
+def _take_batches(loader: torch.utils.data.DataLoader) -> Iterator[dict]:
+    try:
+        yield from loader
+    except (EOFError, ConnectionError) as error:  # killed while it was handing a batch over
+        raise WorkerError("a worker process died while it was handing a batch over") from error
+
+
+def _exists(path: str) -> bool:
+    return split_archive(path)[0] is not None or os.path.exists(path)
+
+
+class _Collate:
+    def __init__(self, dataset: SliceDataset):
+        self.paths = dataset.paths
+
+    def __call__(self, items: Iterable[dict]) -> dict:
+        good = [item for item in items if "image" in item]
+        batch = {
+            "failed": [(item["row"], item["reason"]) for item in items if "reason" in item],
+            "rows": np.array([item["row"] for item in good], dtype=np.int64),
+            "names": [self.paths[item["row"]] for item in good],
+            "image": torch.from_numpy(np.stack([item["image"] for item in good])) if good else None,
+        }
+        if good and "labels" in good[0]:
+            batch["labels"] = torch.from_numpy(np.stack([item["labels"] for item in good]))
+        return batch

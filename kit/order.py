@@ -1,0 +1,158 @@
+"""The order of slices: along the normal of their series, from feet to head."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pandas as pd
+import pyarrow
+import pyarrow.csv
+
+SERIES_KEY = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
+
+_COMMAS = bytes.maketrans(b"\\", b",")
+_BLANKS = bytes.maketrans(b"[](),'\"\\", b" " * 8)
+
+
+def order_slices(table: pd.DataFrame) -> pd.DataFrame:
+    """Add `series`, `seq` (from 1) and `position` (mm), and sort by them.
+
+    Needs the DICOM columns PatientID, StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID and
+    ImagePositionPatient; uses ImageOrientationPatient and InstanceNumber where given. Positions
+    are lists of numbers or strings such as `"['-125.0', '-102.2', '126.7']"` or `-125\\0\\30`.
+
+    A series is ordered along its slice normal (the mean over its slices), from feet to head; ties
+    go by SOPInstanceUID. A series in which a position is missing goes by InstanceNumber.
+    """
+    codes, names = number_series(table)
+    positions = project_positions(table, codes, len(names))
+    order = np.lexsort((positions, codes))
+    _break_ties(order, codes, positions, table["SOPInstanceUID"])
+    codes = codes[order]
+    starts = np.flatnonzero(np.diff(codes, prepend=-1))
+    counts = np.diff(np.append(starts, len(codes)))
+    ordered = table.iloc[order].reset_index(drop=True)
+    ordered["series"] = pd.Series(names).take(codes).array
+    ordered["seq"] = np.arange(len(codes)) - np.repeat(starts, counts) + 1
+    ordered["position"] = positions[order]
+    return ordered
+
+
+def number_series(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The number of each row's series, (N,), and the series' names in that order, sorted."""
+    codes, names = np.zeros(len(table), np.int64), [""]
+    for key in SERIES_KEY:
+        parts, values = pd.factorize(table[key], use_na_sentinel=False)
+        values = ["" if pd.isna(value) else str(value) for value in values]
+        codes, pairs = pd.factorize(codes * len(values) + parts)
+        pairs = [divmod(pair, len(values)) for pair in pairs]
+        names = [f"{names[before]}/{values[part]}" for before, part in pairs]
+    names = np.array([name[1:] for name in names], dtype=object)
+    # Two keys may read the same once joined: they are one series then.
+    places, names = pd.factorize(names, sort=True)
+    return places[codes], names
+
+
+def project_positions(table: pd.DataFrame, codes: np.ndarray, series: int) -> np.ndarray:
+    """Where each slice lies along its series' normal, mm, (N,); `codes` (N,) number the series."""
+    positions = parse_vectors(table["ImagePositionPatient"], 3)
+    normals = np.tile([0.0, 0.0, 1.0], (len(table), 1))
+    if "ImageOrientationPatient" in table:
+        axes = _parse_repeated(table["ImageOrientationPatient"], 6)
+        known = np.isfinite(axes).all(axis=1)
+        normals[known] = np.cross(axes[known, :3], axes[known, 3:])
+    mean = _average_normals(normals, codes, series)
+    normal = mean[codes]
+    # Written out: a matrix product may round equal positions differently.
+    projected = sum(positions[:, i] * normal[:, i] for i in range(3))
+    unplaced = np.isin(codes, codes[~np.isfinite(projected)])
+    if unplaced.any() and "InstanceNumber" in table:
+        numbers = pd.to_numeric(table["InstanceNumber"], errors="coerce").to_numpy(np.float64)
+        projected[unplaced] = numbers[unplaced]
+    return projected
+
+
+def parse_vectors(column: pd.Series, size: int) -> np.ndarray:
+    """Lists of numbers or strings of them → float64 (N, size); NaN rows where there is none.
+
+    Raises `ValueError` where a value holds another number of numbers.
+    """
+    vectors = np.full((len(column), size), np.nan)
+    present = column.notna().to_numpy()
+    if present.any():
+        values = column.to_numpy(object)[present]
+        rows = _parse_texts(values, size) if isinstance(values[0], str) else None
+        if rows is None:
+            rows = np.array([parse_vector(value, size) for value in values])
+        vectors[present] = rows
+    return vectors
+
+
+def parse_vector(value, size: int) -> np.ndarray:
+    """One list of numbers or string of them → float64 (size,). Raises `ValueError`."""
+    if isinstance(value, str):
+        value = value.encode("utf-8").translate(_BLANKS).split()
+    vector = np.array([float(number) for number in value], dtype=np.float64)
+    if vector.shape != (size,):
+        raise ValueError(f"holds {len(vector)} numbers, not {size}")
+    return vector
+
+
+def _parse_repeated(column: pd.Series, size: int) -> np.ndarray:
+    """As `parse_vectors`, for a column of few different texts."""
+    if not pd.api.types.is_string_dtype(column):
+        return parse_vectors(column, size)
+    numbers, texts = pd.factorize(column)  # −1, the last row, where there is none
+    vectors = parse_vectors(pd.Series(texts), size) if len(texts) else np.empty((0, size))
+    return np.vstack([vectors, np.full(size, np.nan)])[numbers]
+
+
+def _average_normals(normals: np.ndarray, codes: np.ndarray, series: int) -> np.ndarray:
+    """Each series' unit normal, towards the head, (series, 3), of the slices' normals (N, 3)."""
+    sizes = np.stack([np.bincount(codes, np.abs(normals[:, i]), series) for i in range(3)], axis=1)
+    # Slices of one plane may be described from either side: turned to one side before the mean.
+    main = sizes.argmax(axis=1)
+    along = np.take_along_axis(normals, main[codes][:, None], axis=1)
+    turned = np.where(along < 0, -normals, normals)
+    mean = np.stack([np.bincount(codes, turned[:, i], series) for i in range(3)], axis=1)
+    mean = mean / np.maximum(np.linalg.norm(mean, axis=1, keepdims=True), 1e-12)
+    # The patient's z axis points to the head; a normal across it keeps its main direction.
+    down = (np.abs(mean[:, 2]) > 1e-3) & (mean[:, 2] < 0)
+    mean[down] *= -1
+    return mean
+
+
+def _break_ties(
+    order: np.ndarray, codes: np.ndarray, positions: np.ndarray, names: pd.Series
+) -> None:
+    """Sort the slices at one place of a series by SOPInstanceUID, within `order`."""
+    codes, positions = codes[order], positions[order]
+    same = (np.diff(codes) == 0) & ((np.diff(positions) == 0) | np.isnan(positions[1:]))
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+    if len(tied):
+        rows = order[tied]
+        uids = pd.factorize(names.iloc[rows].astype(str), sort=True)[0]
+        order[tied] = rows[np.lexsort((uids, positions[tied], codes[tied]))]
+
+
+def _parse_texts(texts: np.ndarray, size: int) -> np.ndarray | None:
+    """All texts at once; None unless each surely holds `size` numbers."""
+    try:
+        text = "\n".join(texts).encode("utf-8")
+        if text.count(b" ") != text.count(b", "):  # blanks do more than follow a comma
+            return None
+        lines = text.translate(_COMMAS, b"[]()'\" ")
+        table = pyarrow.csv.read_csv(
+            io.BytesIO(lines),
+            pyarrow.csv.ReadOptions(column_names=[str(i) for i in range(size)]),
+            pyarrow.csv.ParseOptions(quote_char=False, ignore_empty_lines=False),
+            pyarrow.csv.ConvertOptions(
+                column_types={str(i): pyarrow.float64() for i in range(size)}, null_values=[]
+            ),
+        )
+    except (pyarrow.ArrowInvalid, TypeError):
+        return None
+    if len(table) != len(texts):
+        return None
+    return np.column_stack([column.to_numpy() for column in table.columns])

@@ -1,0 +1,233 @@
+"""The stages as functions: files in, files out. Every one can be called again and goes on.
+
+    index → fit_classifier → embed → fit_lstm (for each fold) → combine → report
+
+`run_recipe` calls them all; `predict_folder` applies a trained run to other scans,
+`predict_competition` to the competition's test part.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kit.checkpoints import write_json
+from kit.classifier import train_classifier
+from kit.combining import combine
+from kit.embeddings import EmbeddingStore, extract_embeddings, import_published
+from kit.folds import assign_folds
+from kit.layout import index_competition
+from kit.lstm import train_lstm
+from kit.prediction import choose_workers, make_series, note_unreadable, predict_slices
+from kit.recipes import Recipe
+from kit.report import write_report
+from kit.run import (
+    ALL_DATA,
+    Run,
+    RunError,
+    begin,
+    kept_classifier_epochs,
+    kept_lstm_epochs,
+    list_folds,
+    read_recipe,
+    read_slices,
+    require,
+    timed,
+    write_frame,
+)
+from kit.training import choose_device, rank, wait_for_all
+
+
+def run_recipe(
+    data: Path,
+    recipe: Recipe,
+    run: Run,
+    *,
+    workers: int | None = None,
+    fold_table: Path | None = None,
+    deadline: float | None = None,
+) -> dict:
+    """Everything from the competition's data to `submission.csv` and `report.html`.
+
+    Returns the metrics. Goes on where an earlier call stopped. Raises `RunError` where the run was
+    begun with another recipe or on other data.
+    """
+    index(data, recipe, run, workers=workers, fold_table=fold_table)
+    for fold in list_folds(recipe):
+        fit_classifier(run, fold, workers=workers, deadline=deadline)
+        embed(run, fold, workers=workers, deadline=deadline)
+        fit_lstm(run, fold, deadline=deadline)
+    metrics = combine(run)
+    report(run)
+    return metrics
+
+
+def index(
+    data: Path,
+    recipe: Recipe,
+    run: Run,
+    *,
+    workers: int | None = None,
+    fold_table: Path | None = None,
+) -> pd.DataFrame:
+    """Begin a run: `config.json`, the slice table with labels and folds, `skipped.csv`."""
+    data = Path(data).absolute()
+    begin(run, recipe, data, fold_table)
+    if rank() == 0 and not run.slices.exists():
+        with timed(run, "index"):
+            slices, skipped = index_competition(data, workers)
+            slices["fold"] = assign_folds(slices, recipe.folds, recipe.seed, fold_table)
+            write_frame(run.skipped, skipped)
+            write_frame(run.slices, slices)
+    wait_for_all()
+    return read_slices(run)
+
+
+def fit_classifier(
+    run: Run, fold: int | str, *, workers: int | None = None, deadline: float | None = None
+) -> None:
+    """Train the classifier of a fold on the training slices outside it."""
+    recipe, slices = read_recipe(run), read_slices(run)
+    directory = run.classifier(fold)
+    config = replace(recipe.classifier, seed=_derive_seed(recipe, fold, 0))
+    if not _is_trained(directory, config.epochs) and not _is_imported(run, recipe, fold):
+        with timed(run, f"fold{fold} classifier"):
+            train_classifier(
+                slices[_is_training(slices, fold)],
+                config,
+                directory,
+                choose_device(),
+                choose_workers(workers),
+                f"Fold {fold} classifier",
+                deadline,
+            )
+    wait_for_all()
+
+
+def embed(
+    run: Run, fold: int | str, *, workers: int | None = None, deadline: float | None = None
+) -> None:
+    """Embed every slice by each of the fold's kept classifier epochs."""
+    recipe, slices = read_recipe(run), read_slices(run)
+    if _is_imported(run, recipe, fold):
+        return
+    for epoch in kept_classifier_epochs(recipe):
+        weights = run.classifier(fold) / f"epoch{epoch}.safetensors"
+        require(weights, f"kit train-classifier {run} --fold {fold}")
+        with timed(run, f"fold{fold} embeddings"):
+            store = extract_embeddings(
+                slices,
+                weights,
+                run.store(fold, epoch),
+                choose_device(),
+                choose_workers(workers),
+                description=f"Fold {fold} embeddings {epoch}",
+                deadline=deadline,
+            )
+        if rank() == 0:
+            note_unreadable(run.skipped, slices, store)
+    wait_for_all()
+
+
+def import_embeddings(run: Run, fold: int | str, files: list[tuple[Path, Path]]) -> None:
+    """Take a fold's embeddings from published `.npz` files, each with the CSV of its ids.
+
+    The LSTM can then be trained without a classifier. Raises `ValueError` for files that do not
+    fit, and `RunError` where a slice of the run has no embedding or the recipe averages several
+    classifier epochs.
+    """
+    recipe, slices = read_recipe(run), read_slices(run)
+    if recipe.bag_classifier_epochs != 1:
+        raise RunError(f"{run}: embeddings from elsewhere need --bag-classifier-epochs 1")
+    directory = run.store(fold, recipe.classifier.epochs)
+    with timed(run, f"fold{fold} embeddings"):
+        store = import_published(files, directory)
+    missing = store.find_rows(slices["SOPInstanceUID"]) < 0
+    if missing.any():
+        (directory / "store.json").unlink()
+        image = slices["SOPInstanceUID"][missing].iloc[0]
+        raise RunError(f"{missing.sum()} slices of {run} have no embedding, {image} the first")
+
+
+def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> None:
+    """Train the LSTM of a fold on each of its embeddings, and predict held-out and test slices."""
+    recipe, slices = read_recipe(run), read_slices(run)
+    training = _is_training(slices, fold)
+    held_out = slices[~training & (slices["split"] == "train")]
+    for number, epoch in enumerate(kept_classifier_epochs(recipe)):
+        require(run.store(fold, epoch) / "store.json", f"kit embed {run} --fold {fold}")
+        store, directory = EmbeddingStore(run.store(fold, epoch)), run.lstm(fold, epoch)
+        config = replace(
+            recipe.lstm,
+            seed=_derive_seed(recipe, fold, 1 + number),
+            embedding_size=store.embeddings.shape[1],
+        )
+        _check_source(directory, store)
+        if not _is_trained(directory, config.epochs):
+            with timed(run, f"fold{fold} LSTM"):
+                train_lstm(
+                    make_series(store, slices[training]),
+                    config,
+                    directory,
+                    choose_device(),
+                    make_series(store, held_out),
+                    f"Fold {fold} LSTM on {epoch}",
+                    deadline,
+                )
+        if rank() == 0:
+            for lstm_epoch in kept_lstm_epochs(recipe):
+                path = run.predictions(fold, epoch, lstm_epoch)
+                if not path.exists():
+                    weights = directory / f"epoch{lstm_epoch}.safetensors"
+                    write_frame(
+                        path, predict_slices(store, slices[~training], weights).reset_index()
+                    )
+    wait_for_all()
+
+
+def report(run: Run, series: tuple[str, ...] = ()) -> None:
+    """Write `report.html`, the page that shows the run; the `series` named are surely on it."""
+    if rank() == 0:
+        with timed(run, "report"):
+            write_report(run, series)
+    wait_for_all()
+
+
+def _is_training(slices: pd.DataFrame, fold: int | str) -> np.ndarray:
+    training = (slices["split"] == "train").to_numpy()
+    return training if fold == ALL_DATA else training & (slices["fold"] != fold).to_numpy()
+
+
+def _is_trained(directory: Path, epochs: int) -> bool:
+    """Whether `fit` came to its end: the history, written last, has every epoch."""
+    path = directory / "history.json"
+    return path.exists() and len(json.loads(path.read_text(encoding="utf-8"))) >= epochs
+
+
+def _is_imported(run: Run, recipe: Recipe, fold: int | str) -> bool:
+    """Whether the fold's embeddings come from elsewhere: then it has no classifier."""
+    path = run.store(fold, recipe.classifier.epochs) / "store.json"
+    return path.exists() and "imported" in json.loads(path.read_text(encoding="utf-8"))
+
+
+def _derive_seed(recipe: Recipe, fold: int | str, part: int) -> int:
+    number = recipe.folds if fold == ALL_DATA else fold
+    return int(np.random.SeedSequence([recipe.seed, number, part]).generate_state(1)[0] >> 1)
+
+
+def _check_source(directory: Path, store: EmbeddingStore) -> None:
+    """What an LSTM was trained on is written beside it; other embeddings since are refused."""
+    source, path = store.provenance["weights_sha256"], directory / "source.json"
+    if not path.exists():
+        directory.mkdir(parents=True, exist_ok=True)
+        if rank() == 0:
+            write_json(path, {"embeddings_from": source})
+    elif json.loads(path.read_text(encoding="utf-8"))["embeddings_from"] != source:
+        raise RunError(
+            f"{directory} was trained on other embeddings than {store.directory} now holds: "
+            "remove it to train anew"
+        )

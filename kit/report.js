@@ -1,0 +1,193 @@
+// The page: every section is drawn from the JSON in #data.
+
+const data = JSON.parse(document.getElementById("data").textContent);
+const LABELS = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"];
+const MODELS = {
+  classifier: { name: "classifier", color: "--classifier", dash: "" },
+  rolling_mean: { name: "rolling mean", color: "--rolling_mean", dash: "2 4" },
+  lstm: { name: "LSTM", color: "--lstm", dash: "" },
+  bag: { name: "bag", color: "--bag", dash: "7 4" },
+};
+const CLIP = 1e-5;
+const state = { label: LABELS.indexOf("any"), series: 0, slice: 0, hidden: new Set(["rolling_mean"]), maps: true };
+const main = document.getElementById("main");
+const byId = (id) => document.getElementById(id);
+const redraws = []; // called when the label or the width changes
+
+/** A section with a heading; its content is drawn by `draw` now and whenever the label changes. */
+function section(id, heading, text, draw) {
+  const body = make("div");
+  main.append(make("section", { id, "aria-labelledby": `${id}-heading` },
+    make("h2", { id: `${id}-heading`, text: heading }), make("p", { class: "note", text }), body));
+  const redraw = () => draw(body);
+  redraw();
+  redraws.push(redraw);
+}
+
+/** A table; a cell is a text, or {text, small, class}. */
+function table(caption, head, rows) {
+  const cell = (tag, value, scope) => {
+    const given = value !== null && typeof value === "object" ? value : { text: value };
+    const element = make(tag, { text: given.text, class: given.class || null, scope });
+    if (given.small) element.append(make("small", { text: given.small }));
+    return element;
+  };
+  return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, make("table", {},
+    make("caption", { text: caption }),
+    make("thead", {}, make("tr", {}, ...head.map((name) => cell("th", name, "col")))),
+    make("tbody", {}, ...rows.map((row) => make("tr", {},
+      ...row.map((value, i) => cell(i ? "td" : "th", value, i ? null : "row")))))));
+}
+
+function drawLabels() {
+  const box = byId("labels");
+  LABELS.forEach((name, number) => {
+    const input = make("input", { type: "radio", name: "label", value: name, checked: number === state.label });
+    input.addEventListener("change", () => {
+      state.label = number;
+      input.parentElement.scrollIntoView({ block: "nearest", inline: "nearest" });
+      redraws.forEach((redraw) => redraw());
+    });
+    box.append(make("label", {}, input, make("span", { text: name })));
+  });
+  const chosen = box.querySelector(":checked").parentElement;
+  box.scrollLeft = chosen.offsetLeft;
+}
+
+function drawFacts(body) {
+  body.replaceChildren(make("dl", { class: "facts" }, ...data.facts.map(([name, value]) =>
+    make("div", {}, make("dt", { text: name }), make("dd", { text: value })))));
+  if (data.stages && Object.keys(data.stages).length) {
+    const rows = Object.entries(data.stages).map(([stage, seconds]) => [stage, showTime(seconds)]);
+    const total = Object.values(data.stages).reduce((sum, seconds) => sum + seconds, 0);
+    body.append(make("details", {}, make("summary", { text: `Time of each stage, ${showTime(total)} in all` }),
+      table("Time at work", ["stage", "time"], rows)));
+  }
+  if (data.skipped && Object.keys(data.skipped).length)
+    body.append(make("details", {}, make("summary", { text: "What was skipped, and why" }),
+      table("Files skipped", ["reason", "files"], Object.entries(data.skipped))));
+}
+
+function showTime(seconds) {
+  if (seconds < 90) return `${seconds.toFixed(seconds < 10 ? 1 : 0)} s`;
+  return seconds < 5400 ? `${(seconds / 60).toFixed(1)} min` : `${(seconds / 3600).toFixed(1)} h`;
+}
+
+function drawScores(body) {
+  const head = [...LABELS, "weighted"];
+  const columns = [LABELS.length, ...LABELS.keys()]; // the weighted mean first
+  const mark = (column) => (column === state.label ? "chosen" : "");
+  const models = Object.keys(data.scores);
+  const least = head.map((_, i) => Math.min(...models.map((model) => data.scores[model].all[i][0])));
+  const show = (triples, best) => columns.map((i) => {
+    const [mean, low, high] = triples[i];
+    return {
+      text: mean.toFixed(4), small: `${low.toFixed(3)}–${high.toFixed(3)}`,
+      class: `${mark(i)}${best && mean === best[i] ? " best" : ""}`,
+    };
+  });
+  const names = ["", ...columns.map((i) => ({ text: head[i], class: mark(i) }))];
+  const [gain, low, high] = data.gain ?? [];
+  const signed = (value) => (value > 0 ? "+" : "") + value.toFixed(4);
+  body.replaceChildren(
+    table("All folds; beneath, the 95 % interval", names,
+      models.map((model) => [MODELS[model].name, ...show(data.scores[model].all, least)])),
+    data.gain && make("p", { text: `Bag against rolling mean: ${signed(gain)} (95 % interval ${signed(low)} to ${signed(high)}); below zero the bag is better.` }),
+    make("details", {}, make("summary", { text: "Each fold" }),
+      ...Object.keys(data.scores[models[0]]).filter((part) => part !== "all").map((part) =>
+        table(`Fold ${part}`, names, models.map((model) => [MODELS[model].name, ...show(data.scores[model][part])])))));
+}
+
+function drawCurves(body) {
+  const curves = data.curves[LABELS[state.label]];
+  const known = Object.keys(MODELS).filter((model) => curves[model]);
+  if (!known.length) return body.replaceChildren(make("p", { text: "All slices are alike in this label: there is no curve." }));
+  const share = { low: 0, high: 1 };
+  const lines = (kind) => known.map((model) => ({ ...MODELS[model], name: model, x: curves[model][kind][0], y: curves[model][kind][1] }));
+  const figure = (id, heading, value) => {
+    const holder = make("div", { class: "plot", id });
+    const entries = known.map((model) => ({ ...MODELS[model], name: `${MODELS[model].name} ${curves[model][value].toFixed(3)}` }));
+    return [holder, make("div", {}, make("h3", { text: heading }), holder, legend(entries))];
+  };
+  const [roc, left] = figure("roc", "ROC; area under it", "auc");
+  const [recall, right] = figure("precision-recall", "Precision–recall; average precision", "average_precision");
+  body.replaceChildren(make("div", { class: "plots" }, left, right));
+  plot(roc, { x: { ...share, name: "false positive rate" }, y: { ...share, name: "true positive rate" }, lines: lines("roc"), guide: true, square: true });
+  plot(recall, { x: { ...share, name: "recall" }, y: { ...share, name: "precision" }, lines: lines("precision_recall"), square: true });
+}
+
+function drawReliability(body) {
+  const curves = data.curves[LABELS[state.label]];
+  const known = Object.keys(MODELS).filter((model) => curves[model]);
+  const share = { low: 0, high: 1 };
+  const holders = known.map(() => make("div", { class: "plot" }));
+  body.replaceChildren(make("div", { class: "plots small" }, ...known.map((model, i) =>
+    make("div", {}, make("h3", { text: MODELS[model].name }), holders[i]))));
+  known.forEach((model, i) => {
+    const { predicted, observed, slices } = curves[model].reliability;
+    const sizes = slices.map((count) => 2 + 1.6 * Math.log10(count));
+    plot(holders[i], {
+      x: { ...share, name: "predicted probability" }, y: { ...share, name: "share bleeding" }, guide: true, square: true,
+      lines: [{ ...MODELS[model], dash: "", x: predicted, y: observed, sizes, width: 1.5 }],
+    });
+  });
+}
+
+function drawHistories(body) {
+  const kinds = [...new Set(data.histories.map((history) => history.kind))];
+  const folds = [...new Set(data.histories.map((history) => history.fold))];
+  const color = (fold) => `--fold${folds.indexOf(fold) % 5}`;
+  const holders = kinds.map(() => make("div", { class: "plot" }));
+  const validated = (kind) => data.histories.some((h) => h.kind === kind && h.validation.some((value) => value !== null));
+  body.replaceChildren(make("div", { class: "plots" }, ...kinds.map((kind, i) => make("div", {},
+    make("h3", { text: kind }), holders[i], legend([
+      ...folds.map((fold) => ({ name: `fold ${fold}`, color: color(fold) })),
+      ...(validated(kind) ? [{ name: "held out", color: "--ink", dash: "5 4" }] : []),
+    ])))));
+  kinds.forEach((kind, i) => {
+    const own = data.histories.filter((history) => history.kind === kind);
+    const highest = Math.max(...own.flatMap((history) => [...history.loss, ...history.validation]).filter((v) => v !== null));
+    const epochs = Math.max(...own.map((history) => history.loss.length));
+    plot(holders[i], {
+      x: { low: Math.min(1, epochs - 1), high: epochs, name: "epoch", whole: true }, y: { low: 0, high: highest * 1.05, name: "loss" },
+      lines: own.flatMap(({ fold, loss, validation }) => {
+        const x = loss.map((_, n) => n + 1);
+        return [{ x, y: loss, color: color(fold) }, { x, y: validation, color: color(fold), dash: "5 4" }];
+      }),
+    });
+  });
+}
+
+function drawSummary(body) {
+  const label = LABELS[state.label];
+  const rows = [...data.summary].sort((a, b) => b[`${label}_maximum`] - a[`${label}_maximum`]);
+  const millimetres = (value) => (value === null ? "–" : value.toFixed(0));
+  body.replaceChildren(table(`${label}, the highest first; threshold ${data.threshold}`,
+    ["patient", "maximum", "slices above", "extent, mm", "slices", "series"],
+    rows.map((row) => [row.PatientID, row[`${label}_maximum`].toFixed(3), row[`${label}_slices`],
+      millimetres(row[`${label}_extent_mm`]), row.slices, row.SeriesInstanceUID])));
+}
+
+function start() {
+  byId("title").textContent = data.title;
+  document.title = data.title;
+  drawLabels();
+  if (data.facts.length) section("facts", "What was run", "", drawFacts);
+  if (data.scores)
+    section("scores", "Scores", `Log loss of ${data.slices} held-out slices of ${data.patients} patients; less is better. Intervals: whole patients drawn anew 1000 times. The shaded column is the label chosen above.`, drawScores);
+  if (data.summary) section("summary", "Series", "Not a medical device. Extent: the length along the slice normal that slices at or above the threshold stand for.", drawSummary);
+  if (data.series.length) startViewer();
+  if (data.explanation) section("explanation", "What the neighbours contribute", "Each row is a slice whose answer is explained, each column a slice that was replaced by the mean of its two neighbours. The colour says by how much the slice's logit fell: orange, the replaced slice had spoken for bleeding; blue, against it.", drawExplanation);
+  if (data.curves) {
+    section("curves", "ROC and precision–recall", "Held-out slices, the label chosen above.", drawCurves);
+    section("reliability", "Reliability", "Slices in ten bins of equal width by predicted probability; a larger dot is more slices. On the diagonal a probability means what it says.", drawReliability);
+  }
+  if (data.histories && data.histories.length) section("histories", "Training", "Loss after each epoch.", drawHistories);
+  let width = innerWidth;
+  addEventListener("resize", () => {
+    if (innerWidth !== width) redraws.forEach((redraw) => redraw());
+    width = innerWidth;
+  });
+}
+
+start();

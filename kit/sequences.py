@@ -1,0 +1,114 @@
+"""Series of embeddings: differences to the neighbours, the Dataset, the collate."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from kit.competition import LABELS
+
+
+def add_deltas(embeddings, mask=None):
+    """(..., T, E) → (..., T, 3E): [e, e − e_prev, e − e_next], zeros at the ends of the series.
+
+    NumPy or torch, in the given type. `mask` (..., T), True where a slice is real, makes the ends
+    those of the real slices: a difference to a padded place is zero.
+    """
+    array = torch if isinstance(embeddings, torch.Tensor) else np
+    steps = embeddings[..., 1:, :] - embeddings[..., :-1, :]
+    if mask is not None:
+        real = mask > 0
+        steps = steps * (real[..., 1:] & real[..., :-1])[..., None]
+    end = array.zeros_like(embeddings[..., :1, :])
+    to_previous = array.concatenate([end, steps], -2)
+    to_next = array.concatenate([-steps, end], -2)
+    return array.concatenate([embeddings, to_previous, to_next], -1)
+
+
+def collate_series(items: list[dict]) -> dict[str, torch.Tensor]:
+    """Stack series of different lengths, padded in front to the longest.
+
+    Items hold `emb` (T, E), `embidx` (T,) and `labels` (T, 6), NumPy or torch. The result holds
+    `emb` (B, T, E), `embidx` (B, T) with −1, `labels` (B, T, 6) and the Boolean `mask` (B, T) with
+    False at padded places; zeros elsewhere there.
+    """
+    longest = max(len(item["embidx"]) for item in items)
+    first = {name: torch.as_tensor(items[0][name]) for name in ("emb", "embidx", "labels")}
+    batch = {
+        name: value.new_full((len(items), longest, *value.shape[1:]), -1 if name == "embidx" else 0)
+        for name, value in first.items()
+    }
+    batch["mask"] = torch.zeros(len(items), longest, dtype=torch.bool)
+    for row, item in enumerate(items):
+        start = longest - len(item["embidx"])
+        for name in first:
+            batch[name][row, start:] = torch.as_tensor(item[name])
+        batch["mask"][row, start:] = True
+    return batch
+
+
+class SeriesDataset(torch.utils.data.Dataset):
+    """One item a series, as `collate_series` takes them.
+
+    `embeddings` is any (N, E) array, memory-mapped or not; `table` a part of the slice table, in
+    its order, with `series` and, where known, the labels (zeros otherwise). `rows` (len(table),)
+    gives each slice's row of `embeddings`, or −1 for a slice that has none and is left out.
+    `embidx` counts the rows of `table`.
+    """
+
+    def __init__(self, embeddings, table, rows):
+        rows = np.asarray(rows)
+        present = np.flatnonzero(rows >= 0)
+        self.embeddings, self.rows = embeddings, rows
+        labelled = set(LABELS) <= set(table.columns)
+        labels = table[list(LABELS)].to_numpy(np.float32) if labelled else None
+        self.labels = labels if labelled else np.zeros((len(table), len(LABELS)), np.float32)
+        series = table["series"].to_numpy()[present]
+        starts = np.flatnonzero(series[1:] != series[:-1]) + 1 if len(series) else []
+        self.positions = np.split(present, starts) if len(present) else []
+        self.names = [series[0] for series in np.split(series, starts)] if len(present) else []
+        if len(set(self.names)) != len(self.names):
+            raise ValueError("the slices of a series do not stand together in the table")
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        positions = self.positions[index]
+        return {
+            "emb": read_rows(self.embeddings, self.rows[positions]),
+            "embidx": positions,
+            "labels": self.labels[positions],
+        }
+
+    def lengths(self) -> np.ndarray:
+        """Slices of each series, (len(self),)."""
+        return np.array([len(positions) for positions in self.positions], dtype=np.int64)
+
+
+def read_rows(embeddings, rows: np.ndarray) -> np.ndarray:
+    """Rows of an (N, E) array in memory of their own.
+
+    Where the array is memory-mapped the pages read are handed back, so that the process does not
+    grow with the file; the system keeps them as long as it has room.
+    """
+    values = np.array(embeddings[rows])
+    if isinstance(embeddings, np.memmap) and isinstance(embeddings.base, mmap.mmap):
+        embeddings.base.madvise(mmap.MADV_DONTNEED)
+    return values
+
+
+def batch_by_length(lengths: np.ndarray, slices: int) -> Iterator[np.ndarray]:
+    """Batches of series for inference: like lengths together, each at most `slices` with padding.
+
+    A series that is longer comes alone.
+    """
+    order = np.argsort(lengths, kind="stable")
+    start = 0
+    for end in range(1, len(order) + 1):
+        if end == len(order) or (end + 1 - start) * lengths[order[end]] > slices:
+            yield order[start:end]
+            start = end

@@ -1,0 +1,230 @@
+"""A folder or zip of DICOM files → the slice table, and what was skipped with its reason.
+
+The slice table has one row a slice, grouped in series, in order from feet to head. DICOM columns
+bear their keyword; ours are `path`, `series` (patient/study/series), `seq` (from 1), `position`
+(mm along the slice normal) and `repaired` (the rescale intercept was wrong and is put right when
+the pixels are read). A competition's table also has `split`, the labels and `fold`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import re
+import zipfile
+from collections.abc import Iterator
+from operator import mul
+from pathlib import Path
+
+import joblib
+import pandas as pd
+
+from kit import dicom, progress
+from kit.archives import list_archive, open_file
+from kit.order import SERIES_KEY, order_slices
+
+HEADER_COLUMNS = (
+    "SOPInstanceUID",
+    "PatientID",
+    "StudyInstanceUID",
+    "SeriesInstanceUID",
+    "ImagePositionPatient",
+    "ImageOrientationPatient",
+    "InstanceNumber",
+    "PixelSpacing",
+    "SliceThickness",
+    "Rows",
+    "Columns",
+)
+
+# What no text holds: control characters, halves of characters.
+_UNSAFE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+_BATCH = 64  # headers a task: large enough to hide the dispatch, small enough for a smooth bar
+
+
+def index_slices(
+    folder: str | Path, workers: int | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Index every DICOM slice below a folder, or in a zip without unpacking it.
+
+    Reads headers only, in parallel. Returns the slice table and the skipped files: `path`,
+    `reason`, and where the header could be read its columns, `series` and `position`. Raises
+    `FileNotFoundError` where the folder is not there, `ValueError` where it holds no file.
+    """
+    return index_files(list_files(folder), str(folder), workers)
+
+
+def index_files(
+    paths: list[str], source: str, workers: int | None = None
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """`index_slices` over a list of files, said to be from `source`."""
+    if not paths:
+        raise ValueError(f"{source}: there is no file in it")
+    batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
+    rows = []
+    with progress.open_bar("Reading headers", len(paths), "files") as bar:
+        for found in _map_batches(batches, workers):
+            rows.extend(found)
+            bar.update(len(found))
+    columns = ["path", "reason", "repaired", *HEADER_COLUMNS]
+    table = pd.DataFrame.from_records(rows, columns=columns)
+    table = table.sort_values("path", kind="stable", ignore_index=True)
+    table["reason"] = table["reason"].astype(object).where(table["reason"].notna(), None)
+    _refuse_repeated(table)
+    _refuse_unplaced(table)
+    return _split(table)
+
+
+def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The usable slices, and the rest; `seq` counts the usable slices alone."""
+    placed = order_slices(table[table["SeriesInstanceUID"].notna()])
+    usable = placed["reason"].isna()
+    slices = placed[usable].drop(columns="reason").reset_index(drop=True)
+    slices["seq"] = slices.groupby("series", sort=False).cumcount() + 1
+    slices["repaired"] = slices["repaired"].astype(bool)
+    slices["InstanceNumber"] = pd.to_numeric(slices["InstanceNumber"], errors="coerce")
+    slices = slices.astype({"Rows": "int64", "Columns": "int64"})  # whatever was skipped beside
+    unplaced = table[table["SeriesInstanceUID"].isna()]
+    skipped = pd.concat([placed[~usable].drop(columns="seq"), unplaced])
+    skipped = skipped.drop(columns="repaired").sort_values("path", ignore_index=True)
+    return slices, skipped
+
+
+def list_files(folder: str | Path) -> list[str]:
+    """All files below a folder, sorted; or all members of a zip, as `archive.zip/member`."""
+    folder = Path(folder)
+    if folder.is_file() and folder.suffix.lower() == ".zip":
+        return list_archive(folder)
+    if folder.is_file():
+        return [str(folder)]
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: there is no such folder or zip archive")
+    return sorted(_walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[str]:
+    """Files below a folder, links followed, no real folder entered twice."""
+
+    def refuse(error: OSError):
+        raise error  # a folder that cannot be listed would be lost without a word
+
+    seen = set()
+    for directory, children, files in os.walk(folder, followlinks=True, onerror=refuse):
+        real = os.path.realpath(directory)
+        if real in seen:
+            children.clear()
+            continue
+        seen.add(real)
+        children.sort()
+        yield from (os.path.join(directory, name) for name in files)
+
+
+def _map_batches(batches: list[list[str]], workers: int | None) -> Iterator[list[tuple]]:
+    """Read the batches over processes; a folder of a few hundred files is not worth their start."""
+    if len(batches) <= 4 or workers == 1:
+        yield from map(_read_batch, batches)
+        return
+    parallel = joblib.Parallel(n_jobs=workers or joblib.cpu_count(), return_as="generator")
+    yield from parallel(joblib.delayed(_read_batch)(batch) for batch in batches)
+
+
+def _read_batch(paths: list[str]) -> list[tuple]:
+    return [_read_row(path) for path in paths]
+
+
+def _read_row(path: str) -> tuple:
+    """(path, reason or None, repaired, the header's columns)."""
+    nothing = (None,) * (1 + len(HEADER_COLUMNS))
+    if not _is_text(path):
+        shown = path.encode("utf-8", "backslashreplace").decode("utf-8")
+        return (shown, "the file's name is not UTF-8 text: rename it", *nothing)
+    try:
+        header = dicom.read_header(path)
+    except dicom.DicomError as error:
+        return (path, error.reason, *nothing)
+    reason = _reason_against_identity(header.values) or _reason_against_place(header.values)
+    if reason:
+        return (path, reason, *nothing)
+    values = [header.values[name] for name in HEADER_COLUMNS]
+    reason = dicom.find_missing_pixels(header)
+    return (path, reason, dicom.has_wrong_intercept(header), *values)
+
+
+def _is_text(path: str) -> bool:
+    return path.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in path)
+
+
+def _reason_against_identity(values: dict) -> str | None:
+    for name in ("SOPInstanceUID", "SeriesInstanceUID"):
+        if not values[name]:
+            return f"{name} is missing"
+    for name in ("SOPInstanceUID", *SERIES_KEY):
+        if values[name] and _UNSAFE.search(values[name]):
+            return f"{name} holds characters that are no text"
+    return None
+
+
+def _reason_against_place(values: dict) -> str | None:
+    """Position and orientation must be finite; the latter two unit vectors at right angles."""
+    for name, size in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6)):
+        if values[name] is None:
+            continue
+        try:
+            numbers = [float(number) for number in values[name].split("\\")]
+        except ValueError:
+            return f"{name} is not {size} numbers"
+        if len(numbers) != size:
+            return f"{name} holds {len(numbers)} numbers, not {size}"
+        if not all(map(math.isfinite, numbers)):
+            return f"{name} is not finite"
+        if size == 6 and not _are_axes(numbers[:3], numbers[3:]):
+            return f"{name} is not two unit vectors at right angles"
+    return None
+
+
+def _are_axes(row: list[float], column: list[float]) -> bool:
+    lengths = (math.hypot(*row), math.hypot(*column))
+    return (
+        all(abs(length - 1) < 0.03 for length in lengths) and abs(sum(map(mul, row, column))) < 0.05
+    )
+
+
+def _refuse_repeated(table: pd.DataFrame) -> None:
+    """Give every later file of a SOPInstanceUID its reason; the first by path is kept."""
+    usable = table[table["reason"].isna()]
+    repeated = usable[usable["SOPInstanceUID"].duplicated(keep=False)]
+    for _, group in repeated.groupby("SOPInstanceUID", sort=False):
+        first = group["path"].iloc[0]
+        content = _hash_file(first)
+        for index, path in group["path"].iloc[1:].items():
+            same = content is not None and _hash_file(path) == content
+            table.loc[index, "reason"] = (
+                f"the same file as {first}"
+                if same
+                else f"repeats the SOPInstanceUID of {first} with other content"
+            )
+
+
+def _refuse_unplaced(table: pd.DataFrame) -> None:
+    """A slice needs a position, or an InstanceNumber as every slice of its series has."""
+    known = table[table["SeriesInstanceUID"].notna()]
+    missing = known["ImagePositionPatient"].isna()
+    if missing.any():
+        keys = [known[key].fillna("") for key in SERIES_KEY]
+        numbers = pd.to_numeric(known["InstanceNumber"], errors="coerce")
+        numbered = numbers.notna().groupby(keys).transform("all")
+        refused = known.index[missing & ~numbered]
+        table.loc[refused, "reason"] = table.loc[refused, "reason"].fillna(
+            "ImagePositionPatient is missing, and InstanceNumber is not known for the whole series"
+        )
+        table.loc[refused, "SeriesInstanceUID"] = None
+
+
+def _hash_file(path: str) -> bytes | None:
+    try:
+        with open_file(path) as file:
+            return hashlib.file_digest(file, "sha256").digest()
+    except (OSError, zipfile.BadZipFile):  # gone or broken since its header was read
+        return None

@@ -1,0 +1,296 @@
+// The series viewer: probability against slice position, and the slice under the cursor.
+
+const entropy = (truth, probability) => {
+  const p = Math.min(1 - CLIP, Math.max(CLIP, probability));
+  return -Math.log(truth ? p : 1 - p);
+};
+const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
+
+/** The loss of each slice by the bag for the chosen label; its probability where there is no truth. */
+function rateSlices(series) {
+  const bag = series.probabilities.bag[state.label];
+  return series.truth ? bag.map((p, i) => entropy(series.truth[state.label][i], p)) : bag;
+}
+
+const rateSeries = (series) => (series.truth ? mean(rateSlices(series)) : Math.max(...rateSlices(series)));
+
+function startViewer() {
+  const several = data.series.length + (data.others || []).length > 1;
+  const [most, which] = data.series[0].truth ? ["worst mistakes of the bag", "worst"] : ["highest probabilities", "highest"];
+  const order = several ? `The ${most} for the label chosen come first; a series opens at its ${which} slice.` : `Shown first: its ${which} slice.`;
+  const text = `${order} Move by the slider, the arrow keys ← →, or over the plot.`;
+  main.append(make("section", { id: "series", "aria-labelledby": "series-heading" },
+    make("h2", { id: "series-heading", text: several ? "Series by series" : "Slice by slice" }),
+    make("p", { class: "note", text }),
+    make("div", { class: several ? "viewer" : "" }, ...(several ? [makeChooser()] : []), makeStage())));
+  openSeries(listSeries("")[0]);
+  redraws.push(() => { drawChooser(); drawStage(); });
+  addEventListener("keydown", (event) => {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    const typing = event.target.closest && event.target.closest("input, .scroll");
+    if (!step || typing || event.altKey || event.ctrlKey || event.metaKey) return;
+    event.preventDefault();
+    moveTo(state.slice + step);
+  });
+}
+
+function makeChooser() {
+  const search = make("input", { type: "search", id: "search", placeholder: "Search patient or series", "aria-label": "Search patient or series", autocomplete: "off" });
+  search.addEventListener("input", drawChooser);
+  return make("nav", { class: "chooser", "aria-label": "Series" }, search, make("ul", { id: "found" }));
+}
+
+/** Numbers of the series shown whose name contains the words, the worst first. */
+function listSeries(words) {
+  const wanted = words.trim().toLowerCase();
+  const rates = data.series.map(rateSeries);
+  return data.series.map((_, number) => number)
+    .filter((number) => data.series[number].name.toLowerCase().includes(wanted))
+    .sort((a, b) => rates[b] - rates[a]);
+}
+
+function drawChooser() {
+  const list = byId("found");
+  if (!list) return;
+  const words = byId("search").value;
+  const items = listSeries(words).map((number) => {
+    const series = data.series[number];
+    const button = make("button", { type: "button", title: series.name, "aria-current": String(number === state.series), "data-number": number },
+      make("span", { text: series.patient }),
+      document.createTextNode(rateSeries(series).toFixed(3)),
+      make("small", { text: describeSlices(series) }));
+    button.addEventListener("click", () => openSeries(number));
+    return make("li", {}, button);
+  });
+  list.replaceChildren(...items, ...listOthers(words));
+  if (!list.children.length) list.append(make("li", { class: "other", text: "No series has this in its name." }));
+}
+
+function describeSlices(series) {
+  if (!series.truth) return `highest of ${series.x.length} slices`;
+  const positive = series.truth[state.label].reduce((sum, value) => sum + value, 0);
+  return `mean loss; ${positive} of ${series.x.length} slices positive`;
+}
+
+/** Series of the run that are not drawn on this page, where the search meets them. */
+function listOthers(words) {
+  const wanted = words.trim().toLowerCase();
+  if (!wanted) return [];
+  const met = (data.others || []).filter((name) => name.toLowerCase().includes(wanted));
+  const advice = data.histories ? "; kit report RUN --series NAME draws it" : "";
+  const items = met.slice(0, 10).map((name) => make("li", { class: "other", text: `${name} (not drawn on this page${advice})` }));
+  if (met.length > 10) items.push(make("li", { class: "other", text: `and ${met.length - 10} more that are not drawn here` }));
+  return items;
+}
+
+function makeStage() {
+  const slider = make("input", { type: "range", id: "slider", min: 0, step: 1, "aria-label": "Slice" });
+  slider.addEventListener("input", () => moveTo(+slider.value));
+  const step = (by, text, name) => {
+    const button = make("button", { type: "button", class: "step", text, "aria-label": name });
+    button.addEventListener("click", () => moveTo(state.slice + by));
+    return button;
+  };
+  const chart = make("div", { class: "plot", id: "chart" });
+  for (const kind of ["pointermove", "pointerdown"])
+    chart.addEventListener(kind, (event) => moveTo(findSlice(event.clientX)));
+  return make("div", { class: "stage" },
+    make("h3", { id: "series-name" }), chart, make("ul", { class: "legend", id: "chart-legend" }),
+    make("div", { class: "slider" }, step(-1, "‹", "Previous slice"), slider, step(1, "›", "Next slice")),
+    make("figure", { class: "windows" },
+      make("div", { class: "frame" },
+        make("img", { id: "slice", alt: "" }), make("canvas", { id: "map" }), make("div", { class: "empty", id: "empty" })),
+      make("figcaption", {},
+        make("span", { text: "brain 40 / 80" }), make("span", { text: "subdural 80 / 200" }), make("span", { text: "soft tissue 40 / 380" }))),
+    make("output", { class: "readout", id: "readout", for: "slider" }), makeMapSwitch());
+}
+
+function makeMapSwitch() {
+  if (!data.series.some((series) => series.maps)) return make("span");
+  const box = make("input", { type: "checkbox", id: "overlay", checked: true });
+  box.addEventListener("change", () => { state.maps = box.checked; drawSlice(); });
+  const [rows, columns] = data.series.find((series) => series.maps).maps.shape;
+  const coarse = Math.min(rows, columns) < 6 ? ": too coarse to show where" : "";
+  return make("div", {}, make("label", { class: "check" }, box, document.createTextNode("Grad-CAM overlay")),
+    make("p", { class: "note", text: `Where one classifier of the run finds the label, in ${rows} × ${columns} places${coarse}. Full colour is the strongest place of the series.` }));
+}
+
+function openSeries(number) {
+  state.series = number;
+  const rates = rateSlices(data.series[number]);
+  state.slice = rates.indexOf(Math.max(...rates));
+  drawChooser();
+  drawStage();
+}
+
+let scales = null;
+
+function drawStage() {
+  const series = data.series[state.series];
+  const last = series.x[series.x.length - 1];
+  const shown = Object.keys(series.probabilities).filter((model) => !state.hidden.has(model));
+  byId("series-name").textContent = series.name + (series.fold !== null && series.fold >= 0 ? `, held out in fold ${series.fold}` : "");
+  const alone = Object.keys(series.probabilities).length === 1;
+  byId("slider").max = series.x.length - 1;
+  scales = plot(byId("chart"), {
+    x: { low: 0, high: last || 1, name: series.axis }, y: { low: 0, high: 1, name: `probability, ${LABELS[state.label]}` },
+    bands: findBands(series), height: innerWidth < 720 ? 230 : 280,
+    lines: shown.map((model) => ({ ...MODELS[model], ...(alone && { dash: "" }), name: model, x: series.x, y: series.probabilities[model][state.label] })),
+  });
+  scales.cursor = make("line", { class: "cursor", id: "cursor", y1: scales.top, y2: scales.bottom });
+  scales.svg.append(scales.cursor);
+  drawLegend(series);
+  drawSlice();
+}
+
+/** Stretches along x where the truth is positive; a slice reaches half the way to its neighbours. */
+function findBands(series) {
+  if (!series.truth) return [];
+  const { x } = series;
+  const last = x.length - 1;
+  const half = last ? (x[last] - x[0]) / last / 2 : 0.5;
+  const edge = (i) => (i < 0 ? x[0] : i >= last ? x[last] : (x[i] + x[i + 1]) / 2);
+  const bands = [];
+  series.truth[state.label].forEach((value, i) => {
+    if (!value) return;
+    const from = edge(i - 1), to = last ? edge(i) : half * 2;
+    if (bands.length && bands[bands.length - 1][1] === from) bands[bands.length - 1][1] = to;
+    else bands.push([from, to]);
+  });
+  return bands;
+}
+
+function drawLegend(series) {
+  const items = Object.keys(series.probabilities).map((model) => {
+    const box = make("input", { type: "checkbox", checked: !state.hidden.has(model), "data-model": model });
+    box.addEventListener("change", () => {
+      state.hidden[box.checked ? "delete" : "add"](model);
+      drawStage();
+      document.querySelector(`#chart-legend [data-model="${model}"]`).focus();
+    });
+    const single = Object.keys(series.probabilities).length === 1;
+    return make("li", {}, make("label", {}, ...(single ? [] : [box]), swatch({ ...MODELS[model], ...(single && { dash: "" }) }), document.createTextNode(MODELS[model].name)));
+  });
+  if (series.truth) items.push(make("li", {}, swatch({ band: true }), document.createTextNode("truth: bleeding")));
+  byId("chart-legend").replaceChildren(...items);
+}
+
+/** The slice whose position is nearest to a place on the screen. */
+function findSlice(clientX) {
+  const box = scales.svg.getBoundingClientRect();
+  const across = (clientX - box.left) * scales.width / box.width;
+  const distances = data.series[state.series].x.map((x) => Math.abs(scales.toX(x) - across));
+  return distances.indexOf(Math.min(...distances));
+}
+
+function moveTo(slice) {
+  const bounded = Math.max(0, Math.min(data.series[state.series].x.length - 1, slice));
+  if (bounded === state.slice) return;
+  state.slice = bounded;
+  drawSlice();
+}
+
+function drawSlice() {
+  const series = data.series[state.series], i = state.slice;
+  byId("slider").value = i;
+  byId("slider").setAttribute("aria-valuetext", `slice ${i + 1} of ${series.x.length}`);
+  const across = scales.toX(series.x[i]);
+  scales.cursor.setAttribute("x1", across);
+  scales.cursor.setAttribute("x2", across);
+  const image = series.images[i], drawn = image.startsWith("data:image/");
+  byId("slice").hidden = !drawn;
+  byId("empty").hidden = drawn;
+  if (drawn) byId("slice").src = image;
+  else byId("empty").textContent = image;
+  byId("slice").alt = `slice ${i + 1} in three windows`;
+  drawMap(series, drawn);
+  const parts = [["slice", `${i + 1} of ${series.x.length}`], [series.axis === "instance number" ? "step" : "mm", series.x[i].toFixed(1)]];
+  if (series.truth) parts.push(["truth", series.truth[state.label][i] ? "bleeding" : "none"]);
+  for (const [model, rows] of Object.entries(series.probabilities))
+    parts.push([MODELS[model].name, rows[state.label][i].toFixed(3)]);
+  byId("readout").replaceChildren(...parts.map(([name, value]) => make("span", {}, document.createTextNode(`${name} `), make("b", { text: value }))));
+  if (state.markRow) state.markRow();
+}
+
+/** Grad-CAM over the three windows: colour by the map, stretched smoothly. */
+function drawMap(series, drawn) {
+  const canvas = byId("map");
+  canvas.hidden = !(series.maps && state.maps && drawn);
+  if (canvas.hidden) return;
+  const [rows, columns] = series.maps.shape;
+  series.bytes ||= Uint8Array.from(atob(series.maps.bytes), (letter) => letter.charCodeAt(0));
+  const size = rows * columns, first = (state.slice * LABELS.length + state.label) * size;
+  const small = paint(columns, rows, (place) => ["255, 120, 40", series.bytes[first + place] / 255 * 0.65]);
+  const side = 160;
+  canvas.width = side * 3;
+  canvas.height = side;
+  const context = canvas.getContext("2d");
+  for (let window = 0; window < 3; window += 1) context.drawImage(small, window * side, 0, side, side);
+}
+
+/** A canvas of columns × rows pixels; `color` gives [red-green-blue, opacity] of each place. */
+function paint(columns, rows, color) {
+  const canvas = make("canvas", { width: columns, height: rows });
+  const context = canvas.getContext("2d");
+  for (let place = 0; place < columns * rows; place += 1) {
+    const [tone, opacity] = color(place);
+    context.fillStyle = `rgba(${tone}, ${opacity.toFixed(3)})`;
+    context.fillRect(place % columns, Math.floor(place / columns), 1, 1);
+  }
+  return canvas;
+}
+
+/** The T × T matrix of contributions to the label chosen, and the row of the slice shown. */
+function drawExplanation(body) {
+  const matrix = data.explanation[LABELS[state.label]], count = matrix.length;
+  const sizes = matrix.flat().map(Math.abs).sort((a, b) => a - b);
+  const full = Math.max(1e-6, sizes[Math.floor(0.99 * (sizes.length - 1))]);
+  const heat = make("div", { class: "plot heat", id: "heat" }), row = make("div", { class: "plot", id: "row" });
+  const heading = make("h3");
+  body.replaceChildren(make("div", { class: "plots" },
+    make("div", {}, make("h3", { text: "Every slice by every slice" }), heat, makeScale(full)), make("div", {}, heading, row)));
+  const frame = drawMatrix(heat, matrix, full);
+  state.markRow = () => {
+    frame(state.slice);
+    heading.textContent = `Contributions to slice ${state.slice + 1}`;
+    const most = Math.max(full / 2, ...matrix[state.slice].map(Math.abs));
+    const { svg, toX, toY } = plot(row, {
+      x: { low: 0.5, high: count + 0.5, whole: true, name: "slice replaced" },
+      y: { low: -most, high: most, name: "fall of the logit" }, height: heat.clientHeight,
+    });
+    const half = (toX(2) - toX(1)) * 0.4;
+    matrix[state.slice].forEach((value, j) => svg.append(make("rect", {
+      x: toX(j + 1) - half, width: half * 2, y: toY(Math.max(0, value)), height: Math.abs(toY(value) - toY(0)),
+      style: `fill:rgb(var(${value > 0 ? "--more" : "--less"}))`,
+    })));
+    svg.append(make("line", { class: "axis", x1: toX(0.5), x2: toX(count + 0.5), y1: toY(0), y2: toY(0) }));
+  };
+  state.markRow();
+}
+
+/** Draw the matrix; gives back a function that frames a row. */
+function drawMatrix(holder, matrix, full) {
+  const count = matrix.length, range = { low: 0.5, high: count + 0.5, whole: true };
+  const { svg, toX, toY } = plot(holder, { x: { ...range, name: "slice replaced" }, y: { ...range, name: "slice explained" }, square: true });
+  const style = getComputedStyle(document.documentElement);
+  const tones = [style.getPropertyValue("--less"), style.getPropertyValue("--more")];
+  const canvas = paint(count, count, (place) => {
+    const value = matrix[count - 1 - Math.floor(place / count)][place % count];
+    return [tones[+(value > 0)], Math.min(1, Math.abs(value) / full)];
+  });
+  const box = { x: toX(0.5), width: toX(count + 0.5) - toX(0.5) };
+  svg.append(make("image", {
+    ...box, y: toY(count + 0.5), height: toY(0.5) - toY(count + 0.5), href: canvas.toDataURL(),
+    preserveAspectRatio: "none", style: "image-rendering:pixelated",
+  }));
+  const frame = make("rect", { ...box, height: toY(1) - toY(2), class: "cursor" });
+  svg.append(frame);
+  svg.addEventListener("pointerdown", (event) => {
+    const box = svg.getBoundingClientRect(), down = (event.clientY - box.top) / box.height * svg.viewBox.baseVal.height;
+    moveTo(Math.round((toY(1) - down) / (toY(1) - toY(2))));
+  });
+  return (slice) => frame.setAttribute("y", toY(slice + 1.5));
+}
+
+const makeScale = (full) => make("div", { class: "scale" },
+  make("span", { text: `−${full.toFixed(2)}` }), make("i"), make("span", { text: `+${full.toFixed(2)} logits and beyond` }));

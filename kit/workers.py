@@ -1,0 +1,58 @@
+"""Worker processes that die: killed by the system for want of memory, or by a person."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+
+class WorkerError(RuntimeError):
+    """A worker process died."""
+
+
+def restart_once(stage: Callable[Given, Result]) -> Callable[Given, Result]:
+    """Call `stage` once more where a worker process of it died; it goes on from what it saved.
+
+    Raises `WorkerError` where one dies again, and under `torchrun`, where one process cannot go
+    back while the others wait for it.
+    """
+
+    @wraps(stage)
+    def call(*arguments: Given.args, **options: Given.kwargs) -> Result:
+        try:
+            return stage(*arguments, **options)
+        except RuntimeError as error:
+            _refuse(error, int(os.environ.get("WORLD_SIZE", 1)) > 1)
+        print("kit: a worker process died; going on from what is saved", file=sys.stderr)
+        try:
+            return stage(*arguments, **options)
+        except RuntimeError as error:
+            _refuse(error, True)
+
+    return call
+
+
+def _refuse(error: RuntimeError, deaths: bool) -> None:
+    """Raise whatever is not the death of a worker; with `deaths` that too, in one sentence."""
+    # torch raises a bare RuntimeError, wherever the main process happens to be.
+    named = str(error).startswith("DataLoader worker (pid")
+    if not named and not isinstance(error, (BrokenExecutor, WorkerError)):
+        raise error
+    # What is left of its loader would tell of the same death again, whatever is done then.
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+    if deaths:
+        raise WorkerError(
+            "a worker process died, as happens for want of memory: the same command goes on, "
+            "and with fewer --workers needs less"
+        ) from error

@@ -1,0 +1,59 @@
+"""Packaging of `kit`: a pure-Python wheel with the `kit` command."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+VERSION = next(
+    line.split('"')[1]
+    for line in (ROOT / "kit" / "__init__.py").read_text().splitlines()
+    if line.startswith("__version__")
+)
+
+setup(
+    name="kit",
+    version=VERSION,
+    description="Intracranial hemorrhage on head CT: windows, ResNeXt embeddings, masked LSTM",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=["kit"],
+    package_data={"kit": ["*.html", "*.css", "*.js"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "torch>=2.4",
+        "torchvision>=0.19",
+        "timm>=1.0.15",
+        "numpy>=1.26",
+        "pandas>=2.1",
+        "pyarrow>=15",
+        "pydicom>=3.0.1",
+        "scikit-learn>=1.4",
+        "joblib>=1.3",
+        "albumentations>=2.0.8,<3",
+        "safetensors>=0.4.3",
+        "tqdm>=4.66",
+        "kaggle>=2.2",
+        "requests>=2.31",
+        "urllib3>=2.0",
+        "six>=1.16",  # kaggle uses it without declaring it
+    ],
+    extras_require={
+        "decoders": ["pylibjpeg>=2.0", "pylibjpeg-libjpeg>=2.1", "pylibjpeg-openjpeg>=2.3"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.5",
+            "hypothesis>=6.100",
+            "ruff>=0.6",
+            "matplotlib>=3.8",
+            "nbclient>=0.10",
+            "nbformat>=5.9",
+            "ipykernel>=6.29",
+            "selenium>=4.20",
+            "tensorboard>=2.16",
+            "pdoc>=14",
+        ],
+    },
+    entry_points={"console_scripts": ["kit = kit.__main__:main"]},
+)

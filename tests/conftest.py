@@ -1,0 +1,54 @@
+"""Where test inputs lie: golden values in the repository, real DICOM beside it, a phantom made."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+def golden(name: str):
+    """Golden values: what the published code computes."""
+    return np.load(ROOT / "tests" / "golden" / f"{name}.npz")
+
+
+def shared(path: str) -> Path:
+    """A file of the test data beside the checkout; skips where it is absent."""
+    found = ROOT.parent / "shared" / path
+    if not found.exists():
+        pytest.skip(f"the test data {path} is not beside this checkout")
+    return found
+
+
+# Fields of the demo recipe that make a complete run in seconds.
+SMALL = {
+    "folds": 2,
+    "train_folds": (0, 1),
+    "bag_lstm_epochs": 2,
+    "classifier.epochs": 1,
+    "lstm.epochs": 2,
+    "lstm.hidden_size": 16,
+}
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory) -> Path:
+    """A synthetic competition of 24 patients at 64 pixels; not to be written to."""
+    from kit.phantom import write_phantom
+
+    directory = tmp_path_factory.mktemp("phantom") / "data"
+    write_phantom(directory, patients=24, size=64, seed=1)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def small_run(small_data, tmp_path_factory):
+    """A finished run of the shortened demo recipe on `small_data`; not to be written to."""
+    from kit.pipeline import run_recipe
+    from kit.recipes import find_recipe
+    from kit.run import Run
+
+    run = Run(tmp_path_factory.mktemp("run") / "run")
+    run_recipe(small_data, find_recipe("demo", SMALL), run, workers=1)
+    return run

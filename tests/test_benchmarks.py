@@ -1,0 +1,198 @@
+"""The published forms of the benchmarks give the kit's results. Nothing is timed here."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT, golden, shared
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import bench
+import gpu
+import limits
+import published
+import rows
+import samples
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+    return tmp_path_factory.mktemp("benchmarks")
+
+
+@pytest.mark.parametrize(
+    "case", ["signed16", "unsigned12", "padded", "no_air", "zoomed_bone", "constant", "slope"]
+)
+def test_the_published_windows_are_the_golden_ones(case):
+    values = golden("windowing")
+    hounsfield = values[f"{case}.pixels"] * values[f"{case}.slope"] + values[f"{case}.intercept"]
+    np.testing.assert_array_equal(published.window_image(hounsfield), values[f"{case}.expected"])
+
+
+@pytest.mark.parametrize("case", ["tall", "wide", "touching", "small"])
+def test_the_published_crop_is_the_golden_one(case):
+    values = golden("crop")
+    cropped = published.crop_to_head(values[f"{case}.image"])
+    np.testing.assert_array_equal(cropped, values[f"{case}.expected"])
+
+
+def test_the_published_loader_gives_the_golden_batch():
+    values = golden("sequences")
+    table = pd.DataFrame({name: values[name] for name in ("series", "seq")})
+    table[published.LABELS] = values["labels"]
+    table["embidx"] = np.arange(len(table))
+    dataset = published.SeriesDataset(values["embeddings"], table)
+    numbers = [list(dataset.names).index(name) for name in values["series_order"]]
+    for place, number in enumerate(numbers):
+        np.testing.assert_allclose(dataset[number]["emb"], values[f"item{place}.emb"], rtol=1e-6)
+    batch = published.load_batch(dataset, numbers, "cpu")
+    for name in ("emb", "mask", "embidx", "labels"):
+        np.testing.assert_allclose(batch[name], values[f"batch.{name}"], rtol=1e-6)
+
+
+def test_the_published_model_gives_the_golden_logits_and_losses():
+    values = golden("lstm")
+    model = published.make_lstm(16, 16)
+    prefix = "weights."
+    weights = {k[len(prefix) :]: values[k] for k in values.files if k.startswith(prefix)}
+    model.load_state_dict({name: torch.from_numpy(value) for name, value in weights.items()})
+    inputs, real = torch.from_numpy(values["input"]), torch.from_numpy(values["mask"]).bool()
+    with torch.no_grad():
+        found = model(inputs)[real]
+    expected = torch.from_numpy(values["logits_left_padded"])[real]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    rate, decay = float(values["train.lr"]), float(values["train.gamma"])
+    optimizer = published.make_optimizer(model, rate)
+    labels, losses = torch.from_numpy(values["labels"]).float(), []
+    for epoch in range(3):
+        for group in optimizer.param_groups:
+            group["lr"] = rate * decay**epoch
+        for row, mask in enumerate(real):
+            batch = {"emb": inputs[row, mask][None], "labels": labels[row, mask][None]}
+            batch["mask"] = torch.ones(1, int(mask.sum()))
+            losses.append(published.train_step(model, optimizer, batch))
+    np.testing.assert_allclose(losses, values["train.losses"], rtol=1e-4)
+
+
+def test_the_published_bag_gives_the_golden_submission(tmp_path):
+    values = golden("submission")
+    paths = []
+    for number, predictions in enumerate(values["predictions"]):
+        wide = pd.DataFrame(predictions, index=values["images"], columns=published.LABELS)
+        long = wide.stack()
+        ids = ["_".join(pair) for pair in long.index]
+        paths.append(tmp_path / f"{number}.csv")
+        pd.DataFrame({"ID": ids, "Label": long.to_numpy()}).to_csv(paths[-1], index=False)
+    bagged = published.bag_submissions(paths)
+    expected = pd.Series(values["Label"], index=values["ID"])
+    np.testing.assert_allclose(bagged.loc[expected.index], expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["slices", "batch", "deltas", "submission", "bag"])
+def test_a_row_gives_equal_results_on_small_inputs(scratch, name):
+    maker, _, quick = bench.ROWS[name]
+    maker(scratch, quick).check()
+
+
+def test_the_lstm_rows_give_equal_results_on_small_inputs(scratch):
+    rows.make_lstm_prediction(scratch, 8, hidden=32).check()
+    rows.make_lstm_step(scratch, 2, hidden=32).check()
+
+
+def test_the_index_row_gives_equal_tables(scratch):
+    rows.make_index(scratch, 60).check()
+
+
+def test_real_slices_look_the_same_in_the_published_form():
+    from kit.dicom import read_hounsfield
+    from kit.images import read_image
+    from kit.windowing import window_image
+
+    for path in sorted(shared("data/dcm_qa_ct/GE").glob("*.dcm"))[::9]:
+        image = window_image(read_hounsfield(path))
+        np.testing.assert_array_equal(image, published.window_file(path))
+        np.testing.assert_array_equal(read_image(path, 480), published.read_image(path, 480))
+
+
+def test_the_embeddings_of_three_views_are_the_published_ones(small_data):
+    from kit.classifier import Classifier, ClassifierConfig
+    from kit.images import read_image
+    from kit.recipes import SMALL_RESNEXT
+
+    torch.manual_seed(0)
+    options = {"architecture": "resnext50_32x4d", "architecture_options": SMALL_RESNEXT}
+    model = Classifier(ClassifierConfig(image_size=64, **options)).eval()
+    paths = [str(path) for path in sorted(small_data.rglob("stage_2_test/*.dcm"))[:3]]
+    with torch.no_grad():
+        expected = model.embed_views(
+            torch.from_numpy(np.stack([read_image(path, 64) for path in paths]))
+        )
+    found = published.extract_embeddings(model.backbone, paths, 64, "cpu", workers=0)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_what_misses_its_target_is_bold():
+    row = rows.Row("work", print, print, print, faster=3, above_floor=1.5, memory=1.0)
+    times = {"kit": (1.0, 1.0), "published": (2.0, 4.0), "floor": (0.8, 0.5)}
+    line = bench.format_row(row, times, {"peak": 2e9})
+    assert line == (
+        "| work | 1 s | 2 s | 800 ms | **2.00 (4.00)**, ≥ 3 | 1.25 (2.00), ≤ 1.5 "
+        "| **2.00 GB**, < 1 |"
+    )
+
+
+def test_memory_is_measured_in_a_process_of_its_own(scratch):
+    peak = bench.run_memory(scratch, "slices", 2000)
+    assert 20e6 < peak["before"] <= peak["peak"] < 2e9
+
+
+def test_the_limits_rows_run_on_small_inputs(scratch):
+    for maker in (limits.make_training_memory, limits.make_index_memory, limits.make_opening):
+        maker(scratch, 300).kit()
+
+
+def test_the_headers_written_are_slices_of_full_size(scratch):
+    from kit.dicom import find_missing_pixels, read_header
+
+    path = next(samples.write_headers(scratch, 60).iterdir())
+    assert find_missing_pixels(read_header(path)) is None
+    assert read_header(path).pixel_bytes == 512 * 512 * 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is at hand")
+def test_without_a_gpu_the_script_says_so():
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("No GPU is at hand")
+
+
+def test_the_gpu_script_measures_sequences_and_the_forward_pass_anywhere():
+    sizes = gpu.Sizes(32, 2, 16, "resnet18", 64, 1, 4, 0)
+    device = torch.device("cpu")
+    matrix = gpu.measure_matrix_rate(device, sizes)
+    assert matrix > 0
+    lines = list(gpu.measure_sequences(device, sizes))
+    assert [line.unit for line in lines] == ["series/s"] * 2
+    model = gpu.make_classifier(device, sizes)
+    # resnet18: 1.81 GMAC at 224 px (He et al., 2015), twice that in operations, and the head
+    operations = gpu.count_operations(model, device, gpu.Sizes(image=224, architecture="resnet18"))
+    assert operations == pytest.approx(3.63e9, rel=0.01)
+
+
+def test_the_hours_of_stage_2_follow_from_the_rates():
+    rates = {
+        "classifier training, O1, channels last": 3 * 752_803 / 3600,
+        "extraction from files, O1": 874_035 / 7200,
+        "bare forward pass, O1": 874_035 / 7200 / 0.95,
+        "LSTM training, O1": 21_744 / 100,
+        "LSTM training, published form (mixed)": 21_744 / 300,
+    }
+    lines = {name: gpu.Line(name, rate, "") for name, rate in rates.items()}
+    text = gpu.summarize(lines)
+    assert "95.0%" in text
+    assert "100 s, published form 300 s" in text
+    assert "3.3 h (1.0 h classifier, 2.0 h embeddings, 0.3 h LSTM); with three views 7.3 h" in text

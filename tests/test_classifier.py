@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import save_file
+
+from kit.checkpoints import save_weights
+from kit.classifier import MEAN, STD, Classifier, ClassifierConfig, load_classifier
+from kit.competition import LABELS, TRAINING_PRIOR
+from kit.recipes import RECIPES, SMALL_RESNEXT
+
+
+def config(**changes):
+    return ClassifierConfig(
+        **{
+            "architecture": "resnext50_32x4d",
+            "architecture_options": SMALL_RESNEXT,
+            "image_size": 64,
+            **changes,
+        }
+    )
+
+
+def make_images(count=3, size=64):
+    rng = np.random.default_rng(0)
+    return torch.from_numpy(rng.integers(0, 255, (count, size, size, 3), dtype=np.uint8))
+
+
+def test_logits_are_the_head_over_the_pooled_embedding_of_timm():
+    torch.manual_seed(0)
+    model = Classifier(config()).eval()
+    images = make_images()
+    normalized = (images / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    features = model.backbone.forward_features(normalized.permute(0, 3, 1, 2))
+    embedding = features.mean(dim=(2, 3))  # global average pool
+    assert embedding.shape == (3, 512)
+    torch.testing.assert_close(model.embed(images), embedding, atol=1e-4, rtol=1e-4)
+    expected = embedding @ model.head.weight.T + model.head.bias
+    torch.testing.assert_close(model(images), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_views_are_identity_flip_and_transpose():
+    torch.manual_seed(0)
+    model = Classifier(config()).eval()
+    images = make_images(2)
+    flipped = torch.from_numpy(images.numpy()[:, :, ::-1].copy())
+    transposed = torch.from_numpy(images.numpy().transpose(0, 2, 1, 3).copy())
+    expected = (model.embed(images) + model.embed(flipped) + model.embed(transposed)) / 3
+    torch.testing.assert_close(model.embed_views(images), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_the_published_architecture_has_the_published_embedding():
+    with torch.device("meta"):
+        model = timm.create_model(RECIPES["published"].classifier.architecture, num_classes=0)
+    assert model.num_features == 2048
+    assert sum(value.numel() for value in model.parameters()) == pytest.approx(86.7e6, rel=0.01)
+
+
+def test_the_prior_bias_starts_at_the_training_prior():
+    model = Classifier(config(prior_bias=True)).eval()
+    probabilities = model(make_images(1)).sigmoid()[0]
+    expected = [TRAINING_PRIOR[label] for label in LABELS]
+    torch.testing.assert_close(probabilities, torch.tensor(expected).float())
+
+
+@pytest.mark.parametrize("ending", [".safetensors", ".pth"])
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_initial_weights_are_loaded_whatever_their_prefix(tmp_path, ending, prefix):
+    torch.manual_seed(1)
+    source = timm.create_model("resnext50_32x4d", **SMALL_RESNEXT)  # with its own 1,000-class head
+    weights = {prefix + name: value for name, value in source.state_dict().items()}
+    path = tmp_path / f"weights{ending}"
+    if ending == ".pth":
+        torch.save({"state_dict": weights}, path)
+    else:
+        save_file(weights, path)
+    model = Classifier(config(weights=str(path)), load=True)
+    assert torch.equal(model.backbone.conv1.weight, source.conv1.weight)
+    assert torch.equal(model.backbone.bn1.running_var, source.bn1.running_var)
+
+
+def test_weights_of_another_model_are_refused_naming_the_file(tmp_path):
+    save_file(timm.create_model("resnet18").state_dict(), tmp_path / "r18.safetensors")
+    with pytest.raises(ValueError, match=r"r18\.safetensors: .*conv|r18.safetensors: .*layer"):
+        Classifier(config(weights=str(tmp_path / "r18.safetensors")), load=True)
+
+
+def test_pretrained_weights_without_a_network_fail_saying_what_to_do(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("timm.create_model", refuse)
+    with pytest.raises(RuntimeError, match=r"could not be downloaded .*--classifier-weights FILE"):
+        Classifier(config(weights="pretrained"), load=True)
+
+
+def test_an_unknown_architecture_is_refused():
+    with pytest.raises(ValueError, match="timm makes no model of 'resnext7'"):
+        Classifier(config(architecture="resnext7"))
+
+
+def test_a_saved_classifier_comes_back_with_its_configuration(tmp_path):
+    torch.manual_seed(0)
+    model = Classifier(config(learning_rate=0.5)).eval()
+    save_weights(tmp_path / "epoch1.safetensors", model)
+    loaded = load_classifier(tmp_path / "epoch1.safetensors")
+    assert loaded.config == model.config
+    assert torch.equal(loaded(make_images()), model(make_images()))

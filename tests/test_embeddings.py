@@ -1,0 +1,158 @@
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from kit import embeddings
+from kit.classifier import load_classifier
+from kit.embeddings import EmbeddingStore, extract_embeddings, import_published
+from kit.images import read_image
+from kit.run import read_slices
+from kit.training import OutOfTime
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def weights(small_run):
+    return small_run.classifier(0) / "epoch1.safetensors"
+
+
+def test_every_slice_is_embedded_and_equals_the_models_own_answer(small_run, weights):
+    slices = read_slices(small_run)
+    store = EmbeddingStore(small_run.store(0, 1))
+    assert store.embeddings.dtype == np.float16
+    assert list(store.ids) == list(slices["SOPInstanceUID"])
+    model = load_classifier(weights)
+    rows = [0, 100, len(slices) - 1]
+    images = [read_image(slices["path"][row], 64, crop=model.config.crop) for row in rows]
+    with torch.inference_mode():
+        expected = model.embed_views(torch.from_numpy(np.stack(images)))
+        probabilities = model.head(expected).sigmoid()
+    stored = store.embeddings[rows].astype(np.float32)
+    assert np.abs(stored - expected.numpy()).max() < 0.02 * expected.abs().max()  # bfloat16
+    found = store.probabilities(slices["SOPInstanceUID"].iloc[rows])
+    np.testing.assert_allclose(found, probabilities, atol=0.02)
+
+
+def test_a_stopped_extraction_goes_on_to_the_same_bytes(small_run, weights, tmp_path, monkeypatch):
+    slices = read_slices(small_run).head(120)
+    whole = extract_embeddings(slices, weights, tmp_path / "whole", CPU, 1)
+    served = 0
+    original = embeddings.images.load_batches
+
+    def stop_midway(*arguments):
+        nonlocal served
+        for batch in original(*arguments):
+            served += 1
+            if served == 3:
+                raise KeyboardInterrupt
+            yield batch
+
+    monkeypatch.setattr(embeddings, "_FLUSH_SECONDS", -1)
+    monkeypatch.setattr(embeddings.images, "load_batches", stop_midway)
+    with pytest.raises(KeyboardInterrupt):
+        extract_embeddings(slices, weights, tmp_path / "stopped", CPU, 1)
+    monkeypatch.setattr(embeddings.images, "load_batches", original)
+    assert not (tmp_path / "stopped" / "store.json").exists()
+    marker = json.loads((tmp_path / "stopped" / "progress0of1.json").read_text())
+    assert marker["done"] == 64
+    with pytest.raises(OutOfTime, match="after 96 slices"):
+        extract_embeddings(slices, weights, tmp_path / "stopped", CPU, 1, deadline=0.0)
+    store = extract_embeddings(slices, weights, tmp_path / "stopped", CPU, 1)
+    np.testing.assert_array_equal(store.embeddings, whole.embeddings)
+    np.testing.assert_array_equal(store.logits, whole.logits)
+    assert sorted(path.name for path in store.directory.iterdir()) == [
+        "embeddings.npy",
+        "ids.txt",
+        "logits.npy",
+        "store.json",
+    ]
+
+
+def test_unreadable_slices_are_listed_and_have_no_row(small_run, weights, tmp_path):
+    slices = read_slices(small_run).head(6).copy()
+    slices.loc[[0, 4], "path"] = str(tmp_path / "gone.dcm")
+    store = extract_embeddings(slices, weights, tmp_path / "store", CPU, 0, batch_size=2)
+    names = slices["SOPInstanceUID"]
+    assert store.failed == {name: "No such file or directory" for name in names.iloc[[0, 4]]}
+    assert store.find_rows(names).tolist() == [-1, 1, 2, 3, -1, 5]
+    assert np.isnan(store.probabilities(names)[[0, 4]]).all()
+
+
+def test_other_weights_make_the_store_anew(small_run, weights, tmp_path):
+    slices = read_slices(small_run).head(4)
+    first = extract_embeddings(slices, weights, tmp_path / "store", CPU, 0)
+    before = np.array(first.embeddings)
+    other = small_run.classifier(1) / "epoch1.safetensors"
+    second = extract_embeddings(slices, other, tmp_path / "store", CPU, 0)
+    assert np.abs(before - second.embeddings).max() > 0.01
+
+
+def test_published_embeddings_are_read(tmp_path):
+    values = np.random.default_rng(0).normal(size=(1000, 40)).astype(np.float32)
+    names = [f"ID_{number:09x}" for number in range(1000)]
+    for save in (np.savez, np.savez_compressed):
+        save(tmp_path / "emb_trn.npz", values)
+        pd.DataFrame({"Image": names}).to_csv(tmp_path / "ids.csv")
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        files = [(tmp_path / "emb_trn.npz", tmp_path / "ids.csv")]
+        store = import_published(files, tmp_path / "store")
+        np.testing.assert_array_equal(store.embeddings, values.astype(np.float16))
+        assert store.find_rows([names[7], "ID_stranger"]).tolist() == [7, -1]
+
+
+@pytest.mark.parametrize(
+    ("values", "count", "reason"),
+    [
+        (np.zeros((3, 2), np.float32), 4, "3 embeddings for the 4 ids"),
+        (np.zeros(3, np.float32), 3, "not a table of numbers"),
+        (np.array([["a"], ["b"]], dtype=object), 2, "object"),
+        (np.full((2, 2), 1e6, np.float32), 2, "float16 cannot hold"),
+    ],
+)
+def test_published_embeddings_that_cannot_be_right_are_refused(tmp_path, values, count, reason):
+    np.savez(tmp_path / "e.npz", values)
+    pd.DataFrame({"SOPInstanceUID": [str(n) for n in range(count)]}).to_csv(tmp_path / "ids.csv")
+    with pytest.raises(ValueError, match=f"e.npz: .*{reason}"):
+        import_published([(tmp_path / "e.npz", tmp_path / "ids.csv")], tmp_path / "store")
+    assert not (tmp_path / "store" / "store.json").exists()
+
+
+def test_a_folder_that_is_no_store_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match=f"{tmp_path}: not an embedding store"):
+        EmbeddingStore(tmp_path)
+
+
+def test_where_one_process_has_begun_none_begins_anew(small_run, weights, tmp_path, monkeypatch):
+    """The second of two processes noted its half, the first was killed before it noted any."""
+    slices, digest = read_slices(small_run).head(64), embeddings.hash_file(weights)
+    whole = extract_embeddings(slices, weights, tmp_path / "whole", CPU, 0)
+    (tmp_path / "two").mkdir()
+    for name in ("embeddings", "logits"):
+        values = np.array(getattr(whole, name))
+        values[:32] = 0
+        np.save(tmp_path / "two" / f"{name}.npy", values)
+        (tmp_path / "two" / f"{name}.npy").rename(tmp_path / "two" / f"{name}.npy.part")
+    done = {"done": 64, "failed": {}, "weights_sha256": digest}
+    (tmp_path / "two" / "progress1of2.json").write_text(json.dumps(done))
+    monkeypatch.setattr(embeddings.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(embeddings.distributed, "get_rank", lambda: 0)
+    monkeypatch.setattr(embeddings.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(embeddings.distributed, "barrier", lambda: None)
+    store = extract_embeddings(slices, weights, tmp_path / "two", CPU, 0)
+    np.testing.assert_array_equal(store.embeddings, whole.embeddings)
+
+
+def test_another_number_of_processes_begins_anew(small_run, weights, tmp_path):
+    slices = read_slices(small_run).head(8)
+    whole = extract_embeddings(slices, weights, tmp_path / "whole", CPU, 0)
+    (tmp_path / "one").mkdir()
+    state = {"done": 8, "failed": {"7": "gone"}, "weights_sha256": embeddings.hash_file(weights)}
+    (tmp_path / "one" / "progress1of2.json").write_text(json.dumps(state))
+    store = extract_embeddings(slices, weights, tmp_path / "one", CPU, 0)
+    assert store.failed == {}
+    np.testing.assert_array_equal(store.embeddings, whole.embeddings)

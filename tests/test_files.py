@@ -1,0 +1,53 @@
+"""A file is written beside its place, put on the disk, and only then given its name."""
+
+import errno
+import os
+
+import pytest
+
+from kit.files import naming, replacing
+
+
+def test_the_content_is_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
+    path, seen = tmp_path / "file", []
+    synchronize = os.fsync
+
+    def note(number):
+        seen.append((os.readlink(f"/proc/self/fd/{number}"), path.exists()))
+        synchronize(number)
+
+    monkeypatch.setattr(os, "fsync", note)
+    with replacing(path) as part:
+        part.write_text("whole")
+    assert seen == [(f"{path}.part", False)]
+    assert path.read_text() == "whole"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, ValueError, OSError])
+def test_whatever_stops_the_writing_leaves_the_earlier_file(stop, tmp_path):
+    path = tmp_path / "file"
+    path.write_text("earlier")
+
+    def write():
+        with replacing(path) as part:
+            part.write_text("ha")
+            raise stop
+
+    with pytest.raises(stop):
+        write()
+    assert path.read_text() == "earlier"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_an_error_names_the_file_unless_it_names_another(tmp_path):
+    path = tmp_path / "file"
+    for given, named in ((None, path), (path.with_name("file.part"), path), ("other", "other")):
+        with (
+            pytest.raises(OSError, match="No space left") as caught,
+            naming(path, path.with_name("file.part")),
+        ):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), given)
+        assert str(caught.value.filename) == str(named)
+    with pytest.raises(OSError, match=rf"^{path}: no number$"), naming(path):
+        raise OSError("no number")

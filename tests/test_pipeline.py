@@ -1,0 +1,303 @@
+"""The whole road on a small phantom; figures recomputed here from the files it leaves."""
+
+import json
+import shutil
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import SMALL, shared
+from sklearn.metrics import log_loss
+
+from kit import pipeline
+from kit.combining import blend_runs, combine
+from kit.competition import LABELS, read_labels
+from kit.embeddings import EmbeddingStore
+from kit.ensemble import MODELS, name_columns
+from kit.lstm import load_lstm, predict_logits
+from kit.pipeline import run_recipe
+from kit.prediction import make_series, predict_folder
+from kit.recipes import find_recipe
+from kit.run import Run, RunError, hold, read_slices
+from kit.status import list_stages
+from kit.submission import read_sample, validate_submission
+
+
+def copy(run: Run, directory) -> Run:
+    shutil.copytree(run.path, directory)
+    return Run(directory)
+
+
+def test_a_run_leaves_the_files_it_promises(small_run):
+    found = {str(path.relative_to(small_run.path)) for path in small_run.path.rglob("*.*")}
+    promised = {"config.json", "slices.parquet", "skipped.csv", "filled.csv", "oof.parquet"}
+    promised |= {"test.parquet", "metrics.json", "submission.csv", "report.html", "timings.json"}
+    for fold in (0, 1):
+        promised |= {f"fold{fold}/classifier/epoch1.safetensors"}
+        promised |= {f"fold{fold}/embeddings/epoch1/embeddings.npy"}
+        promised |= {f"fold{fold}/lstm/epoch1/epoch{n}.safetensors" for n in (1, 2)}
+        promised |= {f"fold{fold}/lstm/epoch1/predictions{n}.parquet" for n in (1, 2)}
+    assert promised <= found
+    assert not [name for name in found if name.endswith(".part")]
+
+
+def test_the_submission_has_the_samples_ids_and_the_bagged_probabilities(small_run, small_data):
+    sample = small_data / "stage_2_sample_submission.csv"
+    validate_submission(small_run.submission, sample)
+    submitted = pd.read_csv(small_run.submission)
+    members = [
+        pd.read_parquet(small_run.predictions(fold, 1, epoch)).set_index("SOPInstanceUID")
+        for fold in (0, 1)
+        for epoch in (1, 2)
+    ]
+    images = read_sample(sample)
+    present = images[images.isin(members[0].index)]
+    assert len(images) - len(present) == 1  # the truncated test file
+    mean = sum(member.loc[present].to_numpy() for member in members) / 4
+    submitted = submitted["Label"].to_numpy().reshape(-1, 6)[images.isin(present)]
+    np.testing.assert_allclose(submitted, np.clip(mean, 1e-5, 1 - 1e-5), atol=1e-6)
+
+
+def test_the_unreadable_test_slice_is_filled_from_its_neighbours(small_run):
+    filled = pd.read_csv(small_run.filled)
+    skipped = pd.read_csv(small_run.skipped)
+    (image,) = filled["SOPInstanceUID"]
+    reason = skipped.set_index("SOPInstanceUID").loc[image, "reason"]
+    assert reason.startswith("pixel data is cut short")
+    assert filled["filled_from"][0].startswith("neighbours ID_")
+
+
+def test_out_of_fold_predictions_come_from_models_that_never_saw_the_patient(small_run):
+    oof = pd.read_parquet(small_run.oof)
+    slices = read_slices(small_run)
+    training = slices[slices["split"] == "train"]
+    assert len(oof) == len(training)
+    assert (oof.groupby("PatientID")["fold"].nunique() == 1).all()
+    for fold in (0, 1):
+        held_out = set(oof.loc[oof["fold"] == fold, "SOPInstanceUID"])
+        predicted = set(pd.read_parquet(small_run.predictions(fold, 1, 2))["SOPInstanceUID"])
+        test = set(slices.loc[slices["split"] == "test", "SOPInstanceUID"])
+        assert predicted == held_out | test
+
+
+def test_the_scores_are_scikit_learns_of_the_table(small_run, small_data):
+    oof = pd.read_parquet(small_run.oof)
+    truth = read_labels(small_data / "stage_2_train.csv").loc[oof["SOPInstanceUID"]]
+    np.testing.assert_array_equal(oof[list(LABELS)], truth)
+    scores = json.loads(small_run.metrics.read_text())["scores"]
+    weights = np.tile([1, 1, 1, 1, 1, 2], len(oof))
+    for model in MODELS:
+        values = np.clip(oof[name_columns(model)].to_numpy(), 1e-5, 1 - 1e-5)
+        expected = log_loss(truth.to_numpy().ravel(), values.ravel(), sample_weight=weights)
+        assert scores[model]["all"]["weighted"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_bag_lists_its_members_by_name_and_hash(small_run):
+    import hashlib
+
+    members = json.loads(small_run.metrics.read_text())["members"]
+    assert len(members) == 4
+    for member in members:
+        content = (small_run.path / member["path"]).read_bytes()
+        assert member["sha256"] == hashlib.sha256(content).hexdigest()
+
+
+def test_a_stale_file_does_not_join_the_bag(small_run, tmp_path):
+    run = copy(small_run, tmp_path / "run")
+    stale = pd.read_parquet(run.predictions(0, 1, 2))
+    stale[list(LABELS)] = 0.999
+    stale.to_parquet(run.lstm(0, 1) / "predictions7.parquet")
+    before = run.submission.read_bytes()
+    combine(run)
+    assert run.submission.read_bytes() == before
+
+
+def test_the_same_seed_gives_the_same_bytes(small_run, small_data, tmp_path):
+    run = Run(tmp_path / "again")
+    run_recipe(small_data, find_recipe("demo", SMALL), run, workers=2)
+    assert run.submission.read_bytes() == small_run.submission.read_bytes()
+
+
+def test_another_recipe_on_the_same_run_is_refused_naming_the_field(small_run, small_data):
+    changed = find_recipe("demo", {**SMALL, "lstm.learning_rate": 0.5})
+    with pytest.raises(RunError, match=r"begun with recipe.lstm.learning_rate = 0.002, not 0.5"):
+        run_recipe(small_data, changed, small_run)
+
+
+def test_a_second_process_is_refused(small_run):
+    refused = pytest.raises(RunError, match="another process is at work")
+    with hold(small_run), refused, hold(small_run):
+        pass
+
+
+def test_a_stage_without_its_input_says_what_to_run_first(small_run, tmp_path):
+    run = copy(small_run, tmp_path / "run")
+    shutil.rmtree(run.store(0, 1))
+    with pytest.raises(RunError, match=r"store.json is missing: run `kit embed .* --fold 0` first"):
+        pipeline.fit_lstm(run, 0)
+    with pytest.raises(RunError, match="there is no run here"):
+        combine(Run(tmp_path / "nowhere"))
+
+
+def test_an_lstm_on_other_embeddings_is_refused(small_run, tmp_path):
+    run = copy(small_run, tmp_path / "run")
+    path = run.store(0, 1) / "store.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "weights_sha256": "0" * 64}))
+    with pytest.raises(RunError, match="was trained on other embeddings"):
+        pipeline.fit_lstm(run, 0)
+
+
+def test_the_published_recipe_for_all_data_trains_one_model_without_scores(small_data, tmp_path):
+    run = Run(tmp_path / "single")
+    recipe = find_recipe("demo", {**SMALL, "train_folds": ()})
+    metrics = run_recipe(small_data, recipe, run, workers=1)
+    assert metrics["scores"] == {}
+    assert not run.oof.exists()
+    assert (run.path / "foldall" / "classifier" / "epoch1.safetensors").exists()
+    validate_submission(run.submission, small_data / "stage_2_sample_submission.csv")
+
+
+def test_own_scans_are_predicted_in_order_and_the_unusable_listed(small_run, tmp_path):
+    folder = shared("data/dcm_qa_ct")
+    table, skipped = predict_folder(folder, small_run, tmp_path / "out" / "p.csv", workers=1)
+    written = pd.read_csv(tmp_path / "out" / "p.csv")
+    assert len(written) == len(table) == 56
+    ge = table[table["path"].str.contains("/GE/")]
+    numbers = ge["path"].str.extract(r"(\d+)\.dcm$")[0].astype(int)
+    assert numbers.tolist() == list(range(1, 29))
+    assert sorted(skipped["path"].str.extract(r"S21570/(.*)$")[0]) == [
+        "S1000/I10",
+        "S4010/I10",
+        "S4010/I40",
+    ]
+    listed = pd.read_csv(tmp_path / "out" / "p.skipped.csv")
+    assert listed["reason"].notna().all()
+    assert len(listed) == 3
+    values = written[list(LABELS)].to_numpy()
+    assert ((values > 0) & (values < 1)).all()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "p.csv",
+        "p.json",
+        "p.skipped.csv",
+    ]
+
+
+def test_own_scans_get_the_bag_of_all_members(small_run, small_data, tmp_path):
+    """The competition's test part, predicted as own scans, equals the run's own test table."""
+    table, _ = predict_folder(small_data / "stage_2_test", small_run, tmp_path / "p.csv")
+    expected = pd.read_parquet(small_run.test).set_index("SOPInstanceUID")
+    found = table.set_index("SOPInstanceUID").loc[expected.index, list(LABELS)]
+    np.testing.assert_allclose(found, expected[name_columns("bag")], atol=2e-3)
+
+
+def test_a_folder_without_a_usable_slice_says_why(small_run, tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match=r"no usable CT slice among 1 files.*not a DICOM file"):
+        predict_folder(tmp_path, small_run, tmp_path / "p.csv")
+
+
+def test_slices_that_vanish_after_indexing_are_listed_and_filled(small_data, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(small_data, data)
+    run, recipe = Run(tmp_path / "run"), find_recipe("demo", SMALL)
+    slices = pipeline.index(data, recipe, run)
+    gone = slices[slices["split"] == "test"].iloc[5]
+    (data / "stage_2_test" / f"{gone['SOPInstanceUID']}.dcm").unlink()
+    run_recipe(data, recipe, run, workers=1)
+    skipped = pd.read_csv(run.skipped).set_index("SOPInstanceUID")
+    assert skipped.loc[gone["SOPInstanceUID"], "reason"] == "No such file or directory"
+    assert gone["SOPInstanceUID"] in set(pd.read_csv(run.filled)["SOPInstanceUID"])
+    validate_submission(run.submission, data / "stage_2_sample_submission.csv")
+
+
+def test_a_series_answer_does_not_depend_on_its_batch(small_run):
+    slices = read_slices(small_run)
+    store = EmbeddingStore(small_run.store(0, 1))
+    model = load_lstm(small_run.lstm(0, 1) / "epoch2.safetensors")
+    series = make_series(store, slices)
+    one, many = (
+        predict_logits(model, series, torch.device("cpu"), slices=count) for count in (1, 4096)
+    )
+    assert np.abs(1 / (1 + np.exp(-one)) - 1 / (1 + np.exp(-many))).max() < 1e-5
+
+
+def test_an_lstm_can_be_trained_on_published_embeddings_alone(small_data, tmp_path):
+    changes = {**SMALL, "train_folds": (0,), "bag_lstm_epochs": 1, "lstm.epochs": 1}
+    run, recipe = Run(tmp_path / "run"), find_recipe("demo", changes)
+    slices = pipeline.index(small_data, recipe, run)
+    values = np.random.default_rng(0).normal(size=(len(slices), 32)).astype(np.float32)
+    half = len(slices) // 2
+    files = []
+    for name, part in (("trn", slice(0, half)), ("val", slice(half, None))):
+        np.savez(tmp_path / f"emb_{name}.npz", values[part])
+        slices["SOPInstanceUID"][part].to_frame().to_csv(tmp_path / f"ids_{name}.csv")
+        files.append((tmp_path / f"emb_{name}.npz", tmp_path / f"ids_{name}.csv"))
+    pipeline.import_embeddings(run, 0, files)
+    store = EmbeddingStore(run.store(0, 1))
+    np.testing.assert_array_equal(store.embeddings, values.astype(np.float16))
+    pipeline.fit_lstm(run, 0)
+    metrics = combine(run)
+    assert set(metrics["scores"]) == {"lstm", "bag"}
+    # To go on trains no classifier and keeps the embeddings; the report does without.
+    assert run_recipe(small_data, recipe, run, workers=1)["scores"] == metrics["scores"]
+    assert not run.classifier(0).exists()
+    assert "imported" in EmbeddingStore(run.store(0, 1)).provenance
+    assert run.report.exists()
+    validate_submission(run.submission, small_data / "stage_2_sample_submission.csv")
+    with pytest.raises(RunError, match=r"slices of .* have no embedding"):
+        pipeline.import_embeddings(run, 0, files[:1])
+
+
+def test_runs_are_blended_to_the_mean_of_their_submissions(small_run, tmp_path):
+    other = copy(small_run, tmp_path / "other")
+    table = pd.read_csv(other.submission)
+    table["Label"] = 0.25
+    table.to_csv(other.submission, index=False)
+    members = blend_runs([small_run, other], tmp_path / "blend.csv")
+    mine = pd.read_csv(small_run.submission)["Label"]
+    blended = pd.read_csv(tmp_path / "blend.csv")["Label"]
+    np.testing.assert_allclose(blended, (mine + 0.25) / 2, atol=1e-6)
+    assert json.loads((tmp_path / "blend.members.json").read_text()) == members
+    assert len({member["sha256"] for member in members}) == 2
+
+
+def test_pseudonyms_stand_for_patient_ids_everywhere(small_run, small_data, tmp_path):
+    folder = small_data / "stage_2_test"
+    plain, _ = predict_folder(folder, small_run, tmp_path / "plain.csv", workers=0)
+    table, _ = predict_folder(
+        folder, small_run, tmp_path / "out.csv", page=True, pseudonymize=True, workers=0
+    )
+    assert set(table["PatientID"]) == {
+        f"patient{n + 1}" for n in range(table["PatientID"].nunique())
+    }
+    np.testing.assert_array_equal(table[list(LABELS)], plain[list(LABELS)])
+    for name in ("out.csv", "out.json", "out.html"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert not [patient for patient in set(plain["PatientID"]) if patient in text]
+
+
+def test_a_run_without_a_test_part_has_scores_and_no_submission(small_data, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    for name in ("stage_2_train", "stage_2_train.csv", "stage_2_sample_submission.csv"):
+        (data / name).symlink_to(small_data / name)
+    run = Run(tmp_path / "run")
+    metrics = run_recipe(data, find_recipe("demo", {**SMALL, "lstm.epochs": 2}), run, workers=1)
+    assert metrics["scores"]["bag"]["all"]["weighted"] > 0
+    assert not run.submission.exists()
+    assert {state for _, state in list_stages(run)} == {"done"}
+
+
+def test_another_fold_table_is_refused(small_data, tmp_path):
+    run, recipe = Run(tmp_path / "run"), find_recipe("demo", SMALL)
+    slices = pipeline.index(small_data, recipe, run)
+    table = slices.loc[slices["split"] == "train", ["PatientID", "fold"]].drop_duplicates()
+    table.to_csv(tmp_path / "folds.csv", index=False)
+    with pytest.raises(RunError, match="begun with fold_table_sha256 = None"):
+        pipeline.index(small_data, recipe, run, fold_table=tmp_path / "folds.csv")
+
+
+def test_the_table_must_be_a_csv_file(small_run, small_data, tmp_path):
+    with pytest.raises(ValueError, match=r"p\.json: the table's name must end in \.csv"):
+        predict_folder(small_data / "stage_2_test", small_run, tmp_path / "p.json")

@@ -1,0 +1,158 @@
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import golden
+
+from kit.competition import LABELS, LabelError, read_labels, read_submission, to_submission
+from kit.ensemble import bag
+from kit.submission import fill_missing, validate_submission, write_submission
+
+
+def make_wide(images, value=0.25):
+    return pd.DataFrame(value, index=pd.Index(images), columns=list(LABELS))
+
+
+def write_sample(path, images):
+    to_submission(make_wide(images, 0.5)).to_csv(path, index=False)
+    return path
+
+
+def test_the_written_file_equals_the_published_submission_to_six_decimals(tmp_path):
+    values = golden("submission")
+    members = [
+        pd.DataFrame(member, index=values["images"], columns=list(LABELS))
+        for member in values["predictions"]
+    ]
+    write_submission(bag(members), tmp_path / "submission.csv")
+    written = pd.read_csv(tmp_path / "submission.csv")
+    np.testing.assert_array_equal(written["ID"], values["ID"])
+    np.testing.assert_allclose(written["Label"], values["Label"], atol=5.1e-7)
+
+
+def test_bytes_of_a_small_file(tmp_path):
+    wide = make_wide(["ID_a"], 0.0)
+    wide.loc["ID_a", ["subdural", "any"]] = 1 / 3, 1.0
+    write_submission(wide, tmp_path / "s.csv")
+    assert (tmp_path / "s.csv").read_text() == (
+        '"ID","Label"\nID_a_epidural,0.000010\nID_a_intraparenchymal,0.000010\n'
+        "ID_a_intraventricular,0.000010\nID_a_subarachnoid,0.000010\n"
+        "ID_a_subdural,0.333333\nID_a_any,0.999990\n"
+    ).replace('"', "")
+
+
+def test_the_ids_and_order_are_the_samples(tmp_path):
+    sample = write_sample(tmp_path / "sample.csv", ["ID_b", "ID_a"])
+    write_submission(make_wide(["ID_b", "ID_a"]), tmp_path / "s.csv", sample)
+    assert list(read_submission(tmp_path / "s.csv").index) == ["ID_b", "ID_a"]
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (["ID_a"], r"lacks ID_b \(1 images missing, 0 too many\)"),
+        (["ID_a", "ID_b", "ID_c"], "has ID_c, not in the sample"),
+        (["ID_b", "ID_a"], "image 1 is ID_b, in the sample ID_a: the order differs"),
+    ],
+)
+def test_a_file_that_is_not_the_samples_leaves_the_earlier_one(tmp_path, images, reason):
+    sample = write_sample(tmp_path / "sample.csv", ["ID_a", "ID_b"])
+    path = tmp_path / "s.csv"
+    path.write_text("earlier")
+    with pytest.raises(LabelError, match=reason):
+        write_submission(make_wide(images), path, sample)
+    assert path.read_text() == "earlier"
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["s.csv", "sample.csv"]
+
+
+def test_a_value_that_is_not_finite_is_refused(tmp_path):
+    with pytest.raises(LabelError, match="ID_a has a probability that is not finite"):
+        write_submission(make_wide(["ID_a"], np.nan), tmp_path / "s.csv")
+
+
+ROWS = [f"ID_a_{label},0.5" for label in LABELS]
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        (["Id,Label", *ROWS], "the header must be ID,Label, not Id,Label"),
+        (["ID,Label", *ROWS[:5]], "row ID_a_any is missing"),
+        (["ID,Label", *ROWS, ROWS[2]], "line 8 .*occurs twice"),
+        (["ID,Label", *ROWS[:5], "ID_a_any,nan"], "line 7 .*no number in"),
+        (["ID,Label", *ROWS[:5], "ID_a_any,1.5"], "line 7 .*no number in"),
+        (["ID,Label", *ROWS[:5], "ID_a_any,-1e-9"], "line 7 .*no number in"),
+        (["ID,Label", *ROWS[:5], "ID_a_any,inf"], "line 7 .*no number in"),
+        (["ID,Label", *ROWS[:5], "ID_a_any,high"], "line 7 .*no number in"),
+        (["ID,Label", *ROWS[:5], "ID_a_all,0.5"], "line 7 .*none of the six|line 7 .*six labels"),
+        ([], "not a CSV file"),
+        (["ID,Label"], "there is no row in it"),
+    ],
+)
+def test_a_wrong_file_is_refused_naming_row_and_reason(tmp_path, lines, reason):
+    path = tmp_path / "s.csv"
+    path.write_text("\n".join(lines))
+    with pytest.raises(LabelError, match=reason) as caught:
+        validate_submission(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_missing_slice_is_interpolated_by_position():
+    predictions = make_wide(["s1", "s3", "other"])
+    predictions.loc["s1"], predictions.loc["s3"] = 0.2, 0.6
+    places = pd.DataFrame(
+        {"series": ["A", "A", "A", "A", "B"], "position": [0.0, 5.0, 20.0, 30.0, 1.0]},
+        index=["s1", "s2", "s3", "s4", "other"],
+    )
+    images = pd.Index(["s4", "s3", "s2", "s1", "stranger"])
+    prior = np.arange(6) / 10
+    complete, filled = fill_missing(predictions, images, places, prior)
+    assert list(complete.index) == list(images)
+    assert complete.loc["s2", "any"] == pytest.approx(0.75 * 0.2 + 0.25 * 0.6)
+    assert complete.loc["s4", "any"] == pytest.approx(0.6)  # beyond the end: the nearest
+    assert complete.loc["stranger"].tolist() == prior.tolist()
+    assert dict(filled.to_numpy().tolist()) == {
+        "s4": "neighbours s3",
+        "s2": "neighbours s1 and s3",
+        "stranger": "training prior",
+    }
+
+
+def write_labels(path, rows, newline="\n", bom=""):
+    path.write_bytes((bom + newline.join(["ID,Label", *rows]) + newline).encode())
+    return path
+
+
+def label_rows(image, values):
+    return [f"{image}_{label},{value}" for label, value in zip(LABELS, values, strict=True)]
+
+
+@pytest.mark.parametrize(("newline", "bom"), [("\n", ""), ("\r\n", ""), ("\n", "\ufeff")])
+def test_labels_are_read_from_any_line_ending_and_equal_duplicates_dropped(tmp_path, newline, bom):
+    rows = label_rows("ID_b", [0, 1, 0, 0, 0, 1]) + label_rows("ID_a", [0] * 6)
+    labels = read_labels(write_labels(tmp_path / "l.csv", rows + rows[:6], newline, bom))
+    assert list(labels.index) == ["ID_b", "ID_a"]
+    assert labels.loc["ID_b"].tolist() == [0, 1, 0, 0, 0, 1]
+    assert labels.to_numpy().dtype == np.int8
+
+
+@pytest.mark.parametrize("ending", [".csv.gz", ".zip"])
+def test_packed_labels_are_read(tmp_path, ending):
+    rows = label_rows("ID_a", [1, 0, 0, 0, 0, 1])
+    table = pd.DataFrame([row.split(",") for row in rows], columns=["ID", "Label"])
+    table.to_csv(tmp_path / f"l{ending}", index=False)
+    assert read_labels(tmp_path / f"l{ending}").loc["ID_a", "epidural"] == 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "reason"),
+    [
+        (label_rows("ID_a", [0, 1, 0, 0, 0, 0]), "ID_a: `any` contradicts"),
+        (label_rows("ID_a", [0, 0.5, 0, 0, 0, 1]), "ID_a has a label that is not 0 or 1"),
+        ([*label_rows("ID_a", [0] * 6), "ID_a_any,1"], "line 8 .*occurs twice with different"),
+        (label_rows("ID_a", [0] * 6)[:5], "row ID_a_any is missing"),
+        ([*label_rows("ID_a", [0] * 6), "_any,1"], "line 8 .*names no image"),
+    ],
+)
+def test_contradictory_labels_are_refused_naming_the_row(tmp_path, rows, reason):
+    with pytest.raises(LabelError, match=reason):
+        read_labels(write_labels(tmp_path / "l.csv", rows))

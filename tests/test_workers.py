@@ -1,0 +1,211 @@
+"""Worker processes that are killed while they read: the work is taken up once, then refused."""
+
+import contextlib
+import os
+import signal
+import threading
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from joblib.externals.loky import get_reusable_executor
+
+from kit import images
+from kit.__main__ import main
+from kit.classifier import ClassifierConfig, train_classifier
+from kit.embeddings import extract_embeddings
+from kit.layout import index_competition
+from kit.phantom import write_phantom
+from kit.recipes import SMALL_RESNEXT
+from kit.workers import WorkerError, restart_once
+
+CPU = torch.device("cpu")
+DIED = "kit: a worker process died; going on from what is saved\n"
+CONFIG = ClassifierConfig(
+    architecture="resnext50_32x4d",
+    architecture_options=SMALL_RESNEXT,
+    image_size=32,
+    crop=False,
+    epochs=2,
+    batch_size=16,
+    learning_rate=1e-3,
+)
+
+
+@pytest.fixture(scope="module")
+def slices(small_data):
+    return index_competition(small_data, workers=1)[0].query("split == 'train'").head(96)
+
+
+@pytest.fixture(scope="module")
+def trained(slices, tmp_path_factory):
+    """The classifier trained undisturbed."""
+    directory = tmp_path_factory.mktemp("trained")
+    train_classifier(slices, CONFIG, directory, CPU, 1)
+    return directory
+
+
+@pytest.fixture
+def deaths(monkeypatch, slices, tmp_path):
+    """Let the reading process be killed at the 50th slice, as often as the list has entries."""
+    original, left = images.read_image, tmp_path / "left"
+    parent, fatal = os.getpid(), slices["path"].iloc[50]
+
+    def read_or_die(path, *arguments):
+        if path == fatal and (times := int(left.read_text())):
+            assert os.getpid() != parent
+            left.write_text(str(times - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(path, *arguments)
+
+    monkeypatch.setattr(images, "read_image", read_or_die)
+    return left
+
+
+def test_training_goes_on_after_a_worker_was_killed_to_the_same_bytes(
+    slices, trained, deaths, tmp_path, capfd
+):
+    deaths.write_text("1")
+    train_classifier(slices, CONFIG, tmp_path / "model", CPU, 1)
+    assert deaths.read_text() == "0"
+    assert DIED in capfd.readouterr().err
+    for name in ("epoch1.safetensors", "epoch2.safetensors"):
+        assert (tmp_path / "model" / name).read_bytes() == (trained / name).read_bytes()
+
+
+def test_embedding_goes_on_after_a_worker_was_killed_and_stops_at_the_second_death(
+    slices, trained, deaths, tmp_path, capfd
+):
+    weights = trained / "epoch2.safetensors"
+    deaths.write_text("0")
+    whole = extract_embeddings(slices, weights, tmp_path / "whole", CPU, 1)
+    deaths.write_text("1")
+    store = extract_embeddings(slices, weights, tmp_path / "once", CPU, 1)
+    assert DIED in capfd.readouterr().err
+    np.testing.assert_array_equal(store.embeddings, whole.embeddings)
+    deaths.write_text("2")
+    with pytest.raises(WorkerError, match="the same command goes on"):
+        extract_embeddings(slices, weights, tmp_path / "twice", CPU, 1)
+    assert not (tmp_path / "twice" / "store.json").exists()
+    store = extract_embeddings(slices, weights, tmp_path / "twice", CPU, 1)
+    np.testing.assert_array_equal(store.embeddings, whole.embeddings)
+    np.testing.assert_array_equal(store.logits, whole.logits)
+
+
+class Killer(threading.Thread):
+    """Kills the processes that joblib starts: the first one, or every one."""
+
+    def __init__(self, every: bool):
+        super().__init__(daemon=True)
+        self.every, self.killed, self.over = every, set(), threading.Event()
+
+    def run(self):
+        while not self.over.wait(0.01) and (self.every or not self.killed):
+            for pid in self.list_workers() - self.killed:
+                os.kill(pid, signal.SIGKILL)
+                self.killed.add(pid)
+                if not self.every:
+                    break
+
+    def list_workers(self) -> set[int]:
+        children = " ".join(p.read_text() for p in Path("/proc/self/task").glob("*/children"))
+        found = set()
+        for pid in map(int, children.split()):
+            with contextlib.suppress(OSError):
+                if b"popen_loky" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                    found.add(pid)
+        return found
+
+    def __enter__(self):
+        get_reusable_executor().shutdown(wait=True)  # workers of earlier tests would be too quick
+        self.start()
+        return self
+
+    def __exit__(self, *_):
+        self.over.set()
+        self.join()
+
+
+needs_proc = pytest.mark.skipif(
+    not list(Path("/proc/self/task").glob("*/children")), reason="finding the workers needs /proc"
+)
+
+
+@needs_proc
+def test_indexing_is_taken_up_after_a_worker_was_killed(small_data, capfd):
+    expected = index_competition(small_data, workers=1)
+    with Killer(every=False) as killer:
+        found = index_competition(small_data, workers=2)
+    assert len(killer.killed) == 1
+    assert DIED in capfd.readouterr().err
+    for table, wanted in zip(found, expected, strict=True):
+        pd.testing.assert_frame_equal(table, wanted)
+
+
+@needs_proc
+def test_workers_that_die_again_and_again_end_a_command_in_one_sentence(
+    small_data, tmp_path, capfd
+):
+    command = ["index", str(small_data), "--recipe", "demo", "--run", str(tmp_path / "run")]
+    with Killer(every=True):
+        assert main([*command, "--workers", "2", "--quiet"]) == 1
+    said = capfd.readouterr().err.splitlines()
+    assert said[-1].startswith("kit: a worker process died, as happens for want of memory")
+    assert not (tmp_path / "run" / "slices.parquet").exists()
+    assert main([*command, "--workers", "2", "--quiet"]) == 0
+
+
+@needs_proc
+def test_a_phantom_is_drawn_anew_after_a_worker_was_killed(tmp_path, capfd):
+    with Killer(every=False):
+        write_phantom(tmp_path / "data", patients=3, size=32, workers=2)
+    assert DIED in capfd.readouterr().err
+    write_phantom(tmp_path / "same", patients=3, size=32, workers=1)
+    for path in (tmp_path / "same").rglob("*.*"):
+        twin = tmp_path / "data" / path.relative_to(tmp_path / "same")
+        assert path.read_bytes() == twin.read_bytes()
+
+
+def test_other_errors_are_not_taken_for_a_death_nor_is_torchrun_restarted(monkeypatch):
+    calls = []
+
+    @restart_once
+    def stage(text):
+        calls.append(text)
+        raise RuntimeError(text)
+
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        stage("something else")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(WorkerError):
+        stage("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    assert len(calls) == 2
+
+
+def test_a_connection_broken_by_a_death_counts_as_one(
+    slices, trained, tmp_path, monkeypatch, capfd
+):
+    original, calls = images._take_batches, []
+
+    def break_once(loader):
+        calls.append(1)
+        for number, batch in enumerate(original(loader)):
+            if number == 1 and len(calls) == 1:
+                raise WorkerError("a worker process died while it was handing a batch over")
+            yield batch
+
+    monkeypatch.setattr(images, "_take_batches", break_once)
+    weights = trained / "epoch2.safetensors"
+    store = extract_embeddings(slices, weights, tmp_path / "store", CPU, 1)
+    assert len(store.embeddings) == len(slices)
+    assert len(calls) == 2
+    assert DIED in capfd.readouterr().err
+    with pytest.raises(WorkerError, match="handing a batch over"):
+        list(original(iter_broken()))
+
+
+def iter_broken():
+    yield {}
+    raise ConnectionResetError
