@@ -33,9 +33,9 @@ def start(data, run):
 def wait_for_stages(process, run, done: int) -> None:
     """Return when the process is at work and `done` stages are there, or when it has ended."""
     while process.poll() is None:
-        if (run / ".lock").exists() and (run / "config.json").exists():
-            if len(list_stages(Run(run))) - len(list_left(run)) >= done:
-                return
+        begun = (run / ".lock").exists() and (run / "config.json").exists()
+        if begun and len(list_stages(Run(run))) - len(list_left(run)) >= done:
+            return
         time.sleep(0.05)
 
 
