@@ -28,6 +28,7 @@ def predict(folder: str, run: str, out: str) -> None:
     import numpy as np
     import torch
 
+    from kit import amp
     from kit.classifier import load_classifier
     from kit.images import read_image
     from kit.lstm import load_lstm
@@ -37,8 +38,10 @@ def predict(folder: str, run: str, out: str) -> None:
     images = np.stack([read_image(os.path.join(folder, name), 480) for name in files])
     classifier = load_classifier(Run(Path(run)).classifier("all") / "epoch1.safetensors")
     lstm = load_lstm(Run(Path(run)).lstm("all", 1) / "epoch1.safetensors")
-    with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
-        parts = torch.from_numpy(images).split(32)
+    device, parts = torch.device("cpu"), torch.from_numpy(images).split(32)
+    level = "O1" if amp.speeds_convolutions(device) else "O0"
+    with torch.inference_mode(), amp.autocast(device, level):
         embeddings = torch.cat([classifier.embed(part) for part in parts])[None].half()
+    with torch.inference_mode(), amp.autocast(device, "O1"):
         logits = lstm(embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool))
     np.savetxt(out, torch.sigmoid(logits[0].double()).numpy())

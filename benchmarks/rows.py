@@ -276,6 +276,7 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
 
     import torch
 
+    from kit import amp
     from kit.classifier import load_classifier
     from kit.embeddings import extract_embeddings
     from kit.images import read_image
@@ -296,7 +297,8 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
 
     def embed_views():
         model = load_classifier(weights)
-        with torch.inference_mode(), torch.autocast("cpu", dtype=torch.bfloat16):
+        level = "O1" if amp.speeds_convolutions(device) else "O0"
+        with torch.inference_mode(), amp.autocast(device, level):
             return model.embed_views(images)
 
     def check():

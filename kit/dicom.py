@@ -9,6 +9,7 @@ import numpy as np
 import pydicom
 from pydicom.encaps import get_frame
 from pydicom.uid import (
+    ExplicitVRBigEndian,
     JPEG2000TransferSyntaxes,
     JPEGLSTransferSyntaxes,
     JPEGTransferSyntaxes,
@@ -101,15 +102,32 @@ def _decode_pixels(dataset: pydicom.Dataset, header: Header, path: str | Path) -
         dataset.pixel_array_options(decoding_plugin="pydicom")
     shape = header.values["Rows"], header.values["Columns"]
     try:
-        found = _find_coded_shape(dataset) if header.syntax in _CODED_WITH_SIZE else shape
-        if found != shape:
-            raise ValueError(f"they are coded as {found}, which the header calls {shape}")
-        stored = dataset.pixel_array
+        if header.syntax in NATIVE_SYNTAXES:
+            stored = _view_native(dataset.PixelData, header)
+        else:
+            found = _find_coded_shape(dataset) if header.syntax in _CODED_WITH_SIZE else shape
+            if found != shape:
+                raise ValueError(f"they are coded as {found}, which the header calls {shape}")
+            stored = dataset.pixel_array
     except (*PARSE_ERRORS, OSError) as error:
         raise PixelError(path, f"the pixels cannot be decoded ({describe_error(error)})") from error
     if stored.shape != shape:
         raise PixelError(path, f"decodes to shape {stored.shape}, not one slice")
     return _extend_sign(stored, header.values["BitsStored"], header.values["PixelRepresentation"])
+
+
+def _view_native(pixels: bytes, header: Header) -> np.ndarray:
+    """The stored values of pixels that are not coded, read-only: no copy, unlike `pixel_array`."""
+    values = header.values
+    order = ">" if header.syntax == ExplicitVRBigEndian else "<"
+    kind = "i" if values["PixelRepresentation"] else "u"
+    dtype = np.dtype(f"{order}{kind}{values['BitsAllocated'] // 8}")
+    shape = values["Rows"], values["Columns"]
+    expected = shape[0] * shape[1] * dtype.itemsize
+    if len(pixels) < expected:
+        raise ValueError(f"cut short: {len(pixels)} of {expected} bytes")
+    stored = np.frombuffer(pixels, dtype, shape[0] * shape[1]).reshape(shape)
+    return stored.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _find_coded_shape(dataset: pydicom.Dataset) -> tuple[int, ...]:
@@ -148,5 +166,6 @@ def _rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
         if low >= -32768 and high <= 32767:
             # 16-bit wrap-around is harmless here: the true result is known to fit.
             with np.errstate(over="ignore"):
-                return stored.astype(np.int16) + np.int16(int(intercept))
+                narrow = stored.view(np.int16) if stored.itemsize == 2 else stored.astype(np.int16)
+                return narrow + np.int16(int(intercept))
     return (stored * np.float64(slope) + intercept).astype(np.float32)

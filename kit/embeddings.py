@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import distributed
 
-from kit import images, progress
+from kit import amp, images, progress
 from kit.checkpoints import TrainingError, write_json
 from kit.classifier import load_classifier
 from kit.competition import LABELS
@@ -102,6 +102,8 @@ def extract_embeddings(
     dataset = images.SliceDataset(table, config.image_size, config.crop, config.repair)
     writer = _StoreWriter(directory, len(table), model.embedding_size, provenance)
 
+    opt_level = config.opt_level if amp.speeds_convolutions(device) else "O0"
+
     def forward(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         embeddings = embed(batch["image"])
         return embeddings, model.head(embeddings.to(model.head.weight.dtype))
@@ -111,7 +113,7 @@ def extract_embeddings(
     loader = writer.note_failures(images.load_batches(dataset, batches, workers))
     bar = progress.open_bar(description, writer.end - writer.begin, "slices", writer.finished)
     with bar:
-        for batch, outputs in predict(forward, loader, device, config.opt_level):
+        for batch, outputs in predict(forward, loader, device, opt_level):
             writer.write(batch, *outputs)
             bar.update(writer.finished - bar.n)
             if deadline is not None and time.monotonic() > deadline:

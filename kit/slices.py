@@ -9,37 +9,18 @@ the pixels are read). A competition's table also has `split`, the labels and `fo
 from __future__ import annotations
 
 import hashlib
-import math
 import os
-import re
 import zipfile
 from collections.abc import Iterator
-from operator import mul
 from pathlib import Path
 
 import joblib
 import pandas as pd
 
-from kit import dicom, progress
+from kit import progress
 from kit.archives import list_archive, open_file
+from kit.entries import HEADER_COLUMNS, read_entries
 from kit.order import SERIES_KEY, order_slices
-
-HEADER_COLUMNS = (
-    "SOPInstanceUID",
-    "PatientID",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-    "ImagePositionPatient",
-    "ImageOrientationPatient",
-    "InstanceNumber",
-    "PixelSpacing",
-    "SliceThickness",
-    "Rows",
-    "Columns",
-)
-
-# What no text holds: control characters, halves of characters.
-_UNSAFE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
 _BATCH = 64  # headers a task: large enough to hide the dispatch, small enough for a smooth bar
 
@@ -124,71 +105,10 @@ def _walk(folder: Path) -> Iterator[str]:
 def _map_batches(batches: list[list[str]], workers: int | None) -> Iterator[list[tuple]]:
     """Read the batches over processes; a folder of a few hundred files is not worth their start."""
     if len(batches) <= 4 or workers == 1:
-        yield from map(_read_batch, batches)
+        yield from map(read_entries, batches)
         return
     parallel = joblib.Parallel(n_jobs=workers or joblib.cpu_count(), return_as="generator")
-    yield from parallel(joblib.delayed(_read_batch)(batch) for batch in batches)
-
-
-def _read_batch(paths: list[str]) -> list[tuple]:
-    return [_read_row(path) for path in paths]
-
-
-def _read_row(path: str) -> tuple:
-    """(path, reason or None, repaired, the header's columns)."""
-    nothing = (None,) * (1 + len(HEADER_COLUMNS))
-    if not _is_text(path):
-        shown = path.encode("utf-8", "backslashreplace").decode("utf-8")
-        return (shown, "the file's name is not UTF-8 text: rename it", *nothing)
-    try:
-        header = dicom.read_header(path)
-    except dicom.DicomError as error:
-        return (path, error.reason, *nothing)
-    reason = _reason_against_identity(header.values) or _reason_against_place(header.values)
-    if reason:
-        return (path, reason, *nothing)
-    values = [header.values[name] for name in HEADER_COLUMNS]
-    reason = dicom.find_missing_pixels(header)
-    return (path, reason, dicom.has_wrong_intercept(header), *values)
-
-
-def _is_text(path: str) -> bool:
-    return path.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in path)
-
-
-def _reason_against_identity(values: dict) -> str | None:
-    for name in ("SOPInstanceUID", "SeriesInstanceUID"):
-        if not values[name]:
-            return f"{name} is missing"
-    for name in ("SOPInstanceUID", *SERIES_KEY):
-        if values[name] and _UNSAFE.search(values[name]):
-            return f"{name} holds characters that are no text"
-    return None
-
-
-def _reason_against_place(values: dict) -> str | None:
-    """Position and orientation must be finite; the latter two unit vectors at right angles."""
-    for name, size in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6)):
-        if values[name] is None:
-            continue
-        try:
-            numbers = [float(number) for number in values[name].split("\\")]
-        except ValueError:
-            return f"{name} is not {size} numbers"
-        if len(numbers) != size:
-            return f"{name} holds {len(numbers)} numbers, not {size}"
-        if not all(map(math.isfinite, numbers)):
-            return f"{name} is not finite"
-        if size == 6 and not _are_axes(numbers[:3], numbers[3:]):
-            return f"{name} is not two unit vectors at right angles"
-    return None
-
-
-def _are_axes(row: list[float], column: list[float]) -> bool:
-    lengths = (math.hypot(*row), math.hypot(*column))
-    return (
-        all(abs(length - 1) < 0.03 for length in lengths) and abs(sum(map(mul, row, column))) < 0.05
-    )
+    yield from parallel(joblib.delayed(read_entries)(batch) for batch in batches)
 
 
 def _refuse_repeated(table: pd.DataFrame) -> None:
