@@ -21,6 +21,7 @@ from kit.header import (
     PARSE_ERRORS,
     DicomError,
     Header,
+    MissingError,
     NotACTSliceError,
     PixelError,
     UnreadableError,
@@ -33,6 +34,7 @@ from kit.header import (
 __all__ = [
     "DicomError",
     "Header",
+    "MissingError",
     "NotACTSliceError",
     "PixelError",
     "UnreadableError",

@@ -21,7 +21,7 @@ from kit.checkpoints import TrainingError, write_json
 from kit.classifier import load_classifier
 from kit.competition import LABELS
 from kit.files import naming, replacing
-from kit.training import OutOfTime, predict, rank, spare_threads
+from kit.training import OutOfTime, predict, rank, spare_threads, world_size
 from kit.workers import restart_once
 
 _FLUSH_SECONDS = 60  # how much extraction a crash may cost
@@ -127,7 +127,7 @@ class _StoreWriter:
 
     def __init__(self, directory: Path, slices: int, size: int, provenance: dict):
         directory.mkdir(parents=True, exist_ok=True)
-        processes = distributed.get_world_size() if distributed.is_initialized() else 1
+        processes = world_size()
         self.begin, self.end = slices * rank() // processes, slices * (rank() + 1) // processes
         self.directory, self.provenance, self.failed = directory, provenance, {}
         self.marker = directory / f"progress{rank()}of{processes}.json"

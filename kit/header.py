@@ -91,6 +91,10 @@ class UnreadableError(DicomError):
     """Not there, not permitted, or not a DICOM file."""
 
 
+class MissingError(UnreadableError):
+    """Not there, or not permitted: what is wrong is not in the file."""
+
+
 class NotACTSliceError(DicomError):
     """A DICOM file, but not one axial CT slice in Hounsfield units."""
 
@@ -130,6 +134,8 @@ def parse_file(path: str | Path, stop_before_pixels: bool) -> tuple[pydicom.Data
                 raise UnreadableError(path, f"{content.size / 1e9:.1f} GB are no CT slice")
             dataset = _parse(content, stop_before_pixels, path)
             return dataset, content.size - content.tell()
+    except (FileNotFoundError, PermissionError) as error:
+        raise MissingError(path, error.strerror) from error
     except (OSError, zipfile.BadZipFile) as error:
         raise UnreadableError(path, getattr(error, "strerror", None) or str(error)) from error
     except DicomError:

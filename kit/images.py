@@ -16,9 +16,8 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kit.archives import split_archive
 from kit.competition import LABELS
-from kit.dicom import DicomError, read_hounsfield
+from kit.dicom import DicomError, MissingError, read_hounsfield
 from kit.windowing import crop_to_head, resize_image, window_image
 from kit.workers import WorkerError
 
@@ -37,8 +36,8 @@ class SliceDataset(torch.utils.data.Dataset):
     """The images of a slice table, in its order.
 
     An item is a dict of `row`, `image` uint8 (S, S, 3) and, where the table has labels, `labels`
-    (6,); or of `row` and `reason` where the file gives no image. `augment` draws from the seed,
-    `epoch` and row alone.
+    (6,); or of `row` and `reason` where the file gives no image, and `missing`, whether it is gone.
+    `augment` draws from the seed, `epoch` and row alone.
     """
 
     def __init__(
@@ -64,7 +63,8 @@ class SliceDataset(torch.utils.data.Dataset):
         try:
             image = read_image(self.paths[row], self.size, self.crop, self.repair)
         except DicomError as error:
-            return {"row": int(row), "reason": error.reason}
+            missing = isinstance(error, MissingError)
+            return {"row": int(row), "reason": error.reason, "missing": missing}
         if self.transform is not None:
             image = self._augment(image, row)
         item = {"row": int(row), "image": image}
@@ -98,10 +98,8 @@ def load_batches(dataset: SliceDataset, batches: list[np.ndarray], workers: int)
     """A batch for each array of rows: `image` (B, S, S, 3), `labels`, `rows`, `names`, `failed`.
 
     `failed` lists (row, reason) of files that gave no image; `image` is None where none did.
-    Raises `FileNotFoundError` once 32 files in a row are not there any more: the whole folder or
-    disk is gone, and no answer would come of the rest.
+    Raises `FileNotFoundError` for a file that cannot be opened: it was there when it was indexed.
     """
-    gone, most = 0, min(32, len(dataset))
     loader = torch.utils.data.DataLoader(
         dataset,
         batch_sampler=[batch.tolist() for batch in batches],
@@ -110,11 +108,13 @@ def load_batches(dataset: SliceDataset, batches: list[np.ndarray], workers: int)
         pin_memory=torch.cuda.is_available(),
     )
     for batch in _take_batches(loader):
-        lost = [dataset.paths[row] for row, _ in batch["failed"]]
-        gone = gone + len(lost) if batch["image"] is None and not any(map(_exists, lost)) else 0
-        if gone >= most:
+        if batch["missing"]:
+            row, reason = batch["missing"][0]
             raise FileNotFoundError(
-                errno.ENOENT, f"gone since it was indexed, with {gone - 1} more", lost[0]
+                errno.ENOENT,
+                f"was there when it was indexed ({reason}): put it back and go on; "
+                "an empty file in its place leaves the slice out",
+                dataset.paths[row],
             )
         yield batch
 
@@ -126,18 +126,16 @@ def _take_batches(loader: torch.utils.data.DataLoader) -> Iterator[dict]:
         raise WorkerError("a worker process died while it was handing a batch over") from error
 
 
-def _exists(path: str) -> bool:
-    return split_archive(path)[0] is not None or os.path.exists(path)
-
-
 class _Collate:
     def __init__(self, dataset: SliceDataset):
         self.paths = dataset.paths
 
     def __call__(self, items: Iterable[dict]) -> dict:
         good = [item for item in items if "image" in item]
+        bad = [item for item in items if "reason" in item]
         batch = {
-            "failed": [(item["row"], item["reason"]) for item in items if "reason" in item],
+            "failed": [(item["row"], item["reason"]) for item in bad],
+            "missing": [(item["row"], item["reason"]) for item in bad if item["missing"]],
             "rows": np.array([item["row"] for item in good], dtype=np.int64),
             "names": [self.paths[item["row"]] for item in good],
             "image": torch.from_numpy(np.stack([item["image"] for item in good])) if good else None,

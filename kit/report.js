@@ -58,10 +58,16 @@ function drawFacts(body) {
   body.replaceChildren(make("dl", { class: "facts" }, ...data.facts.map(([name, value]) =>
     make("div", {}, make("dt", { text: name }), make("dd", { text: value })))));
   if (data.stages && Object.keys(data.stages).length) {
-    const rows = Object.entries(data.stages).map(([stage, seconds]) => [stage, showTime(seconds)]);
-    const total = Object.values(data.stages).reduce((sum, seconds) => sum + seconds, 0);
-    body.append(make("details", {}, make("summary", { text: `Time of each stage, ${showTime(total)} in all` }),
-      table("Time at work", ["stage", "time"], rows)));
+    const costs = Object.values(data.stages);
+    const sum = (name) => costs.reduce((total, cost) => total + cost[name], 0);
+    const kinds = [["time", "seconds"], ["processors", "processor_seconds"]];
+    if (sum("gpu_seconds")) kinds.push(["GPUs", "gpu_seconds"]);
+    const rows = Object.entries(data.stages).map(([stage, cost]) =>
+      [stage, ...kinds.map(([, name]) => showTime(cost[name]))]);
+    rows.push(["all", ...kinds.map(([, name]) => showTime(sum(name)))]);
+    const title = `Time and cost of each stage, ${showTime(sum("seconds"))} in all`;
+    body.append(make("details", {}, make("summary", { text: title }),
+      table("Time at work, of the clock and of the machine's parts", ["stage", ...kinds.map(([name]) => name)], rows)));
   }
   if (data.skipped && Object.keys(data.skipped).length)
     body.append(make("details", {}, make("summary", { text: "What was skipped, and why" }),

@@ -20,7 +20,7 @@ from kit import recipes
 from kit.checkpoints import write_json
 from kit.files import replacing
 from kit.recipes import Recipe
-from kit.training import rank
+from kit.training import choose_device, rank, world_size
 
 ALL_DATA = "all"  # the fold of a model that was trained on everything
 
@@ -198,22 +198,34 @@ def hold(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def timed(run: Run, stage: str) -> Iterator[None]:
-    """Add the seconds that a stage takes to `timings.json`."""
-    started = time.monotonic()
+    """Add what a stage costs to `timings.json`: `seconds`, and of processors and GPUs."""
+    clock, processors = time.monotonic(), _processor_seconds()
     try:
         yield
-    except BaseException:
-        with contextlib.suppress(OSError):  # a full disk is told by what failed first
-            _add_seconds(run, stage, time.monotonic() - started)
-        raise
-    _add_seconds(run, stage, time.monotonic() - started)
+    finally:
+        seconds = time.monotonic() - clock
+        cost = {
+            "seconds": seconds,
+            "processor_seconds": _processor_seconds() - processors,
+            "gpu_seconds": seconds * (choose_device().type == "cuda") * world_size(),
+        }
+        with contextlib.suppress(OSError):  # a full disk is told by what failed first, or next
+            _add_cost(run, stage, cost)
 
 
-def _add_seconds(run: Run, stage: str, seconds: float) -> None:
+def _processor_seconds() -> float:
+    """Processor time of this process and of those it has waited for."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def _add_cost(run: Run, stage: str, cost: dict[str, float]) -> None:
     if rank() == 0:
         text = run.timings.read_text(encoding="utf-8") if run.timings.exists() else "{}"
         timings = json.loads(text)
-        write_json(run.timings, {**timings, stage: round(timings.get(stage, 0) + seconds, 2)})
+        before = timings.get(stage, dict.fromkeys(cost, 0))
+        timings[stage] = {name: round(before[name] + value, 2) for name, value in cost.items()}
+        write_json(run.timings, timings)
 
 
 def _flatten(values: dict, prefix: str = "") -> dict:

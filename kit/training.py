@@ -194,6 +194,11 @@ def rank() -> int:
     return distributed.get_rank() if distributed.is_initialized() else 0
 
 
+def world_size() -> int:
+    """How many processes `torchrun` started; 1 without."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
 def wait_for_all() -> None:
     """Wait until every process of `torchrun` is here."""
     if distributed.is_initialized():
@@ -346,7 +351,7 @@ def _share(batches: list[np.ndarray]) -> list[np.ndarray]:
     """This process's part of every batch; each process has a part, and all are of like size."""
     if not distributed.is_initialized():
         return batches
-    size = distributed.get_world_size()
+    size = world_size()
     return [batch[np.arange(rank(), max(len(batch), size), size) % len(batch)] for batch in batches]
 
 

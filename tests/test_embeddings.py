@@ -75,10 +75,11 @@ def test_a_stopped_extraction_goes_on_to_the_same_bytes(small_run, weights, tmp_
 
 def test_unreadable_slices_are_listed_and_have_no_row(small_run, weights, tmp_path):
     slices = read_slices(small_run).head(6).copy()
-    slices.loc[[0, 4], "path"] = str(tmp_path / "gone.dcm")
+    slices.loc[[0, 4], "path"] = str(tmp_path / "empty.dcm")
+    (tmp_path / "empty.dcm").touch()
     store = extract_embeddings(slices, weights, tmp_path / "store", CPU, 0, batch_size=2)
     names = slices["SOPInstanceUID"]
-    assert store.failed == {name: "No such file or directory" for name in names.iloc[[0, 4]]}
+    assert store.failed == {name: "not a DICOM file" for name in names.iloc[[0, 4]]}
     assert store.find_rows(names).tolist() == [-1, 1, 2, 3, -1, 5]
     assert np.isnan(store.probabilities(names)[[0, 4]]).all()
 

@@ -197,16 +197,24 @@ def test_a_folder_without_a_usable_slice_says_why(small_run, tmp_path):
         predict_folder(tmp_path, small_run, tmp_path / "p.csv")
 
 
-def test_slices_that_vanish_after_indexing_are_listed_and_filled(small_data, tmp_path):
+def test_a_vanished_file_stops_the_run_and_an_empty_one_gives_it_up(small_data, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(small_data, data)
     run, recipe = Run(tmp_path / "run"), find_recipe("demo", SMALL)
     slices = pipeline.index(data, recipe, run)
     gone = slices[slices["split"] == "test"].iloc[5]
-    (data / "stage_2_test" / f"{gone['SOPInstanceUID']}.dcm").unlink()
+    file = data / "stage_2_test" / f"{gone['SOPInstanceUID']}.dcm"
+    file.unlink()
+    with pytest.raises(
+        FileNotFoundError, match=r"was there when it was indexed.*put it back"
+    ) as said:
+        run_recipe(data, recipe, run, workers=1)
+    assert said.value.filename == str(file)
+    assert not run.submission.exists()
+    file.touch()  # given up: the slice is left out, and said to be
     run_recipe(data, recipe, run, workers=1)
     skipped = pd.read_csv(run.skipped).set_index("SOPInstanceUID")
-    assert skipped.loc[gone["SOPInstanceUID"], "reason"] == "No such file or directory"
+    assert skipped.loc[gone["SOPInstanceUID"], "reason"] == "not a DICOM file"
     assert gone["SOPInstanceUID"] in set(pd.read_csv(run.filled)["SOPInstanceUID"])
     validate_submission(run.submission, data / "stage_2_sample_submission.csv")
 
