@@ -78,13 +78,21 @@ def test_an_unreadable_file_is_left_out_with_its_reason(slices, tmp_path):
     broken = tmp_path / "broken.dcm"
     broken.write_bytes(b"not DICOM")
     table.loc[1, "path"] = str(broken)
-    table.loc[2, "path"] = str(tmp_path / "gone.dcm")
     dataset = SliceDataset(table, 32)
     (batch,) = load_batches(dataset, [np.array([0, 1, 2])], 0)
-    assert batch["rows"].tolist() == [0]
-    assert batch["failed"] == [(1, "not a DICOM file"), (2, "No such file or directory")]
+    assert batch["rows"].tolist() == [0, 2]
+    assert batch["failed"] == [(1, "not a DICOM file")]
     (nothing,) = load_batches(dataset, [np.array([1])], 0)
     assert nothing["image"] is None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_file_that_is_gone_stops_and_is_named(slices, tmp_path, workers):
+    table = slices.head(3).copy()
+    table.loc[2, "path"] = str(tmp_path / "gone.dcm")
+    with pytest.raises(FileNotFoundError, match="put it back") as said:
+        list(load_batches(SliceDataset(table, 32), [np.array([0, 1, 2])], workers))
+    assert said.value.filename == str(tmp_path / "gone.dcm")
 
 
 def test_a_table_without_labels_gives_none(slices):

@@ -183,6 +183,15 @@ def test_own_scans_are_predicted_in_order_and_the_unusable_listed(small_run, tmp
     ]
 
 
+def test_every_stage_says_what_it_cost(small_run):
+    timings = json.loads(small_run.timings.read_text())
+    assert {"index", "fold0 classifier", "fold1 embeddings", "fold1 LSTM", "report"} <= set(timings)
+    for cost in timings.values():
+        assert cost["seconds"] > 0
+        assert 0 < cost["processor_seconds"] < 8 * cost["seconds"] + 1
+        assert cost["gpu_seconds"] in (0, cost["seconds"])
+
+
 def test_own_scans_get_the_bag_of_all_members(small_run, small_data, tmp_path):
     """The competition's test part, predicted as own scans, equals the run's own test table."""
     table, _ = predict_folder(small_data / "stage_2_test", small_run, tmp_path / "p.csv")
