@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import kit
@@ -28,7 +30,12 @@ def main(arguments: list[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        return options.execute(options) or 0
+        # Whatever is said on the way to a JSON document would spoil it.
+        with redirect_stdout(sys.stderr if options.json else sys.stdout):
+            text, value = options.execute(options) or ("", {})
+        if options.json or text:
+            print(json.dumps(value) if options.json else text)
+        return 0
     except KeyboardInterrupt:
         print("kit: interrupted; the same command goes on from what is saved", file=sys.stderr)
         return 130
@@ -74,8 +81,7 @@ def _phantom(options):
 
     _set_quiet(options)
     write_phantom(options.directory, options.patients, options.size, options.seed)
-    _tell(
-        options,
+    return (
         f"{options.directory}: a synthetic competition of {options.patients} patients",
         {"directory": str(options.directory), "patients": options.patients},
     )
@@ -104,8 +110,7 @@ def _index(options):
             fold_table=options.fold_table,
         )
     series, repaired = slices["series"].nunique(), int(slices["repaired"].sum())
-    _tell(
-        options,
+    return (
         f"{len(slices)} slices in {series} series: {options.run}\n"
         f"wrong rescale intercept, to be put right: {repaired}",
         {"slices": len(slices), "series": series, "repaired": repaired},
@@ -127,7 +132,7 @@ def _run(options):
             deadline=_deadline(options),
         )
     files = [str(f) for f in (options.run.submission, options.run.report) if f.exists()]
-    _tell(options, "\n".join([format_scores(metrics), "", *files]), metrics)
+    return "\n".join([format_scores(metrics), "", *files]), metrics
 
 
 def _add_full_run(parser):
@@ -175,14 +180,15 @@ def _ensemble(options):
 
     if len(options.run) > 1 and options.out is None:
         raise ValueError("several runs need --out, the submission to write")
-    runs = options.run
+    runs, texts, scores = options.run, [], {}
     for options.run in runs:
         with _at_work(options):
-            metrics = combine(options.run)
-            _tell(options, format_scores(metrics), metrics)
-    if options.out is not None:
-        blend_runs(runs, options.out)
-        print(options.out)
+            scores[str(options.run)] = combine(options.run)
+            texts.append(format_scores(scores[str(options.run)]))
+    if options.out is None:
+        return texts[0], scores[str(options.run)]
+    blend_runs(runs, options.out)
+    return "\n".join([*texts, str(options.out)]), {"runs": scores, "out": str(options.out)}
 
 
 def _add_import(parser):
@@ -219,13 +225,13 @@ def _report(options):
 
     with _at_work(options):
         pipeline.report(options.run, tuple(options.series))
-    print(f"{options.run}/report.html")
+    return str(options.run.report), {"report": str(options.run.report)}
 
 
 def _status(options):
     from kit.status import format_stages, list_stages
 
-    _tell(options, format_stages(options.run), dict(list_stages(options.run)))
+    return format_stages(options.run), dict(list_stages(options.run))
 
 
 def _add_explain(parser):
@@ -237,7 +243,8 @@ def _explain(options):
     from kit.explain import explain_series
 
     _set_quiet(options)
-    print(explain_series(options.run, options.series))
+    page = str(explain_series(options.run, options.series))
+    return page, {"page": page}
 
 
 def _add_predict(parser):
@@ -266,8 +273,7 @@ def _predict(options):
         workers=options.workers,
     )
     series = table["series"].nunique()
-    _tell(
-        options,
+    return (
         f"{options.out}: {len(table)} slices in {series} series, "
         f"{len(skipped)} files skipped. Not a medical device.",
         {"slices": len(table), "series": series, "skipped": len(skipped)},
@@ -288,7 +294,7 @@ def _add_submit(parser):
 def _submit(options):
     from kit.upload import submit
 
-    submit(
+    return "", submit(
         options.csv,
         options.message,
         sample=options.sample,
@@ -308,7 +314,7 @@ def _submissions(options):
     from kit.ledger import format_submissions, list_submissions
 
     rows = list_submissions(options.competition)
-    _tell(options, format_submissions(rows), rows)
+    return format_submissions(rows), rows
 
 
 def _add_download(parser):
@@ -323,8 +329,9 @@ def _download(options):
     from kit.download import download_competition
 
     _set_quiet(options)
-    for path in download_competition(options.directory, options.competition, options.file):
-        print(path)
+    found = download_competition(options.directory, options.competition, options.file)
+    paths = [str(path) for path in found]
+    return "\n".join(paths), {"files": paths}
 
 
 def _add_kernels(parser):
@@ -342,7 +349,7 @@ def _kernels(options):
 
     _set_quiet(options)
     build_kernels(options.user, options.run, options.fold, options.backbone)
-    print(f"{BUILD}: datasets and notebooks, ready for `kit push-kernels`")
+    return f"{BUILD}: datasets and notebooks, ready for `kit push-kernels`", {"folder": str(BUILD)}
 
 
 def _add_push_kernels(parser):
@@ -413,13 +420,6 @@ def _at_work(options):
     stack.enter_context(hold(options.run))
     stack.enter_context(join_processes())
     return stack
-
-
-def _tell(options, text: str, value) -> None:
-    """Print the result: for people, or for programs."""
-    import json
-
-    print(json.dumps(value) if options.json else text)
 
 
 def _set_quiet(options):

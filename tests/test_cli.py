@@ -130,6 +130,16 @@ def test_results_can_be_had_in_json(small_run, small_data, tmp_path):
     assert states["fold 1 classifier"] == "done"
 
 
+def test_json_is_one_document_whatever_is_said_on_the_way(small_run, tmp_path):
+    dry = kit("submit", small_run.submission, "--message", "try", "--dry-run", "--json")
+    assert json.loads(dry.stdout)["status"] == "DRY RUN"
+    assert dry.stderr.startswith("Dry run: ")
+    blend = kit("ensemble", small_run, small_run, "--out", tmp_path / "blend.csv", "--json")
+    scores = json.loads(blend.stdout)["runs"][str(small_run)]
+    assert scores == json.loads(small_run.metrics.read_text())
+    assert (tmp_path / "blend.csv").exists()
+
+
 def test_a_phantom_is_not_written_over(small_data):
     done = kit("phantom", small_data)
     assert done.returncode == 1
