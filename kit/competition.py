@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
-from kit.archives import list_archive, open_file, split_archive
+from kit.archives import MAX_MEMBER_BYTES, list_archive, open_file, split_archive
 
 SLUG = "rsna-intracranial-hemorrhage-detection"
 LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
@@ -168,9 +168,22 @@ def _open_csv(csv: str | Path):
             raise LabelError(f"{csv}: holds {len(members)} files, not one")
         return open_file(members[0])
     try:
-        return pa.input_stream(str(csv), compression="detect")
+        source = pa.input_stream(str(csv), compression="detect")
     except FileNotFoundError as error:  # Arrow's own sentence has no number and no name
         raise FileNotFoundError(2, "No such file or directory", str(csv)) from error
+    return source if str(csv).lower().endswith(".csv") else _inflate(source, csv)
+
+
+def _inflate(source: pa.NativeFile, csv: str | Path) -> pa.BufferReader:
+    """A compressed file's content, up to the size that no competition's file reaches."""
+    with source:
+        try:
+            content = source.read(MAX_MEMBER_BYTES + 1)
+        except OSError as error:
+            raise LabelError(f"{csv}: not a CSV file that can be read: {error}") from error
+    if len(content) > MAX_MEMBER_BYTES:
+        raise LabelError(f"{csv}: inflates to more than {MAX_MEMBER_BYTES / 1e6:.0f} MB")
+    return pa.BufferReader(content)
 
 
 def _refuse(csv: str | Path, ids: pa.Array, wrong: np.ndarray, reason: str) -> None:

@@ -1,3 +1,6 @@
+import gzip
+import os
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -141,6 +144,17 @@ def test_packed_labels_are_read(tmp_path, ending):
     table = pd.DataFrame([row.split(",") for row in rows], columns=["ID", "Label"])
     table.to_csv(tmp_path / f"l{ending}", index=False)
     assert read_labels(tmp_path / f"l{ending}").loc["ID_a", "epidural"] == 1
+
+
+def test_a_packed_file_that_inflates_without_end_or_is_cut_short_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("kit.competition.MAX_MEMBER_BYTES", 1000)
+    bomb, cut = tmp_path / "bomb.csv.gz", tmp_path / "cut.csv.gz"
+    bomb.write_bytes(gzip.compress(b"ID,Label\n" + b"0" * 2000))
+    cut.write_bytes(gzip.compress(os.urandom(200))[:150])
+    with pytest.raises(LabelError, match=r"bomb\.csv\.gz: inflates to more than"):
+        read_labels(bomb)
+    with pytest.raises(LabelError, match=r"cut\.csv\.gz: not a CSV file that can be read"):
+        read_labels(cut)
 
 
 @pytest.mark.parametrize(
