@@ -135,7 +135,7 @@ def parse_file(path: str | Path, stop_before_pixels: bool) -> tuple[pydicom.Data
             dataset = _parse(content, stop_before_pixels, path)
             return dataset, content.size - content.tell()
     except (FileNotFoundError, PermissionError) as error:
-        raise MissingError(path, error.strerror) from error
+        raise MissingError(path, error.strerror or str(error)) from error
     except (OSError, zipfile.BadZipFile) as error:
         raise UnreadableError(path, getattr(error, "strerror", None) or str(error)) from error
     except DicomError:
