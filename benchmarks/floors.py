@@ -39,7 +39,7 @@ def predict(folder: str, run: str, out: str) -> None:
     classifier = load_classifier(Run(Path(run)).classifier("all") / "epoch1.safetensors")
     lstm = load_lstm(Run(Path(run)).lstm("all", 1) / "epoch1.safetensors")
     device, parts = torch.device("cpu"), torch.from_numpy(images).split(32)
-    level = "O1" if amp.speeds_convolutions(device) else "O0"
+    level = amp.choose_convolution_level(device, "O1")
     with torch.inference_mode(), amp.autocast(device, level):
         embeddings = torch.cat([classifier.embed(part) for part in parts])[None].half()
     with torch.inference_mode(), amp.autocast(device, "O1"):

@@ -297,7 +297,7 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
 
     def embed_views():
         model = load_classifier(weights)
-        level = "O1" if amp.speeds_convolutions(device) else "O0"
+        level = amp.choose_convolution_level(device, "O1")
         with torch.inference_mode(), amp.autocast(device, level):
             return model.embed_views(images)
 

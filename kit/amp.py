@@ -59,16 +59,16 @@ def autocast(device: torch.device, opt_level: str) -> torch.autocast:
     return torch.autocast(device.type, dtype=dtype, enabled=opt_level != "O0")
 
 
-def speeds_convolutions(device: torch.device) -> bool:
-    """Whether half precision is the faster one in convolutions: on GPUs, and on CPUs with AMX.
+def choose_convolution_level(device: torch.device, opt_level: str) -> str:
+    """The opt level for inference by convolutions: `opt_level`, or O0 where float32 is faster.
 
-    Measured with ResNeXt-101 at 480 px: bfloat16 takes a third of float32's time with AMX, and
-    1.4 times it without.
+    That is on CPUs without matrix units (AMX). Measured with ResNeXt-101 at 480 px: bfloat16 takes
+    a third of float32's time with them, 1.4 times it without.
     """
     if device.type != "cpu":
-        return True
+        return opt_level
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # older torch does not tell
-    return bool(capabilities.get("amx_bf16"))
+    return opt_level if capabilities.get("amx_bf16") else "O0"
 
 
 @contextmanager

@@ -98,11 +98,10 @@ def extract_embeddings(
     model = load_classifier(weights).to(device)
     config = model.config
     spare_threads(config.image_size)
+    opt_level = amp.choose_convolution_level(device, config.opt_level)
     embed = model.embed_views if config.test_augmentation else model.embed
     dataset = images.SliceDataset(table, config.image_size, config.crop, config.repair)
     writer = _StoreWriter(directory, len(table), model.embedding_size, provenance)
-
-    opt_level = config.opt_level if amp.speeds_convolutions(device) else "O0"
 
     def forward(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         embeddings = embed(batch["image"])

@@ -200,19 +200,19 @@ def hold(run: Run) -> Iterator[None]:
 
 @contextlib.contextmanager
 def timed(run: Run, stage: str) -> Iterator[None]:
-    """Add what a stage costs to `timings.json`: `seconds`, and of processors and GPUs."""
+    """Add what a stage costs to `timings.json`: seconds by the clock, of processors, of GPUs.
+
+    The processors' are those of the first process and of the readers that have ended; those of the
+    index outlive it and are not counted.
+    """
     clock, processors = time.monotonic(), _processor_seconds()
     try:
         yield
-    finally:
-        seconds = time.monotonic() - clock
-        cost = {
-            "seconds": seconds,
-            "processor_seconds": _processor_seconds() - processors,
-            "gpu_seconds": seconds * (choose_device().type == "cuda") * world_size(),
-        }
-        with contextlib.suppress(OSError):  # a full disk is told by what failed first, or next
-            _add_cost(run, stage, cost)
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk is told by what failed first
+            _add_cost(run, stage, clock, processors)
+        raise
+    _add_cost(run, stage, clock, processors)
 
 
 def _processor_seconds() -> float:
@@ -221,8 +221,15 @@ def _processor_seconds() -> float:
     return used.user + used.system + used.children_user + used.children_system
 
 
-def _add_cost(run: Run, stage: str, cost: dict[str, float]) -> None:
+def _add_cost(run: Run, stage: str, clock: float, processors: float) -> None:
+    """Add what was spent since the two readings `clock` and `processors`."""
     if rank() == 0:
+        seconds = time.monotonic() - clock
+        cost = {
+            "seconds": seconds,
+            "processor_seconds": _processor_seconds() - processors,
+            "gpu_seconds": seconds * (choose_device().type == "cuda") * world_size(),
+        }
         text = run.timings.read_text(encoding="utf-8") if run.timings.exists() else "{}"
         timings = json.loads(text)
         before = timings.get(stage, dict.fromkeys(cost, 0))
