@@ -186,9 +186,10 @@ def describe_machine() -> str:
     text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
     model = next(line.partition(": ")[2] for line in text.splitlines() if "model name" in line)
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    matrix = "with" if "amx_bf16" in text else "without"
+    flags = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512 BF16"}
+    products = [flag for name, flag in flags.items() if name in text] or ["no bfloat16 products"]
     return (
-        f"{os.cpu_count()} cores of {model} ({matrix} AMX), {memory:.0f} GiB, "
+        f"{os.cpu_count()} cores of {model} ({', '.join(products)}), {memory:.0f} GiB, "
         f"{platform.system()}; Python {platform.python_version()}, torch {torch.__version__}, "
         f"NumPy {numpy.__version__}, pandas {pandas.__version__}, pydicom {pydicom.__version__}"
     )

@@ -134,9 +134,11 @@ def test_a_learning_rate_scheduler_can_wrap_the_optimizer():
     assert schedule.get_last_lr() == [pytest.approx(0.095)]
 
 
-@pytest.mark.parametrize(("units", "level"), [(True, "O1"), (False, "O0")])
-def test_convolutions_stay_in_float32_on_a_cpu_without_matrix_units(monkeypatch, units, level):
-    found = {"amx_bf16": units}
+@pytest.mark.parametrize(
+    ("amx", "avx", "level"), [(True, True, "O1"), (False, True, "O1"), (False, False, "O0")]
+)
+def test_convolutions_stay_in_float32_on_a_cpu_without_bfloat16(monkeypatch, amx, avx, level):
+    found = {"amx_bf16": amx, "avx512_bf16": avx}
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found, raising=False)
     assert amp.choose_convolution_level(torch.device("cpu"), "O1") == level
     assert amp.choose_convolution_level(torch.device("cpu"), "O0") == "O0"
