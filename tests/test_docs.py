@@ -88,9 +88,8 @@ def complete(command: str) -> list[str]:
     program, *words = shlex.split(command, comments=True)
     if program == "make":
         installed = Path(sys.prefix) / ".kit-installed"
-        return ["make", "-f", str(ROOT / "Makefile"), "-o", str(installed), *words] + [
-            f"VENV={sys.prefix}"
-        ]
+        ours = ["-f", str(ROOT / "Makefile"), "-o", str(installed), f"VENV={sys.prefix}"]
+        return ["make", *ours, *words]
     assert program == "kit"
     added = next((ADDED[start] for start in ADDED if command.startswith(start)), [])
     return [sys.executable, "-m", "kit", *words, *added]
