@@ -9,13 +9,17 @@ the pixels are read). A competition's table also has `split`, the labels and `fo
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
 import os
+import sys
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import joblib
 import pandas as pd
+from joblib.parallel import LokyBackend, get_active_backend
 
 from kit import progress
 from kit.archives import list_archive, open_file
@@ -103,12 +107,22 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def _map_batches(batches: list[list[str]], workers: int | None) -> Iterator[list[tuple]]:
-    """Read the batches over processes; a folder of a few hundred files is not worth their start."""
+    """Read the batches over processes; a folder of a few hundred files is not worth their start.
+
+    A joblib backend that the caller chose, as a cluster's with `joblib.parallel_config("dask")`,
+    takes them instead.
+    """
     if len(batches) <= 4 or workers == 1:
         yield from map(read_entries, batches)
-        return
-    parallel = joblib.Parallel(n_jobs=workers or joblib.cpu_count(), return_as="generator")
-    yield from parallel(joblib.delayed(read_entries)(batch) for batch in batches)
+    elif not isinstance(get_active_backend()[0], LokyBackend):  # joblib's own choice
+        yield from joblib.Parallel(workers, return_as="generator")(
+            joblib.delayed(read_entries)(batch) for batch in batches
+        )
+    else:
+        # Forked where that is safe: new processes would import pydicom first, each by itself.
+        context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
+        with ProcessPoolExecutor(workers or joblib.cpu_count(), context) as pool:
+            yield from pool.map(read_entries, batches)
 
 
 def _refuse_repeated(table: pd.DataFrame) -> None:

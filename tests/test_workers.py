@@ -3,16 +3,18 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 from pathlib import Path
 
+import joblib
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
 
-from kit import images
+from kit import entries, images
 from kit.__main__ import main
 from kit.classifier import ClassifierConfig, train_classifier
 from kit.embeddings import extract_embeddings
@@ -95,19 +97,17 @@ def test_embedding_goes_on_after_a_worker_was_killed_and_stops_at_the_second_dea
 
 
 class Killer(threading.Thread):
-    """Kills the processes that joblib starts: the first one, or every one."""
+    """Kills the first of the processes that joblib starts."""
 
-    def __init__(self, every: bool):
+    def __init__(self):
         super().__init__(daemon=True)
-        self.every, self.killed, self.over = every, set(), threading.Event()
+        self.killed, self.over = False, threading.Event()
 
     def run(self):
-        while not self.over.wait(0.01) and (self.every or not self.killed):
-            for pid in self.list_workers() - self.killed:
+        while not self.over.wait(0.01) and not self.killed:
+            for pid in sorted(self.list_workers())[:1]:
                 os.kill(pid, signal.SIGKILL)
-                self.killed.add(pid)
-                if not self.every:
-                    break
+                self.killed = True
 
     def list_workers(self) -> set[int]:
         children = " ".join(p.read_text() for p in Path("/proc/self/task").glob("*/children"))
@@ -133,33 +133,74 @@ needs_proc = pytest.mark.skipif(
 )
 
 
-@needs_proc
-def test_indexing_is_taken_up_after_a_worker_was_killed(small_data, capfd):
+@pytest.fixture
+def reader_deaths(monkeypatch, slices, tmp_path):
+    """As `deaths`, for the processes that read headers."""
+    original, left = entries.read_entry, tmp_path / "left"
+    parent, fatal = os.getpid(), slices["path"].iloc[50]
+
+    def read_or_die(path):
+        if path == fatal and (times := int(left.read_text())):
+            assert os.getpid() != parent
+            left.write_text(str(times - 1))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(path)
+
+    monkeypatch.setattr(entries, "read_entry", read_or_die)
+    return left
+
+
+needs_fork = pytest.mark.skipif(
+    sys.platform != "linux", reason="readers are forked, and so killed by this, on Linux alone"
+)
+
+
+@needs_fork
+def test_indexing_is_taken_up_after_a_worker_was_killed(small_data, reader_deaths, capfd):
+    reader_deaths.write_text("0")
     expected = index_competition(small_data, workers=1)
-    with Killer(every=False) as killer:
-        found = index_competition(small_data, workers=2)
-    assert len(killer.killed) == 1
+    reader_deaths.write_text("1")
+    found = index_competition(small_data, workers=2)
+    assert reader_deaths.read_text() == "0"
     assert DIED in capfd.readouterr().err
     for table, wanted in zip(found, expected, strict=True):
         pd.testing.assert_frame_equal(table, wanted)
 
 
-@needs_proc
+@needs_fork
 def test_workers_that_die_again_and_again_end_a_command_in_one_sentence(
-    small_data, tmp_path, capfd
+    small_data, reader_deaths, tmp_path, capfd
 ):
     command = ["index", str(small_data), "--recipe", "demo", "--run", str(tmp_path / "run")]
-    with Killer(every=True):
-        assert main([*command, "--workers", "2", "--quiet"]) == 1
+    reader_deaths.write_text("2")
+    assert main([*command, "--workers", "2", "--quiet"]) == 1
     said = capfd.readouterr().err.splitlines()
     assert said[-1].startswith("kit: a worker process died, as happens for want of memory")
     assert not (tmp_path / "run" / "slices.parquet").exists()
     assert main([*command, "--workers", "2", "--quiet"]) == 0
 
 
+def test_a_joblib_backend_that_the_caller_chose_reads_the_headers(small_data, monkeypatch):
+    expected = index_competition(small_data, workers=1)
+    threads = set()
+    original = entries.read_entry
+
+    def read_here(path):
+        threads.add((os.getpid(), threading.get_ident()))
+        return original(path)
+
+    monkeypatch.setattr(entries, "read_entry", read_here)
+    with joblib.parallel_config("threading", n_jobs=2):
+        found = index_competition(small_data)
+    assert {process for process, _ in threads} == {os.getpid()}
+    assert threading.get_ident() not in {thread for _, thread in threads}
+    for table, wanted in zip(found, expected, strict=True):
+        pd.testing.assert_frame_equal(table, wanted)
+
+
 @needs_proc
 def test_a_phantom_is_drawn_anew_after_a_worker_was_killed(tmp_path, capfd):
-    with Killer(every=False):
+    with Killer():
         write_phantom(tmp_path / "data", patients=3, size=32, workers=2)
     assert DIED in capfd.readouterr().err
     write_phantom(tmp_path / "same", patients=3, size=32, workers=1)
