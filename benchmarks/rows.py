@@ -373,6 +373,7 @@ def make_submission(directory: Path, amount: int) -> Row:
 
 def make_bag(directory: Path, amount: int, members: int = 30) -> Row:
     """Members from their files → the submission; the published ones are CSV files."""
+    from kit.combining import read_members
     from kit.ensemble import bag
     from kit.submission import write_submission
 
@@ -384,7 +385,7 @@ def make_bag(directory: Path, amount: int, members: int = 30) -> Row:
         mean.rename("Label").reset_index().to_csv(theirs, index=False, float_format="%.6f")
 
     def check():
-        write_submission(bag(samples.read_member(path) for path in tables), ours)
+        write_submission(bag(read_members(tables)), ours)
         bag_published()
         found, expected = pd.read_csv(ours), pd.read_csv(theirs)
         assert found["ID"].equals(expected["ID"])
@@ -393,7 +394,7 @@ def make_bag(directory: Path, amount: int, members: int = 30) -> Row:
 
     return Row(
         f"submission of {members} members × {amount // 6 * 6} rows bagged",
-        lambda: write_submission(bag(samples.read_member(path) for path in tables), ours),
+        lambda: write_submission(bag(read_members(tables)), ours),
         bag_published,
         check=check,
         faster=5,

@@ -207,8 +207,3 @@ def make_probabilities(images: int, seed: int = 0) -> pd.DataFrame:
     values = np.random.default_rng(seed).integers(100, 999_900, (images, len(LABELS))) / 1e6
     index = pd.Index(name_images(images), name="SOPInstanceUID")
     return pd.DataFrame(values, index=index, columns=list(LABELS))
-
-
-def read_member(path: Path) -> pd.DataFrame:
-    """A member of a bag as the pipeline reads it."""
-    return pd.read_parquet(path).set_index("SOPInstanceUID")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +59,8 @@ def blend_runs(runs: list[Run], out: Path) -> list[dict]:
     for run in runs:
         require(run.submission, f"kit ensemble {run}")
     members = [{"path": str(r.submission), "sha256": hash_file(r.submission)} for r in runs]
-    write_submission(ensemble.bag(read_submission(run.submission) for run in runs), out)
+    files = [run.submission for run in runs]
+    write_submission(ensemble.bag(_read_ahead(read_submission, files)), out)
     write_json(out.with_name(out.stem + ".members.json"), members)
     return members
 
@@ -84,7 +87,7 @@ def _read_fold(run: Run, recipe: Recipe, slices: pd.DataFrame, fold: int | str):
     for path in paths:
         require(path, f"kit train-lstm {run} --fold {fold}")
     members = [{"path": str(p.relative_to(run.path)), "sha256": hash_file(p)} for p in paths]
-    bagged = ensemble.bag(_read_predictions(path) for path in paths)
+    bagged = ensemble.bag(read_members(paths))
     store = EmbeddingStore(run.store(fold, kept_classifier_epochs(recipe)[-1]))
     table = slices.set_index("SOPInstanceUID").loc[bagged.index]
     classifier = store.probabilities(bagged.index)
@@ -97,8 +100,23 @@ def _read_fold(run: Run, recipe: Recipe, slices: pd.DataFrame, fold: int | str):
     return pd.concat([table[["split"]], *parts], axis=1).reset_index(), members
 
 
+def read_members(paths: list[Path]) -> Iterator[pd.DataFrame]:
+    """Predictions from their files (images × `LABELS`), the next one read while one is used."""
+    return _read_ahead(_read_predictions, paths)
+
+
 def _read_predictions(path: Path) -> pd.DataFrame:
     return pd.read_parquet(path).set_index("SOPInstanceUID")
+
+
+def _read_ahead(read: Callable[[Path], pd.DataFrame], paths: list[Path]) -> Iterator[pd.DataFrame]:
+    with ThreadPoolExecutor(1) as pool:
+        coming = (pool.submit(read, path) for path in paths)
+        first = next(coming)
+        for second in coming:  # whose reading begins here, before the first is given out
+            yield first.result()
+            first = second
+        yield first.result()
 
 
 def _score(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> tuple[dict, int]:

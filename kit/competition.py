@@ -98,7 +98,7 @@ def _read_long(csv: str | Path, duplicates: bool) -> pd.DataFrame:
     if len(ids) == 0:
         raise LabelError(f"{csv}: there is no row in it")
     codes, images = _split_ids(csv, ids)
-    labels = _parse_numbers(texts)
+    labels = parse_numbers(texts)
     _refuse(csv, ids, ~((labels >= 0) & (labels <= 1)), "has a Label that is no number in [0, 1]")
     encoded = images.dictionary_encode()  # the images, in the order in which they first occur
     cells = encoded.indices.to_numpy().astype(np.int64) * len(LABELS) + codes
@@ -134,8 +134,8 @@ def _split_ids(csv: str | Path, ids: pa.Array) -> tuple[np.ndarray, pa.Array]:
     return codes, images
 
 
-def _parse_numbers(texts: pa.Array) -> np.ndarray:
-    """Float64; NaN where a text is no number."""
+def parse_numbers(texts: pa.Array) -> np.ndarray:
+    """Texts → float64, NaN where one is no number."""
     try:
         return texts.cast(pa.float64()).to_numpy()
     except pa.ArrowInvalid:
@@ -171,7 +171,7 @@ def _open_csv(csv: str | Path):
         source = pa.input_stream(str(csv), compression="detect")
     except FileNotFoundError as error:  # Arrow's own sentence has no number and no name
         raise FileNotFoundError(2, "No such file or directory", str(csv)) from error
-    return source if str(csv).lower().endswith(".csv") else _inflate(source, csv)
+    return _inflate(source, csv) if isinstance(source, pa.CompressedInputStream) else source
 
 
 def _inflate(source: pa.NativeFile, csv: str | Path) -> pa.BufferReader:

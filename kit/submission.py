@@ -13,6 +13,7 @@ from pyarrow import csv as arrow_csv
 from kit.competition import (
     LABELS,
     LabelError,
+    parse_numbers,
     read_columns,
     read_submission,
     to_submission,
@@ -68,13 +69,28 @@ def write_submission(
     if not np.isfinite(values).all():
         image = wide.index[~np.isfinite(values).all(axis=1)][0]
         raise LabelError(f"{path}: image {image} has a probability that is not finite")
-    table = pa.table({"ID": _format_ids(wide.index), "Label": _format_probabilities(values)})
+    ids = _format_ids(wide.index)
+    table = pa.table({"ID": ids, "Label": _format_probabilities(values)})
     bare = arrow_csv.WriteOptions(include_header=False, quoting_style="none")
     with replacing(path) as part:
         with open(part, "wb") as file:
             file.write(b"ID,Label\n")
             arrow_csv.write_csv(table, file, bare)
-        _read_valid(part, sample)
+        # The usual case by the texts alone, which is much faster than taking them apart.
+        names = wide.index
+        if not (names.is_unique and "" not in names and _holds(part, ids, sample)):
+            _read_valid(part, sample)
+
+
+def _holds(csv: Path, ids: pa.Array, sample: str | Path | None) -> bool:
+    """Whether the file has these ids, as the sample has, and a probability in each row."""
+    found, texts = read_columns(csv)
+    probabilities = parse_numbers(texts)
+    return (
+        found.equals(ids)
+        and bool(((probabilities >= 0) & (probabilities <= 1)).all())
+        and (sample is None or read_columns(sample)[0].equals(ids))
+    )
 
 
 def validate_submission(csv: str | Path, sample: str | Path | None = None) -> pd.DataFrame:
@@ -88,8 +104,7 @@ def validate_submission(csv: str | Path, sample: str | Path | None = None) -> pd
 
 def _read_valid(csv: str | Path, sample: str | Path | None) -> pd.DataFrame:
     wide = read_submission(csv)
-    # The usual case by the texts alone, which is much faster than taking them apart.
-    if sample is None or read_columns(sample)[0].equals(_format_ids(wide.index)):
+    if sample is None:
         return wide
     expected = read_sample(sample)
     if not wide.index.equals(expected):
