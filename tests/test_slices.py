@@ -12,7 +12,8 @@ import pytest
 from conftest import shared
 from dicom_files import write_slice
 
-from kit.slices import HEADER_COLUMNS, index_files, index_slices, list_files, order_slices
+from kit.entries import HEADER_COLUMNS
+from kit.slices import index_files, index_slices, list_files, order_slices
 
 AXIAL = [1, 0, 0, 0, 1, 0]
 
