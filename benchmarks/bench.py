@@ -40,7 +40,7 @@ ROWS = {
     "slices": (rows.make_slices, 752_803, 5000),
     "batch": (rows.make_batch, 500, 20),
     "deltas": (partial(rows.make_batch, deltas=True), 500, 20),
-    "lstm": (rows.make_lstm_prediction, 40, 8),
+    "lstm": (rows.make_lstm_prediction, 500, 8),
     "step": (rows.make_lstm_step, 4, 2),
     "embed": (rows.make_extraction, 8, 2),
     "predict": (rows.make_prediction, 36, 2),

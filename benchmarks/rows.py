@@ -172,7 +172,7 @@ def make_batch(directory: Path, amount: int, deltas: bool = False) -> Row:
 
 
 def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
-    """Logits of `amount` series; the time of both forms is proportional to them (growth.png)."""
+    """Logits of `amount` series. One round: it takes minutes, over which disturbances even out."""
     import torch
 
     from kit.lstm import predict_logits
@@ -200,7 +200,7 @@ def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> 
         lambda: published.predict_series(theirs, theirs_series, device),
         check=check,
         faster=3,
-        rounds=3,
+        rounds=1,
     )
 
 
@@ -399,7 +399,6 @@ def make_bag(directory: Path, amount: int, members: int = 30) -> Row:
         check=check,
         faster=5,
         memory=1.5,
-        rounds=2,
     )
 
 

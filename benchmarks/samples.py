@@ -107,7 +107,7 @@ def write_members(directory: Path, images: int, members: int) -> tuple[list[Path
         if not texts[-1].exists():
             wide = make_probabilities(images, number)
             wide += np.random.default_rng(number).random(wide.shape) * 1e-6
-            write_frame(tables[-1], wide.reset_index())
+            write_frame(tables[-1], wide.astype(np.float32).reset_index())
             to_submission(wide).to_csv(texts[-1], index=False)
     return (tables * members)[:members], (texts * members)[:members]
 

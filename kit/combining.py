@@ -94,7 +94,7 @@ def _read_fold(run: Run, recipe: Recipe, slices: pd.DataFrame, fold: int | str):
     rolling = ensemble.rolling_mean(classifier, table["series"])
     values = (classifier, rolling, _read_predictions(paths[-1]), bagged)
     parts = [
-        pd.DataFrame(np.asarray(value), index=bagged.index, columns=name_columns(model))
+        pd.DataFrame(np.asarray(value, np.float64), index=bagged.index, columns=name_columns(model))
         for model, value in zip(MODELS, values, strict=True)
     ]
     return pd.concat([table[["split"]], *parts], axis=1).reset_index(), members

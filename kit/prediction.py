@@ -205,11 +205,15 @@ def choose_workers(workers: int | None) -> int:
 
 
 def predict_slices(store: EmbeddingStore, table: pd.DataFrame, weights: Path) -> pd.DataFrame:
-    """Probabilities by one LSTM of the slices that have an embedding, by SOPInstanceUID."""
+    """Probabilities by one LSTM of the slices that have an embedding, by SOPInstanceUID.
+
+    In float32, as its logits are.
+    """
     model = load_lstm(weights).to(choose_device())
     logits = predict_logits(model, make_series(store, table), choose_device()).astype(np.float64)
     index = pd.Index(table["SOPInstanceUID"], name="SOPInstanceUID")
-    return pd.DataFrame(1 / (1 + np.exp(-logits)), index=index, columns=list(LABELS)).dropna()
+    probabilities = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    return pd.DataFrame(probabilities, index=index, columns=list(LABELS)).dropna()
 
 
 def note_unreadable(path: Path, slices: pd.DataFrame, store: EmbeddingStore) -> None:
