@@ -54,7 +54,10 @@ class Classifier(nn.Module):
         super().__init__()
         self.config = config
         self.backbone = make_backbone(config, load)
-        self.embedding_size = self.backbone.num_features
+        # What is pooled is, in some models, made wider or narrower before their own head.
+        self.embedding_size = getattr(
+            self.backbone, "head_hidden_size", self.backbone.num_features
+        )
         self.head = nn.Linear(self.embedding_size, len(LABELS))
         if config.prior_bias:
             prior = torch.tensor([TRAINING_PRIOR[label] for label in LABELS], dtype=torch.float32)

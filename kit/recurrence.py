@@ -14,9 +14,10 @@ from torch import nn
 def run_lstm(lstm: nn.LSTM, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """A bidirectional, single-layer `nn.LSTM` over (B, T, D), mask (B, T) → (B, T, 2H).
 
-    A padded place, wherever it stands, leaves the state of both directions as it was.
+    A padded place, wherever it stands, leaves the state of both directions as it was. Outputs are
+    in the type of the weights.
     """
-    outputs = []
+    inputs, outputs = inputs.to(lstm.weight_ih_l0.dtype), []
     for suffix, turn in (("", False), ("_reverse", True)):
         weights = {
             name: getattr(lstm, f"{name}_l0{suffix}")
@@ -29,7 +30,7 @@ def run_lstm(lstm: nn.LSTM, inputs: torch.Tensor, mask: torch.Tensor) -> torch.T
             gates, real = gates.flip(0), real.flip(0)
         hidden = _Recurrence.apply(gates, weights["weight_hh"], real)  # (T, B, H)
         outputs.append((hidden.flip(0) if turn else hidden).transpose(0, 1))
-    return torch.cat(outputs, dim=2)
+    return torch.cat(outputs, dim=2).to(lstm.weight_ih_l0.dtype)
 
 
 class _Recurrence(torch.autograd.Function):

@@ -56,6 +56,16 @@ def test_the_published_architecture_has_the_published_embedding():
     assert sum(value.numel() for value in model.parameters()) == pytest.approx(86.7e6, rel=0.01)
 
 
+@pytest.mark.parametrize(
+    ("architecture", "size"),
+    [("mobilenetv3_small_050", 1024), ("vgg11", 4096), ("resnet18", 512), ("convnext_atto", 320)],
+)
+def test_any_timm_model_gives_its_pooled_embedding(architecture, size):
+    model = Classifier(config(architecture=architecture, architecture_options={})).eval()
+    assert model.embed(make_images(1)).shape == (1, size) == (1, model.embedding_size)
+    assert model(make_images(1)).shape == (1, 6)
+
+
 def test_the_prior_bias_starts_at_the_training_prior():
     model = Classifier(config(prior_bias=True)).eval()
     probabilities = model(make_images(1)).sigmoid()[0]

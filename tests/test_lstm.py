@@ -3,6 +3,7 @@ import pytest
 import torch
 from conftest import golden
 
+from kit import amp
 from kit.lstm import LSTMConfig, SequenceLSTM, SpatialDropout, sequence_loss
 from kit.training import make_optimizer
 
@@ -137,3 +138,31 @@ def test_the_loss_weighs_any_twice():
     expected = (5 * np.log(2) + 2 * any_loss) / 7
     loss = sequence_loss(logits, labels, torch.tensor([[1, 0]]))
     assert loss.item() == pytest.approx(expected, rel=1e-6)
+
+
+def train_sequences(opt_level):
+    """The losses of forty steps on four series of different lengths."""
+    torch.manual_seed(0)
+    config = LSTMConfig(embedding_size=8, hidden_size=12, learning_rate=3e-3)
+    model = SequenceLSTM(config)
+    model, optimizer = amp.initialize(model, make_optimizer(model, config), opt_level)
+    embeddings, mask = torch.randn(4, 9, 8), torch.arange(9) >= torch.tensor([[0], [4], [8], [2]])
+    labels = (embeddings[..., :6] > 0.5).float()
+    losses = []
+    for _ in range(40):
+        loss = sequence_loss(model(embeddings, mask), labels, mask)
+        optimizer.zero_grad()
+        with amp.scale_loss(loss, optimizer) as scaled:
+            scaled.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses
+
+
+def test_every_opt_level_trains_the_sequence_model():
+    single = train_sequences("O0")
+    assert single[-1] < single[0] / 2
+    for opt_level in ("O1", "O2"):
+        assert sum(train_sequences(opt_level)) == pytest.approx(sum(single), rel=0.05)
+    rough = train_sequences("O3")
+    assert rough[-1] < rough[0] * 0.7
