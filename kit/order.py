@@ -15,7 +15,7 @@ _COMMAS = bytes.maketrans(b"\\", b",")
 _BLANKS = bytes.maketrans(b"[](),'\"\\", b" " * 8)
 
 
-def order_slices(table: pd.DataFrame) -> pd.DataFrame:
+def order_slices(table: pd.DataFrame, counted: np.ndarray | None = None) -> pd.DataFrame:
     """Add `series`, `seq` (from 1) and `position` (mm), and sort by them.
 
     Needs the DICOM columns PatientID, StudyInstanceUID, SeriesInstanceUID, SOPInstanceUID and
@@ -23,10 +23,12 @@ def order_slices(table: pd.DataFrame) -> pd.DataFrame:
     are lists of numbers or strings such as `"['-125.0', '-102.2', '126.7']"` or `-125\\0\\30`.
 
     A series is ordered along its slice normal (the mean over its slices), from feet to head; ties
-    go by SOPInstanceUID. A series in which a position is missing goes by InstanceNumber.
+    go by SOPInstanceUID. A series in which a position is missing goes by InstanceNumber. Where
+    `counted`, (N,) bool, is given, these rows alone decide on either, and the others are placed
+    by what they decided: NaN, and behind, where they lack it.
     """
     codes, names = number_series(table)
-    positions = project_positions(table, codes, len(names))
+    positions = project_positions(table, codes, len(names), counted)
     order = np.lexsort((positions, codes))
     _break_ties(order, codes, positions, table["SOPInstanceUID"])
     codes = codes[order]
@@ -54,19 +56,28 @@ def number_series(table: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
     return places[codes], names
 
 
-def project_positions(table: pd.DataFrame, codes: np.ndarray, series: int) -> np.ndarray:
-    """Where each slice lies along its series' normal, mm, (N,); `codes` (N,) number the series."""
+def project_positions(
+    table: pd.DataFrame, codes: np.ndarray, series: int, counted: np.ndarray | None = None
+) -> np.ndarray:
+    """Where each slice lies along its series' normal, mm, (N,); `codes` (N,) number the series.
+
+    `counted` as in `order_slices`; a series without such a row counts them all.
+    """
     positions = parse_vectors(table["ImagePositionPatient"], 3)
     normals = np.tile([0.0, 0.0, 1.0], (len(table), 1))
     if "ImageOrientationPatient" in table:
         axes = _parse_repeated(table["ImageOrientationPatient"], 6)
         known = np.isfinite(axes).all(axis=1)
         normals[known] = np.cross(axes[known, :3], axes[known, 3:])
-    mean = _average_normals(normals, codes, series)
+    if counted is None or counted.all():
+        deciding = slice(None)
+    else:
+        deciding = counted | (np.bincount(codes[counted], minlength=series) == 0)[codes]
+    mean = _average_normals(normals[deciding], codes[deciding], series)
     normal = mean[codes]
     # Written out: a matrix product may round equal positions differently.
     projected = sum(positions[:, i] * normal[:, i] for i in range(3))
-    unplaced = np.isin(codes, codes[~np.isfinite(projected)])
+    unplaced = np.isin(codes, codes[deciding][~np.isfinite(projected[deciding])])
     if unplaced.any() and "InstanceNumber" in table:
         numbers = pd.to_numeric(table["InstanceNumber"], errors="coerce").to_numpy(np.float64)
         projected[unplaced] = numbers[unplaced]

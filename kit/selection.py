@@ -23,15 +23,21 @@ def select_slices(entries: list[tuple]) -> tuple[pd.DataFrame, pd.DataFrame]:
     )
     table = table.sort_values("path", kind="stable", ignore_index=True)
     table["reason"] = table["reason"].astype(object).where(table["reason"].notna(), None)
-    _refuse_repeated(table)
+    # In this order: a copy whose place is not known must not displace one whose place is.
     _refuse_unplaced(table)
+    _refuse_repeated(table)
     return _split(table)
 
 
 def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The usable slices, and the rest; `seq` counts the usable slices alone."""
-    placed = order_slices(table[table["SeriesInstanceUID"].notna()])
+    """The usable slices, and the rest; `seq` counts the usable slices alone.
+
+    The rest have `series` and `position` where their place among the usable ones is known.
+    """
+    known = table[table["SeriesInstanceUID"].notna()]
+    placed = order_slices(known, counted=known["reason"].isna().to_numpy())
     usable = placed["reason"].isna()
+    placed["series"] = placed["series"].where(placed["position"].notna(), None)
     slices = placed[usable].drop(columns="reason").reset_index(drop=True)
     slices["seq"] = slices.groupby("series", sort=False).cumcount() + 1
     slices["repaired"] = slices["repaired"].astype(bool)
@@ -60,18 +66,18 @@ def _refuse_repeated(table: pd.DataFrame) -> None:
 
 
 def _refuse_unplaced(table: pd.DataFrame) -> None:
-    """A slice needs a position, or an InstanceNumber as every slice of its series has."""
-    known = table[table["SeriesInstanceUID"].notna()]
-    missing = known["ImagePositionPatient"].isna()
+    """A slice needs a position, or an InstanceNumber as every placed slice of its series has."""
+    usable = table[table["reason"].isna()]
+    missing = usable["ImagePositionPatient"].isna()
     if missing.any():
-        keys = [known[key].fillna("") for key in SERIES_KEY]
-        numbers = pd.to_numeric(known["InstanceNumber"], errors="coerce")
-        numbered = numbers.notna().groupby(keys).transform("all")
-        refused = known.index[missing & ~numbered]
-        table.loc[refused, "reason"] = table.loc[refused, "reason"].fillna(
+        keys = [usable[key].fillna("") for key in SERIES_KEY]
+        numbered = pd.to_numeric(usable["InstanceNumber"], errors="coerce").notna()
+        # One with neither stands in nobody's way: it is refused, whatever the others have.
+        comparable = (numbered | missing).groupby(keys).transform("all")
+        refused = usable.index[missing & ~(numbered & comparable)]
+        table.loc[refused, "reason"] = (
             "ImagePositionPatient is missing, and InstanceNumber is not known for the whole series"
         )
-        table.loc[refused, "SeriesInstanceUID"] = None
 
 
 def _hash_file(path: str) -> bytes | None:

@@ -284,6 +284,86 @@ def test_a_file_cut_short_keeps_its_place_and_takes_none_of_the_others(tmp_path)
     assert skipped[["series", "position"]].to_numpy().tolist() == [["P1/1.2.1/1.2.1.1", 1.0]]
 
 
+def write_stack(folder, count=3, **tags):
+    """A series of `count` files 5 mm apart, their InstanceNumbers falling from feet to head."""
+    for z in range(count):
+        place = {"ImagePositionPatient": [0, 0, 5 * z], "InstanceNumber": 9 - z, **tags}
+        write_slice(folder / f"{z}.dcm", SOPInstanceUID=f"1.{z}", **place)
+
+
+def write_cut_short(path, **tags):
+    write_slice(path, **tags)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def find_places(skipped: pd.DataFrame) -> dict[str, tuple]:
+    """(series, position) of the skipped files; None where one is not known."""
+    known = skipped.astype(object).where(skipped.notna(), None)
+    return {os.path.basename(row.path): (row.series, row.position) for row in known.itertuples()}
+
+
+def test_files_cut_short_do_not_turn_the_series_and_are_placed_along_its_normal(tmp_path):
+    write_stack(tmp_path)
+    expected, _ = index_slices(tmp_path, 1)
+    for number in range(4):
+        write_cut_short(
+            tmp_path / f"x{number}.dcm",
+            ImagePositionPatient=[0, 100 * number, 7 + number],
+            ImageOrientationPatient=[1, 0, 0, 0, 0, -1],
+        )
+    slices, skipped = index_slices(tmp_path, 1)
+    pd.testing.assert_frame_equal(slices, expected)
+    assert find_places(skipped) == {f"x{i}.dcm": ("P1/1.2.1/1.2.1.1", 7.0 + i) for i in range(4)}
+
+
+def test_a_file_cut_short_without_a_position_does_not_send_the_series_by_number(tmp_path):
+    write_stack(tmp_path)
+    expected, _ = index_slices(tmp_path, 1)
+    assert expected["InstanceNumber"].tolist() == [9, 8, 7]
+    write_cut_short(tmp_path / "x.dcm", ImagePositionPatient=None, InstanceNumber=99)
+    slices, skipped = index_slices(tmp_path, 1)
+    pd.testing.assert_frame_equal(slices, expected)
+    assert find_places(skipped) == {"x.dcm": (None, None)}
+
+
+@pytest.mark.parametrize("number", [None, 8])
+def test_a_file_cut_short_does_not_spoil_a_series_that_goes_by_number(tmp_path, number):
+    write_stack(tmp_path, ImagePositionPatient=None)
+    write_cut_short(tmp_path / "x.dcm", ImagePositionPatient=None, InstanceNumber=number)
+    slices, skipped = index_slices(tmp_path, 1)
+    assert slices["position"].tolist() == [7, 8, 9]
+    place = ("P1/1.2.1/1.2.1.1", 8.0) if number else (None, None)
+    assert find_places(skipped) == {"x.dcm": place}
+
+
+def test_a_slice_with_neither_position_nor_number_takes_none_of_the_numbered_with_it(tmp_path):
+    write_stack(tmp_path, ImagePositionPatient=None)
+    write_slice(tmp_path / "lost.dcm", ImagePositionPatient=None)
+    slices, skipped = index_slices(tmp_path, 1)
+    assert slices["seq"].tolist() == [1, 2, 3]
+    assert list(reasons(skipped)) == ["lost.dcm"]
+
+
+def test_a_copy_that_cannot_be_placed_does_not_displace_the_one_that_can(tmp_path):
+    write_stack(tmp_path / "in")
+    write_slice(tmp_path / "a.dcm", SOPInstanceUID="1.1", ImagePositionPatient=None)
+    slices, skipped = index_slices(tmp_path, 1)
+    assert slices["SOPInstanceUID"].tolist() == ["1.0", "1.1", "1.2"]
+    assert reasons(skipped) == {
+        "a.dcm": "ImagePositionPatient is missing, and InstanceNumber is not known "
+        "for the whole series"
+    }
+
+
+def test_a_series_of_which_every_file_is_cut_short_is_placed_by_itself(tmp_path):
+    for z in range(3):
+        write_cut_short(tmp_path / f"{z}.dcm", ImagePositionPatient=[0, 0, 5 * z])
+    write_slice(tmp_path / "other.dcm", SeriesInstanceUID="2")
+    slices, skipped = index_slices(tmp_path, 1)
+    assert len(slices) == 1
+    assert skipped["position"].tolist() == [0, 5, 10]
+
+
 def test_the_same_file_twice_and_a_repeated_name_are_told_apart(tmp_path):
     first = write_slice(tmp_path / "1.dcm", SOPInstanceUID="1.5")
     (tmp_path / "2.dcm").write_bytes(first.read_bytes())
