@@ -24,7 +24,7 @@ setup(
     install_requires=[
         "torch>=2.4",
         "torchvision>=0.19",
-        "timm>=1.0.15",
+        "timm>=1.0.26",
         "numpy>=1.26",
         "pandas>=2.1",
         "pyarrow>=15",

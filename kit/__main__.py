@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -11,14 +12,22 @@ from pathlib import Path
 import kit
 
 DESCRIPTION = """\
-Intracranial hemorrhage on head CT, slice by slice: the 2nd-place solution of the RSNA
-competition (2019) as a tool. Not a medical device.
+Intracranial hemorrhage on head CT, slice by slice: the 2nd-place solution of
+the RSNA competition (2019) as a tool. Not a medical device.
 
 Try it:      kit phantom demo/data --patients 240 --size 64
              kit run demo/data --recipe demo --run demo/run
 Your scans:  kit predict SCANS --run demo/run --out predictions.csv
 Kaggle:      kit submit demo/run/submission.csv --message "first try" --dry-run
 """
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Tells a default where there is one."""
+
+    def _get_help_string(self, action):
+        nothing = action.default is None or action.default is False or action.default == []
+        return action.help if nothing else super()._get_help_string(action)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
         # Whatever is said on the way to a JSON document would spoil it.
         with redirect_stdout(sys.stderr if options.json else sys.stdout):
             text, value = options.execute(options) or ("", {})
-        if options.json or text:
+        speaks = os.environ.get("RANK", "0") == "0"  # one of `torchrun`'s processes for all
+        if speaks and (options.json or text):
             print(json.dumps(value) if options.json else text)
         return 0
     except KeyboardInterrupt:
@@ -59,7 +69,7 @@ def make_parser(arguments: list[str]) -> argparse.ArgumentParser:
             name,
             help=text,
             description=text[0].upper() + text[1:] + ".",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Formatter,
         )
         command.set_defaults(execute=execute)
         if name == chosen:
@@ -101,7 +111,7 @@ def _index(options):
     from kit import pipeline
     from kit.flags import read_recipe
 
-    with _at_work(options):
+    with _at_work(options, new=True):
         slices = pipeline.index(
             options.data,
             read_recipe(options),
@@ -109,21 +119,30 @@ def _index(options):
             workers=options.workers,
             fold_table=options.fold_table,
         )
-    series, repaired = slices["series"].nunique(), int(slices["repaired"].sum())
+    series = slices["series"].nunique()
     return (
-        f"{len(slices)} slices in {series} series: {options.run}\n"
-        f"wrong rescale intercept, to be put right: {repaired}",
-        {"slices": len(slices), "series": series, "repaired": repaired},
-    )
+        f"{options.run}: {len(slices)} slices in {series} series\n{_tell_repaired(options.run)}",
+        {"run": str(options.run), "slices": len(slices), "series": series,
+         "wrong_intercepts": int(slices["repaired"].sum())},
+    )  # fmt: skip
+
+
+def _tell_repaired(run) -> str:
+    from kit.run import read_recipe, read_slices
+
+    count = int(read_slices(run)["repaired"].sum())
+    ending = "put right" if read_recipe(run).classifier.repair else "left as they are"
+    return f"files with a wrong rescale intercept: {count}, {ending}"
 
 
 def _run(options):
     from kit import pipeline
+    from kit.combining import read_metrics
     from kit.flags import read_recipe
     from kit.tables import format_scores
 
-    with _at_work(options):
-        metrics = pipeline.run_recipe(
+    with _at_work(options, new=True):
+        pipeline.run_recipe(
             options.data,
             read_recipe(options),
             options.run,
@@ -131,8 +150,11 @@ def _run(options):
             fold_table=options.fold_table,
             deadline=_deadline(options),
         )
-    files = [str(f) for f in (options.run.submission, options.run.report) if f.exists()]
-    return "\n".join([format_scores(metrics), "", *files]), metrics
+    metrics = read_metrics(options.run)
+    files = {"submission": options.run.submission, "report": options.run.report}
+    files = {name: str(path) for name, path in files.items() if path.exists()}
+    lines = [format_scores(metrics), _tell_repaired(options.run), "", *files.values()]
+    return "\n".join(lines), {**metrics, **files}
 
 
 def _add_full_run(parser):
@@ -143,26 +165,30 @@ def _add_full_run(parser):
 def _add_stage(parser):
     parser.add_argument("run", type=_parse_run, help="a run directory")
     parser.add_argument("--fold", help="one fold (a number, or all); every fold of the recipe else")
-    _add_workers(parser)
     _add_hours(parser)
+
+
+def _add_reading_stage(parser):
+    _add_stage(parser)
+    _add_workers(parser)
 
 
 def _train_classifier(options):
     from kit import pipeline
 
-    _for_folds(options, pipeline.fit_classifier, workers=options.workers)
+    return _for_folds(options, pipeline.fit_classifier, "classifier", workers=options.workers)
 
 
 def _embed(options):
     from kit import pipeline
 
-    _for_folds(options, pipeline.embed, workers=options.workers)
+    return _for_folds(options, pipeline.embed, "embeddings", workers=options.workers)
 
 
 def _train_lstm(options):
     from kit import pipeline
 
-    _for_folds(options, pipeline.fit_lstm)
+    return _for_folds(options, pipeline.fit_lstm, "lstm")
 
 
 def _add_run(parser):
@@ -187,8 +213,9 @@ def _ensemble(options):
             texts.append(format_scores(scores[str(options.run)]))
     if options.out is None:
         return texts[0], scores[str(options.run)]
-    blend_runs(runs, options.out)
-    return "\n".join([*texts, str(options.out)]), {"runs": scores, "out": str(options.out)}
+    blend = blend_runs(runs, options.out)
+    texts += ["The mean of the runs:", format_scores(blend), str(options.out)]
+    return "\n".join(texts), {"runs": scores, "blend": blend, "out": str(options.out)}
 
 
 def _add_import(parser):
@@ -202,14 +229,17 @@ def _add_import(parser):
 def _import(options):
     from kit.pipeline import import_embeddings
 
+    fold = int(options.fold) if options.fold.isdecimal() else options.fold
     with _at_work(options):
-        import_embeddings(options.run, options.fold, options.files)
+        stores = import_embeddings(options.run, fold, options.files)
+    rows = stores.to_dict("records")
+    return "\n".join(f"{row['path']}: {row['slices']} slices" for row in rows), {"stores": rows}
 
 
 def _parse_pair(text: str) -> tuple[Path, Path]:
     npz, _, csv = text.partition(",")
     if not csv:
-        raise ValueError(f"{text!r} is not NPZ,CSV")
+        raise argparse.ArgumentTypeError(f"{text!r} is not NPZ,CSV")
     return Path(npz), Path(csv)
 
 
@@ -251,8 +281,13 @@ def _add_predict(parser):
     parser.add_argument("folder", type=Path, help="a folder or zip of DICOM files")
     _add_run_option(parser)
     parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
-    parser.add_argument("--by", choices=["slice", "series"], default="slice", help="its rows")
-    parser.add_argument("--threshold", type=float, default=0.5, help="of a series' suspect slices")
+    parser.add_argument("--by", choices=["slice", "series"], default="slice", help="a row each")
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="the probability from which --by series counts a slice",
+    )
     parser.add_argument("--report", action="store_true", help="a page with Grad-CAM beside it")
     parser.add_argument("--pseudonymize", action="store_true", help="numbers for PatientIDs")
     _add_workers(parser)
@@ -272,12 +307,27 @@ def _predict(options):
         pseudonymize=options.pseudonymize,
         workers=options.workers,
     )
-    series = table["series"].nunique()
+    series, repaired = table["series"].nunique(), int(table["repaired"].sum())
+    files = {"table": options.out, "manifest": options.out.with_suffix(".json"),
+             "skipped_list": options.out.with_name(f"{options.out.stem}.skipped.csv")}  # fmt: skip
+    if options.report:
+        files["page"] = options.out.with_suffix(".html")
+    mended = f"{repaired} wrong intercepts put right, " if repaired else ""
     return (
-        f"{options.out}: {len(table)} slices in {series} series, "
-        f"{len(skipped)} files skipped. Not a medical device.",
-        {"slices": len(table), "series": series, "skipped": len(skipped)},
+        f"{options.out}: {_count(len(table), 'slice')} in {series} series, {mended}"
+        f"{_count(len(skipped), 'file')} skipped. Not a medical device.",
+        {
+            "slices": len(table),
+            "series": series,
+            "skipped": len(skipped),
+            "repaired": repaired,
+            **{name: str(path) for name, path in files.items()},
+        },
     )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _add_submit(parser):
@@ -335,8 +385,6 @@ def _download(options):
 
 
 def _add_kernels(parser):
-    import os
-
     user = os.environ.get("KAGGLE_USER", "")
     parser.add_argument("--user", default=user, help="the owner on Kaggle (or KAGGLE_USER=)")
     parser.add_argument("--run", type=Path, nargs="+", help="finished runs, a fold each or whole")
@@ -374,7 +422,7 @@ def _add_run_option(parser):
 
 
 def _add_workers(parser):
-    parser.add_argument("--workers", type=int, help="reading processes (default: by the cores)")
+    parser.add_argument("--workers", type=int, help="reading processes; else by the cores")
 
 
 def _add_hours(parser):
@@ -387,8 +435,8 @@ def _parse_run(text: str):
     return Run(Path(text))
 
 
-def _for_folds(options, stage, **arguments):
-    """Call a stage for the fold asked for, or for every fold of the recipe."""
+def _for_folds(options, stage, folder: str, **arguments):
+    """Call a stage for the fold asked for, or for every fold; tell where each has written."""
     from kit.run import list_folds, read_recipe
 
     with _at_work(options):
@@ -398,8 +446,11 @@ def _for_folds(options, stage, **arguments):
             if not chosen:
                 raise ValueError(f"--fold {options.fold}: the run has {', '.join(map(str, folds))}")
             folds = chosen
+        deadline = _deadline(options)
         for fold in folds:
-            stage(options.run, fold, deadline=_deadline(options), **arguments)
+            stage(options.run, fold, deadline=deadline, **arguments)
+    paths = [str(options.run.path / f"fold{fold}" / folder) for fold in folds]
+    return "\n".join(paths), {"folders": paths}
 
 
 def _deadline(options) -> float | None:
@@ -408,8 +459,8 @@ def _deadline(options) -> float | None:
     return None if options.hours is None else time.monotonic() + options.hours * 3600
 
 
-def _at_work(options):
-    """The processes joined, the run directory held."""
+def _at_work(options, new: bool = False):
+    """The processes joined, the run directory held; with `new` it may have to be made first."""
     from contextlib import ExitStack
 
     from kit.run import hold
@@ -417,7 +468,7 @@ def _at_work(options):
 
     _set_quiet(options)
     stack = ExitStack()
-    stack.enter_context(hold(options.run))
+    stack.enter_context(hold(options.run, new))
     stack.enter_context(join_processes())
     return stack
 
@@ -436,8 +487,12 @@ COMMANDS = {
         "everything: from the competition's data to submission and report",
     ),
     "index": (_add_index, _index, "stage 1: headers to a slice table with labels and folds"),
-    "train-classifier": (_add_stage, _train_classifier, "stage 2: train the slice classifier"),
-    "embed": (_add_stage, _embed, "stage 3: embed every slice"),
+    "train-classifier": (
+        _add_reading_stage,
+        _train_classifier,
+        "stage 2: train the slice classifier",
+    ),
+    "embed": (_add_reading_stage, _embed, "stage 3: embed every slice"),
     "import-embeddings": (_add_import, _import, "published .npz files in place of stage 2 and 3"),
     "train-lstm": (_add_stage, _train_lstm, "stage 4: train the LSTM on the embeddings"),
     "ensemble": (_add_ensemble, _ensemble, "stage 5: average, score, write submission.csv"),

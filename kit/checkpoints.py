@@ -12,6 +12,7 @@ import os
 import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,6 +20,8 @@ from safetensors.torch import save_file
 
 from kit import amp
 from kit.files import replacing
+
+Config = TypeVar("Config")
 
 
 class TrainingError(RuntimeError):
@@ -50,6 +53,31 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise TrainingError(f"{path}: not a weights file that can be read ({error})") from error
+
+
+def load_trained(path: Path, kind: type[Config]) -> tuple[dict[str, torch.Tensor], Config]:
+    """Float32 weights of a trained model and its configuration, of the dataclass `kind`.
+
+    Raises `TrainingError` naming the file where it holds no such configuration, or weights that
+    are not finite.
+    """
+    weights, metadata = load_weights(path)
+    try:
+        config = kind(**metadata["config"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{path}: holds no {kind.__name__} ({error})") from error
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise TrainingError(f"{path}: the weights {name} are not finite")
+    return {name: value.float() for name, value in weights.items()}, config
+
+
+def fill_model(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Give a model its weights, read from `path`. Raises `TrainingError` where they do not fit."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise TrainingError(f"{path}: its weights do not fit its configuration") from error
 
 
 def save_checkpoint(path: Path, model, optimizer, state: Progress) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from kit import images
-from kit.checkpoints import TrainingError, load_weights
+from kit.checkpoints import TrainingError, fill_model, load_trained, load_weights
 from kit.competition import LABELS, TRAINING_PRIOR
 from kit.training import TrainingConfig, fit, spare_threads, weighted_loss
 from kit.workers import restart_once
@@ -21,6 +21,13 @@ from kit.workers import restart_once
 # Of the windowed training images, channels in the order of `windowing.WINDOWS` (published code).
 MEAN = (0.22363983, 0.18190407, 0.2523437)
 STD = (0.32451536, 0.2956294, 0.31335256)
+
+
+# Arguments of `timm.create_model` that make it read a file or ask a network.
+_SOURCES = (
+    "cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
+    "pretrained_strict",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +40,9 @@ class ClassifierConfig(TrainingConfig):
     architecture_options: Annotated[dict, "further arguments of the timm model, JSON"] = field(
         default_factory=dict
     )
-    weights: Annotated[str, "initial ones: a .safetensors or .pth file, or pretrained"] = ""
+    weights: Annotated[
+        str, "initial: a .safetensors or .pth file, pretrained, or '' for random"
+    ] = ""
     image_size: Annotated[int, "pixels a side"] = 480
     crop: Annotated[bool, "crop to the head"] = True
     repair: Annotated[bool, "put the wrong rescale intercept of 123 training files right"] = True
@@ -55,9 +64,7 @@ class Classifier(nn.Module):
         self.config = config
         self.backbone = make_backbone(config, load)
         # What is pooled is, in some models, made wider or narrower before their own head.
-        self.embedding_size = getattr(
-            self.backbone, "head_hidden_size", self.backbone.num_features
-        )
+        self.embedding_size = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
         self.head = nn.Linear(self.embedding_size, len(LABELS))
         if config.prior_bias:
             prior = torch.tensor([TRAINING_PRIOR[label] for label in LABELS], dtype=torch.float32)
@@ -89,6 +96,7 @@ def make_backbone(config: ClassifierConfig, load: bool) -> nn.Module:
     """The timm model without its own head, with the weights asked for."""
     import timm
 
+    _refuse_sources(config)
     pretrained = load and config.weights == "pretrained"
     try:
         model = timm.create_model(
@@ -108,6 +116,16 @@ def make_backbone(config: ClassifierConfig, load: bool) -> nn.Module:
     if load and config.weights and not pretrained:
         load_backbone(model, Path(config.weights))
     return model.to(memory_format=torch.channels_last)
+
+
+def _refuse_sources(config: ClassifierConfig) -> None:
+    """A configuration may have come with weights from elsewhere: it must not read or fetch more."""
+    named = [name for name in _SOURCES if name in config.architecture_options]
+    if named or ":" in config.architecture:
+        raise ValueError(
+            f"architecture {config.architecture!r} with {config.architecture_options}: weights are "
+            "named by --classifier-weights alone"
+        )
 
 
 def load_backbone(model: nn.Module, path: Path) -> None:
@@ -148,10 +166,16 @@ def load_backbone(model: nn.Module, path: Path) -> None:
 
 
 def load_classifier(path: Path) -> Classifier:
-    """A trained classifier from the weights and configuration in a `.safetensors` file."""
-    weights, metadata = load_weights(path)
-    model = Classifier(ClassifierConfig(**metadata["config"]))
-    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    """A trained classifier from the weights and configuration in a `.safetensors` file.
+
+    Raises `TrainingError` naming the file where it holds no such model.
+    """
+    weights, config = load_trained(path, ClassifierConfig)
+    try:
+        model = Classifier(config)
+    except ValueError as error:
+        raise TrainingError(f"{path}: {error}") from error
+    fill_model(model, weights, path)
     return model.eval()
 
 
@@ -168,7 +192,8 @@ def train_classifier(
     """Train on the labelled slices of `table`; weights of every epoch go to `directory`."""
     spare_threads(config.image_size)
     torch.manual_seed(config.seed)
-    model = Classifier(config, load=True).to(device)
+    begun = (directory / "checkpoint.safetensors").exists()  # then the initial weights are no more
+    model = Classifier(config, load=not begun).to(device)
     dataset = images.SliceDataset(
         table, config.image_size, config.crop, config.repair, config.augment, config.seed
     )

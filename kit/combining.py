@@ -47,14 +47,22 @@ def combine(run: Run) -> dict:
             metrics = {"scores": scores, "slices": scored, "filled": filled, "members": members}
             write_json(run.metrics, metrics)
     wait_for_all()
+    return read_metrics(run)
+
+
+def read_metrics(run: Run) -> dict:
+    """What `combine` wrote to `metrics.json` last."""
+    require(run.metrics, f"kit ensemble {run}")
     return json.loads(run.metrics.read_text(encoding="utf-8"))
 
 
-def blend_runs(runs: list[Run], out: Path) -> list[dict]:
+def blend_runs(runs: list[Run], out: Path) -> dict:
     """Average the submissions of several complete runs into `out`; clipped and validated.
 
-    The members, by name and hash, are written to `*.members.json` beside it and returned. Raises
-    `RunError` where a run has no submission, `ValueError` where they are of different images.
+    The members, by name and hash, are written to `*.members.json` beside it. Returns the metrics
+    of the blend, as `combine` does: its `scores` are those of the mean of the runs' out-of-fold
+    bags, empty where the runs did not hold out the same slices. Raises `RunError` where a run has
+    no submission, `ValueError` where they are of different images.
     """
     for run in runs:
         require(run.submission, f"kit ensemble {run}")
@@ -62,7 +70,20 @@ def blend_runs(runs: list[Run], out: Path) -> list[dict]:
     files = [run.submission for run in runs]
     write_submission(ensemble.bag(_read_ahead(read_submission, files)), out)
     write_json(out.with_name(out.stem + ".members.json"), members)
-    return members
+    scores, scored = _score_blend(runs)
+    return {"scores": scores, "slices": scored, "filled": 0, "members": members}
+
+
+def _score_blend(runs: list[Run]) -> tuple[dict, int]:
+    """Scores of the mean of the runs' out-of-fold bags, and the number of slices."""
+    if not all(run.oof.exists() for run in runs):
+        return {}, 0
+    tables = [pd.read_parquet(run.oof).set_index("SOPInstanceUID") for run in runs]
+    first = tables[0]
+    if any(set(table.index) != set(first.index) for table in tables):
+        return {}, 0
+    mean = ensemble.bag(table[name_columns("bag")] for table in tables).to_numpy()
+    return {"bag": {"all": ensemble.score(first[list(LABELS)].to_numpy(), mean)}}, len(first)
 
 
 def find_places(run: Run) -> pd.DataFrame:
@@ -72,6 +93,7 @@ def find_places(run: Run) -> pd.DataFrame:
 
 
 def list_places(slices: pd.DataFrame, skipped: pd.DataFrame) -> pd.DataFrame:
+    """`series` and `position` (mm) by SOPInstanceUID, of the slice table and of skipped files."""
     columns = ["SOPInstanceUID", "series", "position"]
     places = pd.concat([slices[columns], skipped.loc[skipped["series"].notna(), columns]])
     return places.drop_duplicates("SOPInstanceUID").set_index("SOPInstanceUID")
@@ -131,10 +153,11 @@ def _score(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> tuple[d
     return ensemble.score_folds(oof, models), len(oof)
 
 
-def _write_test(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> int:
+def _write_test(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> int | None:
     """Average the folds' test predictions, complete them to the sample's ids, write both.
 
-    Returns how many images had to be filled.
+    Returns how many images had to be filled; None where a sample is missing, whose ids a
+    submission must have.
     """
     mean = predictions.drop(columns="split").groupby("SOPInstanceUID", sort=False).mean()
     test = slices[slices["split"] == "test"].drop(columns=["fold", *LABELS])
@@ -147,4 +170,4 @@ def _write_test(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> in
         write_frame(run.filled, filled)
         write_submission(complete, run.submission, sample)
         return len(filled)
-    return 0
+    return None if len(mean) else 0

@@ -46,13 +46,16 @@ class EmbeddingStore:
             )
             logits = directory / "logits.npy"
             self.logits = np.load(logits, allow_pickle=False) if logits.exists() else None
-        except (OSError, ValueError) as error:
+            self.failed = dict(self.provenance["failed"])
+        except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{directory}: not an embedding store ({error})") from error
+        if self.embeddings.dtype != np.float16 or self.embeddings.ndim != 2:
+            raise ValueError(f"{directory}: embeddings.npy is no float16 table")
         if len(self.ids) != len(self.embeddings):
             raise ValueError(
                 f"{directory}: {len(self.ids)} ids for {len(self.embeddings)} embeddings"
             )
-        self.directory, self.failed = directory, self.provenance["failed"]
+        self.directory = directory
 
     def find_rows(self, ids) -> np.ndarray:
         """The row of each SOPInstanceUID, (len(ids),); −1 where there is no embedding of it."""
@@ -158,10 +161,12 @@ class _StoreWriter:
     def write(self, batch: dict, embeddings: torch.Tensor, logits: torch.Tensor) -> None:
         rows = batch["rows"]
         values = embeddings.half().cpu().numpy()
-        if not np.isfinite(values).all():
-            worst = batch["names"][int(np.argmin(np.isfinite(values).all(axis=1)))]
+        logits = logits.float().cpu().numpy()
+        finite = np.isfinite(values).all(axis=1) & np.isfinite(logits).all(axis=1)
+        if not finite.all():
+            worst = batch["names"][int(finite.argmin())]
             raise TrainingError(f"{worst}: its embedding is not finite in float16")
-        self.embeddings[rows], self.logits[rows] = values, logits.float().cpu().numpy()
+        self.embeddings[rows], self.logits[rows] = values, logits
         self.done = int(rows[-1]) + 1
         if time.monotonic() - self.flushed > _FLUSH_SECONDS:
             self.flush()
@@ -309,8 +314,9 @@ def _open_array(directory: Path, name: str, shape, dtype, fresh: bool) -> np.nda
         with naming(path):
             np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
             # Taken now: a disk that fills up under a memory map would kill the process.
-            with open(path, "r+b") as file:
-                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+            if hasattr(os, "posix_fallocate"):  # not on a Mac
+                with open(path, "r+b") as file:
+                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     if distributed.is_initialized():
         distributed.barrier()
     return np.load(path, mmap_mode="r+", allow_pickle=False)

@@ -10,6 +10,8 @@ from kit.recipes import RECIPES, Recipe, find_recipe, name_fields
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """`--recipe NAME`, and a flag for every field of a recipe."""
+    # Forty flags in the usage would hide the three that matter.
+    parser.usage = f"{parser.prog} DATA --recipe NAME --run RUN [options] [fields of the recipe]"
     parser.add_argument("--recipe", required=True, choices=list(RECIPES), help="what to train")
     group = parser.add_argument_group("fields of the recipe", "each changes one field of it")
     for name, (kind, text) in name_fields().items():
@@ -34,14 +36,20 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
 
 
 def _parse_options(text: str) -> dict:
-    options = json.loads(text)
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not JSON ({error})") from error
     if not isinstance(options, dict):
-        raise ValueError(f"{text!r} is not a JSON object")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a JSON object")
     return options
 
 
 def _parse_folds(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(",") if number)
+    try:
+        return tuple(int(number) for number in text.split(",") if number)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas") from error
 
 
 _PARSERS = {str(dict): _parse_options, str(tuple[int, ...]): _parse_folds}

@@ -25,6 +25,8 @@ def assign_folds(
     if fold_table is not None:
         assigned[training] = _read_folds(fold_table, part["PatientID"], folds)
         return assigned
+    if part.empty:  # the test part alone
+        return assigned
     from sklearn.model_selection import StratifiedGroupKFold
 
     part["PatientID"] = part["PatientID"].fillna("")

@@ -148,6 +148,8 @@ def train_classifier(
     backbone = find_marked(BACKBONE, root)
     if backbone:
         changes["classifier.weights"] = str(link_input(backbone[0] / BACKBONE, BACKBONE))
+    else:
+        changes.setdefault("classifier.weights", "")  # there is no network to fetch them by
     print(f"Initial weights: {backbone[0] if backbone else 'none attached, random ones'}")
     data, run = link_input(find_data(root), "competition"), Run(Path(RUN))
     restore_run(run, [folder / RUN for folder in find_marked(f"{RUN}/config.json", root)])

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from kit.checkpoints import load_weights
+from kit.checkpoints import TrainingError, fill_model, load_trained
 from kit.competition import LABELS
 from kit.recurrence import run_lstm
 from kit.sequences import (
@@ -208,10 +208,13 @@ def train_lstm(
 
 
 def load_lstm(path: Path) -> SequenceLSTM:
-    """A trained model from the weights and configuration in a `.safetensors` file."""
-    weights, metadata = load_weights(path)
-    model = SequenceLSTM(LSTMConfig(**metadata["config"]))
-    model.load_state_dict({name: value.float() for name, value in weights.items()})
+    """A trained model from the weights and configuration in a `.safetensors` file.
+
+    Raises `TrainingError` naming the file where it holds no such model.
+    """
+    weights, config = load_trained(path, LSTMConfig)
+    model = SequenceLSTM(config)
+    fill_model(model, weights, path)
     return model.eval()
 
 
@@ -221,13 +224,13 @@ def predict_logits(
     """Logits of every row of the dataset's table, float32 (rows, 6); NaN without an embedding.
 
     Series of like length go together, about `slices` slices a batch; each comes alone where padding
-    would reach the LSTM.
+    would reach the LSTM. Raises `TrainingError` naming a series whose logits are not finite.
     """
     model.eval()
     slices = slices if model.config.packed else 1
     logits = np.full((len(series.rows), len(LABELS)), np.nan, dtype=np.float32)
     batches = (
-        collate_series([series[number] for number in numbers])
+        {**collate_series([series[number] for number in numbers]), "numbers": numbers}
         for numbers in batch_by_length(series.lengths(), slices)
     )
 
@@ -235,7 +238,12 @@ def predict_logits(
         return model(batch["emb"], batch["mask"])
 
     for batch, output in predict(forward, batches, device, model.config.opt_level):
-        logits[batch["embidx"].numpy()[batch["mask"].numpy()]] = output[batch["mask"]].float().cpu()
+        mask = batch["mask"]
+        finite = torch.isfinite(output).all(dim=2).cpu() | ~mask
+        if not finite.all():
+            worst = batch["numbers"][int(finite.all(dim=1).to(torch.uint8).argmin())]
+            raise TrainingError(f"series {series.names[worst]}: its logits are not finite")
+        logits[batch["embidx"].numpy()[mask.numpy()]] = output[mask].float().cpu()
     return logits
 
 

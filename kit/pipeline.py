@@ -1,6 +1,6 @@
 """The stages as functions: files in, files out. Every one can be called again and goes on.
 
-    index → fit_classifier → embed → fit_lstm (for each fold) → combine → report
+    index → fit_classifier → embed → fit_lstm (for each fold) → score → report
 
 `run_recipe` calls them all; `predict_folder` applies a trained run to other scans,
 `predict_competition` to the competition's test part.
@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ import pandas as pd
 from kit.checkpoints import write_json
 from kit.classifier import train_classifier
 from kit.combining import combine
+from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore, extract_embeddings, import_published
 from kit.folds import assign_folds
 from kit.layout import index_competition
@@ -50,20 +52,20 @@ def run_recipe(
     workers: int | None = None,
     fold_table: Path | None = None,
     deadline: float | None = None,
-) -> dict:
+) -> pd.DataFrame:
     """Everything from the competition's data to `submission.csv` and `report.html`.
 
-    Returns the metrics. Goes on where an earlier call stopped. Raises `RunError` where the run was
-    begun with another recipe or on other data.
+    Returns the out-of-fold scores, as `score` does. Goes on where an earlier call stopped. Raises
+    `RunError` where the run was begun with another recipe or on other data.
     """
     index(data, recipe, run, workers=workers, fold_table=fold_table)
     for fold in list_folds(recipe):
         fit_classifier(run, fold, workers=workers, deadline=deadline)
         embed(run, fold, workers=workers, deadline=deadline)
         fit_lstm(run, fold, deadline=deadline)
-    metrics = combine(run)
+    scores = score(run)
     report(run)
-    return metrics
+    return scores
 
 
 def index(
@@ -76,6 +78,7 @@ def index(
 ) -> pd.DataFrame:
     """Begin a run: `config.json`, the slice table with labels and folds, `skipped.csv`."""
     data = Path(data).absolute()
+    recipe = _locate_weights(recipe, run)
     begin(run, recipe, data, fold_table)
     if rank() == 0 and not run.slices.exists():
         with timed(run, "index"):
@@ -87,10 +90,24 @@ def index(
     return read_slices(run)
 
 
+def _locate_weights(recipe: Recipe, run: Run) -> Recipe:
+    """The recipe with the file of its initial weights in full, which must be there at the start."""
+    weights = recipe.classifier.weights
+    if weights in ("", "pretrained"):
+        return recipe
+    path = Path(weights).absolute()
+    if not path.is_file() and not run.slices.exists():
+        raise FileNotFoundError(errno.ENOENT, "there is no such file of weights", str(path))
+    return replace(recipe, classifier=replace(recipe.classifier, weights=str(path)))
+
+
 def fit_classifier(
     run: Run, fold: int | str, *, workers: int | None = None, deadline: float | None = None
-) -> None:
-    """Train the classifier of a fold on the training slices outside it."""
+) -> pd.DataFrame:
+    """Train the classifier of a fold on the training slices outside it.
+
+    Returns the history, a row an epoch; empty where its embeddings come from elsewhere.
+    """
     recipe, slices = read_recipe(run), read_slices(run)
     directory = run.classifier(fold)
     config = replace(recipe.classifier, seed=_derive_seed(recipe, fold, 0))
@@ -106,16 +123,19 @@ def fit_classifier(
                 deadline,
             )
     wait_for_all()
+    return _read_history(directory)
 
 
 def embed(
     run: Run, fold: int | str, *, workers: int | None = None, deadline: float | None = None
-) -> None:
-    """Embed every slice by each of the fold's kept classifier epochs."""
+) -> pd.DataFrame:
+    """Embed every slice by each of the fold's kept classifier epochs.
+
+    Returns a row a store: `classifier_epoch`, `slices`, `failed`, `path`.
+    """
     recipe, slices = read_recipe(run), read_slices(run)
-    if _is_imported(run, recipe, fold):
-        return
-    for epoch in kept_classifier_epochs(recipe):
+    epochs = [] if _is_imported(run, recipe, fold) else kept_classifier_epochs(recipe)
+    for epoch in epochs:
         weights = run.classifier(fold) / f"epoch{epoch}.safetensors"
         require(weights, f"kit train-classifier {run} --fold {fold}")
         with timed(run, f"fold{fold} embeddings"):
@@ -131,16 +151,19 @@ def embed(
         if rank() == 0:
             note_unreadable(run.skipped, slices, store)
     wait_for_all()
+    return _list_stores(run, fold, recipe)
 
 
-def import_embeddings(run: Run, fold: int | str, files: list[tuple[Path, Path]]) -> None:
+def import_embeddings(run: Run, fold: int | str, files: list[tuple[Path, Path]]) -> pd.DataFrame:
     """Take a fold's embeddings from published `.npz` files, each with the CSV of its ids.
 
-    The LSTM can then be trained without a classifier. Raises `ValueError` for files that do not
-    fit, and `RunError` where a slice of the run has no embedding or the recipe averages several
-    classifier epochs.
+    The LSTM can then be trained without a classifier. Returns what `embed` does. Raises
+    `ValueError` for files that do not fit, and `RunError` where the recipe has no such fold or
+    averages several classifier epochs, or a slice of the run has no embedding.
     """
     recipe, slices = read_recipe(run), read_slices(run)
+    if fold not in list_folds(recipe):
+        raise RunError(f"{run} has no fold {fold}: {', '.join(map(str, list_folds(recipe)))}")
     if recipe.bag_classifier_epochs != 1:
         raise RunError(f"{run}: embeddings from elsewhere need --bag-classifier-epochs 1")
     directory = run.store(fold, recipe.classifier.epochs)
@@ -151,10 +174,14 @@ def import_embeddings(run: Run, fold: int | str, files: list[tuple[Path, Path]])
         (directory / "store.json").unlink()
         image = slices["SOPInstanceUID"][missing].iloc[0]
         raise RunError(f"{missing.sum()} slices of {run} have no embedding, {image} the first")
+    return _list_stores(run, fold, recipe)
 
 
-def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> None:
-    """Train the LSTM of a fold on each of its embeddings, and predict held-out and test slices."""
+def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> pd.DataFrame:
+    """Train the LSTM of a fold on each of its embeddings, and predict held-out and test slices.
+
+    Returns the histories, a row an epoch, `classifier_epoch` saying on which embeddings.
+    """
     recipe, slices = read_recipe(run), read_slices(run)
     training = _is_training(slices, fold)
     held_out = slices[~training & (slices["split"] == "train")]
@@ -168,6 +195,8 @@ def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> Non
         )
         _check_source(directory, store)
         if not _is_trained(directory, config.epochs):
+            for stale in directory.glob("predictions*.parquet"):
+                stale.unlink()
             with timed(run, f"fold{fold} LSTM"):
                 train_lstm(
                     make_series(store, slices[training]),
@@ -187,6 +216,11 @@ def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> Non
                         path, predict_slices(store, slices[~training], weights).reset_index()
                     )
     wait_for_all()
+    histories = [
+        _read_history(run.lstm(fold, epoch)).assign(classifier_epoch=epoch)
+        for epoch in kept_classifier_epochs(recipe)
+    ]
+    return pd.concat(histories, ignore_index=True)
 
 
 def report(run: Run, series: tuple[str, ...] = ()) -> None:
@@ -195,6 +229,34 @@ def report(run: Run, series: tuple[str, ...] = ()) -> None:
         with timed(run, "report"):
             write_report(run, series)
     wait_for_all()
+
+
+def score(run: Run) -> pd.DataFrame:
+    """`combine`, and the out-of-fold log loss as a table: a row a model and fold.
+
+    Columns are `model`, `fold` ("all" or a number), the labels and `weighted`; no row where
+    nothing was held out.
+    """
+    scores = combine(run)["scores"]
+    rows = [
+        {"model": model, "fold": fold, **losses}
+        for model, folds in scores.items()
+        for fold, losses in folds.items()
+    ]
+    return pd.DataFrame(rows, columns=["model", "fold", *LABELS, "weighted"])
+
+
+def _read_history(directory: Path) -> pd.DataFrame:
+    path = directory / "history.json"
+    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])
+
+
+def _list_stores(run: Run, fold: int | str, recipe: Recipe) -> pd.DataFrame:
+    rows = []
+    for epoch in kept_classifier_epochs(recipe):
+        store = EmbeddingStore(run.store(fold, epoch))
+        rows.append((epoch, len(store.ids), len(store.failed), str(store.directory)))
+    return pd.DataFrame(rows, columns=["classifier_epoch", "slices", "failed", "path"])
 
 
 def _is_training(slices: pd.DataFrame, fold: int | str) -> np.ndarray:

@@ -57,14 +57,19 @@ def predict_folder(
     Writes the CSV `out`, a row a slice in series order, or with `by="series"` a row a series (see
     `scans.summarize_series`, of which `threshold` is). Beside it: `*.skipped.csv`, the manifest
     `*.json` and with `page` the page `*.html`. With `pseudonymize` running numbers stand for the
-    PatientIDs. Returns the slices' table and the skipped files.
+    PatientIDs. Returns the slices' table, where `repaired` says that a wrong rescale intercept was
+    put right, and the skipped files.
+
     Raises `RunError` where the run is not complete, `ValueError` where the folder holds no usable
     slice.
     """
     started = time.monotonic()
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"the threshold {threshold:g} is no probability")
     if out.suffix != ".csv":
         raise ValueError(f"{out}: the table's name must end in .csv; the rest is written beside it")
-    members = list_members(run, read_recipe(run))
+    recipe = read_recipe(run)
+    members = list_members(run, recipe)
     slices, skipped = restart_once(index_slices)(folder, workers)
     _refuse_empty(folder, slices, skipped)
     if pseudonymize:
@@ -80,16 +85,17 @@ def predict_folder(
     reasons = unreadable["SOPInstanceUID"].map(failed)
     skipped = pd.concat([skipped, unreadable.assign(reason=reasons)[skipped.columns]])
     columns = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID",
-               "ImagePositionPatient", "series", "seq", "position", "path"]  # fmt: skip
+               "ImagePositionPatient", "series", "seq", "position", "path", "repaired"]  # fmt: skip
+    slices["repaired"] &= recipe.classifier.repair
     table = slices[columns].join(probabilities, on="SOPInstanceUID", how="inner")
     write_frame(out.with_name(out.stem + ".skipped.csv"), skipped[["path", "reason"]])
-    if page:
-        weights = list(members)[-1]
-        write_scan_report(table, out.with_suffix(".html"), weights, skipped, threshold)
     rows = table.drop(columns=["series", "ImagePositionPatient"])
     write_frame(out, summarize_series(table, threshold) if by == "series" else rows)
     seconds = time.monotonic() - started
     write_manifest(out.with_suffix(".json"), run, members, table, skipped, seconds)
+    if page:  # last: whatever happens to it, the predictions are there
+        weights = list(members)[-1]
+        write_scan_report(table, out.with_suffix(".html"), weights, skipped, threshold)
     return table, skipped
 
 

@@ -29,6 +29,7 @@ def track(
 
 def open_bar(description: str, total: int | None, unit: str = "it", done: int = 0) -> tqdm:
     """A bar to be updated by hand; in a log file, a line every half minute."""
+    live = sys.stderr.isatty()
     return tqdm(
         desc=description,
         total=total,
@@ -36,8 +37,9 @@ def open_bar(description: str, total: int | None, unit: str = "it", done: int = 
         unit=unit,
         disable=quiet,
         ncols=80,
-        mininterval=0.2 if sys.stderr.isatty() else 30,
+        mininterval=0.2 if live else 30,
         maxinterval=30,
+        bar_format=None if live else "{l_bar}{bar}{r_bar}\n",
     )
 
 

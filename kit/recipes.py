@@ -83,6 +83,7 @@ RECIPES = {
         train_folds=(0, 1),
         bag_classifier_epochs=1,
         bag_lstm_epochs=1,
+        classifier=ClassifierConfig(weights="pretrained"),
         lstm=LSTMConfig(epochs=10, learning_rate=1e-4),
     ),
     # The cheapest published route: private score 0.04607.
@@ -90,18 +91,25 @@ RECIPES = {
         name="single",
         train_folds=(),
         bag_classifier_epochs=1,
-        classifier=ClassifierConfig(epochs=3, test_augmentation=False),
+        classifier=ClassifierConfig(weights="pretrained", epochs=3, test_augmentation=False),
     ),
     # The published final, its cropped half: private score 0.044.
-    "published": Recipe(name="published"),
+    "published": Recipe(name="published", classifier=ClassifierConfig(weights="pretrained")),
 }
 
 
 def find_recipe(name: str, changes: dict[str, Any] | None = None) -> Recipe:
-    """The recipe of a name with some fields changed, named as by `name_fields`."""
+    """The recipe of a name with some fields changed, named as by `name_fields`.
+
+    Where fewer epochs are asked for than the recipe averages, all of them are.
+    """
     if name not in RECIPES:
         raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
     recipe, changes = RECIPES[name], dict(changes or {})
+    for part in ("classifier", "lstm"):
+        kept = f"bag_{part}_epochs"
+        epochs = changes.get(f"{part}.epochs", getattr(recipe, part).epochs)
+        changes.setdefault(kept, min(getattr(recipe, kept), epochs))
     nested = {}
     for part in ("classifier", "lstm"):
         prefix = part + "."

@@ -100,14 +100,14 @@ class Run:
 
 
 def begin(run: Run, recipe: Recipe, data: Path, fold_table: Path | None = None) -> None:
-    """Write `config.json`; where there is one, check that the run was begun with the same.
+    """Write `config.json`; where slices were indexed by one, check that the run is the same.
 
     Raises `RunError` naming the first field that differs.
     """
     wanted = {"data": str(data), "recipe": recipes.to_dict(recipe)}
     if fold_table is not None:
         wanted["fold_table_sha256"] = hashlib.sha256(fold_table.read_bytes()).hexdigest()
-    if run.config.exists():
+    if run.config.exists() and run.slices.exists():
         found = read_config(run)
         before, now = _flatten(found), _flatten(json.loads(json.dumps(wanted)))
         for name in sorted((before.keys() | now.keys()) - {"kit"}):
@@ -184,12 +184,18 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
 
 
 @contextlib.contextmanager
-def hold(run: Run) -> Iterator[None]:
-    """Keep other processes off a run directory. Raises `RunError` where one is at work there."""
+def hold(run: Run, new: bool = False) -> Iterator[None]:
+    """Keep other processes off a run directory, which with `new` is made where it is missing.
+
+    Raises `RunError` where another is at work there, and without `new` where there is no run.
+    """
     if int(os.environ.get("RANK", 0)) != 0:
         yield
         return
-    run.path.mkdir(parents=True, exist_ok=True)
+    if new:
+        run.path.mkdir(parents=True, exist_ok=True)
+    else:
+        read_config(run)
     with open(run.path / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

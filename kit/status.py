@@ -38,8 +38,8 @@ def format_stages(run: Run) -> str:
     data = read_config(run)
     name = data["recipe"]["name"]
     lines.append(
-        f"{len(left)} of {len(stages)} stages left; "
-        f"`kit run {data['data']} --recipe {name} --run {run}` with the same flags goes on"
+        f"{len(left)} of {len(stages)} stages left; with the same flags this goes on:\n"
+        f"kit run {data['data']} --recipe {name} --run {run}"
         if left
         else "complete"
     )

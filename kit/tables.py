@@ -11,19 +11,21 @@ _SHORT = ("epidur", "parench", "ventric", "subarac", "subdur", "any")
 def format_scores(metrics: dict) -> str:
     """Out-of-fold log loss per label and weighted, a row a model and fold."""
     scores = metrics["scores"]
-    if not scores:
-        return "No slices were held out, so there is no out-of-fold score."
     lines = [
         f"Out-of-fold log loss of {metrics['slices']} slices",
         f"{'model':<13}{'fold':>5}"
         + "".join(f"{name:>8}" for name in _SHORT)
         + f"{'weighted':>10}",
     ]
+    if not scores:
+        lines = ["No slices were held out, so there is no out-of-fold score."]
     for model, folds in scores.items():
         for fold, losses in folds.items():
             values = "".join(f"{losses[label]:>8.4f}" for label in LABELS)
             name = MODELS.get(model, model) if fold == "all" else ""
             lines.append(f"{name:<13}{fold:>5}{values}{losses['weighted']:>10.4f}")
-    if metrics["filled"]:
+    if metrics["filled"] is None:
+        lines.append("No submission.csv: the data hold no stage_2_sample_submission.csv.")
+    elif metrics["filled"]:
         lines.append(f"{metrics['filled']} test images without a prediction: see filled.csv")
     return "\n".join(lines)

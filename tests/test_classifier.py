@@ -4,7 +4,7 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from kit.checkpoints import save_weights
+from kit.checkpoints import TrainingError, save_tensors, save_weights
 from kit.classifier import MEAN, STD, Classifier, ClassifierConfig, load_classifier
 from kit.competition import LABELS, TRAINING_PRIOR
 from kit.recipes import RECIPES, SMALL_RESNEXT
@@ -107,6 +107,41 @@ def test_pretrained_weights_without_a_network_fail_saying_what_to_do(monkeypatch
 def test_an_unknown_architecture_is_refused():
     with pytest.raises(ValueError, match="timm makes no model of 'resnext7'"):
         Classifier(config(architecture="resnext7"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"architecture": "hf-hub:somebody/model"},
+        {"architecture_options": {"checkpoint_path": "evil.pth"}},
+        {"architecture_options": {"pretrained": True}},
+    ],
+)
+def test_weights_from_elsewhere_name_no_further_source(tmp_path, changes, monkeypatch):
+    """Else timm would unpickle a file, or ask a network, on behalf of a configuration."""
+    model = Classifier(config())
+    model.config = config(**changes)
+    save_weights(tmp_path / "epoch1.safetensors", model)
+    monkeypatch.setattr("timm.create_model", lambda *_, **__: pytest.fail("timm was asked"))
+    with pytest.raises(
+        TrainingError, match=r"epoch1\.safetensors: .*named by --classifier-weights"
+    ):
+        load_classifier(tmp_path / "epoch1.safetensors")
+
+
+@pytest.mark.parametrize("metadata", [{}, {"config": {"x": 1}}, {"config": []}])
+def test_weights_without_their_configuration_are_refused_by_name(tmp_path, metadata):
+    save_tensors(tmp_path / "bare.safetensors", {"head.weight": torch.zeros(1)}, metadata)
+    with pytest.raises(TrainingError, match=r"bare\.safetensors: holds no ClassifierConfig"):
+        load_classifier(tmp_path / "bare.safetensors")
+
+
+def test_weights_of_another_configuration_are_refused_by_name(tmp_path):
+    model = Classifier(config())
+    model.config = config(architecture_options={**SMALL_RESNEXT, "base_width": 8})
+    save_weights(tmp_path / "epoch1.safetensors", model)
+    with pytest.raises(TrainingError, match=r"epoch1\.safetensors: its weights do not fit"):
+        load_classifier(tmp_path / "epoch1.safetensors")
 
 
 def test_a_saved_classifier_comes_back_with_its_configuration(tmp_path):

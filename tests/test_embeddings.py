@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from kit import embeddings
+from kit.checkpoints import TrainingError, load_weights, save_tensors
 from kit.classifier import load_classifier
 from kit.embeddings import EmbeddingStore, extract_embeddings, import_published
 from kit.images import read_image
@@ -36,6 +37,35 @@ def test_every_slice_is_embedded_and_equals_the_models_own_answer(small_run, wei
     assert np.abs(stored - expected.numpy()).max() < 0.02 * expected.abs().max()  # bfloat16
     found = store.probabilities(slices["SOPInstanceUID"].iloc[rows])
     np.testing.assert_allclose(found, probabilities, atol=0.02)
+
+
+def test_an_embedding_that_float16_cannot_hold_stops_it_naming_the_file(
+    small_run, weights, tmp_path
+):
+    tensors, metadata = load_weights(weights)
+    name = next(name for name in tensors if name.startswith("backbone.layer4") and "bn3.w" in name)
+    tensors[name] += 1e7
+    save_tensors(tmp_path / "large.safetensors", tensors, metadata)
+    slices = read_slices(small_run).head(3)
+    with pytest.raises(TrainingError, match=r"ID_.*\.dcm: its embedding is not finite in float16"):
+        extract_embeddings(slices, tmp_path / "large.safetensors", tmp_path / "store", CPU, 0)
+    assert not (tmp_path / "store" / "store.json").exists()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"failed": 3}'])
+def test_a_store_of_another_kind_is_refused_by_name(small_run, tmp_path, text):
+    shutil.copytree(small_run.store(0, 1), tmp_path / "store")
+    (tmp_path / "store" / "store.json").write_text(text)
+    with pytest.raises(ValueError, match="store: not an embedding store"):
+        EmbeddingStore(tmp_path / "store")
+
+
+@pytest.mark.parametrize("values", [np.zeros(5), np.array(0.5), np.zeros((5, 2), "U3")])
+def test_embeddings_of_another_kind_are_refused_by_name(small_run, tmp_path, values):
+    shutil.copytree(small_run.store(0, 1), tmp_path / "store")
+    np.save(tmp_path / "store" / "embeddings.npy", values)
+    with pytest.raises(ValueError, match=r"store: embeddings\.npy is no float16 table"):
+        EmbeddingStore(tmp_path / "store")
 
 
 def test_a_stopped_extraction_goes_on_to_the_same_bytes(small_run, weights, tmp_path, monkeypatch):

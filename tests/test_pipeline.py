@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,6 +12,7 @@ from conftest import SMALL, shared
 from sklearn.metrics import log_loss
 
 from kit import pipeline
+from kit.checkpoints import TrainingError, load_weights, save_tensors
 from kit.combining import blend_runs, combine
 from kit.competition import LABELS, read_labels
 from kit.embeddings import EmbeddingStore
@@ -22,6 +24,7 @@ from kit.recipes import find_recipe
 from kit.run import Run, RunError, hold, read_slices
 from kit.status import list_stages
 from kit.submission import read_sample, validate_submission
+from kit.tables import format_scores
 
 
 def copy(run: Run, directory) -> Run:
@@ -151,8 +154,8 @@ def test_an_lstm_on_other_embeddings_is_refused(small_run, tmp_path):
 def test_the_published_recipe_for_all_data_trains_one_model_without_scores(small_data, tmp_path):
     run = Run(tmp_path / "single")
     recipe = find_recipe("demo", {**SMALL, "train_folds": ()})
-    metrics = run_recipe(small_data, recipe, run, workers=1)
-    assert metrics["scores"] == {}
+    scores = run_recipe(small_data, recipe, run, workers=1)
+    assert len(scores) == 0
     assert not run.oof.exists()
     assert (run.path / "foldall" / "classifier" / "epoch1.safetensors").exists()
     validate_submission(run.submission, small_data / "stage_2_sample_submission.csv")
@@ -257,13 +260,16 @@ def test_an_lstm_can_be_trained_on_published_embeddings_alone(small_data, tmp_pa
     metrics = combine(run)
     assert set(metrics["scores"]) == {"lstm", "bag"}
     # To go on trains no classifier and keeps the embeddings; the report does without.
-    assert run_recipe(small_data, recipe, run, workers=1)["scores"] == metrics["scores"]
+    scores = run_recipe(small_data, recipe, run, workers=1).set_index(["model", "fold"])
+    assert scores.loc[("bag", "all"), "weighted"] == metrics["scores"]["bag"]["all"]["weighted"]
     assert not run.classifier(0).exists()
     assert "imported" in EmbeddingStore(run.store(0, 1)).provenance
     assert run.report.exists()
     validate_submission(run.submission, small_data / "stage_2_sample_submission.csv")
     with pytest.raises(RunError, match=r"slices of .* have no embedding"):
         pipeline.import_embeddings(run, 0, files[:1])
+    with pytest.raises(RunError, match="has no fold 7: 0"):
+        pipeline.import_embeddings(run, 7, files)
 
 
 def test_runs_are_blended_to_the_mean_of_their_submissions(small_run, tmp_path):
@@ -271,12 +277,23 @@ def test_runs_are_blended_to_the_mean_of_their_submissions(small_run, tmp_path):
     table = pd.read_csv(other.submission)
     table["Label"] = 0.25
     table.to_csv(other.submission, index=False)
-    members = blend_runs([small_run, other], tmp_path / "blend.csv")
+    oof = pd.read_parquet(other.oof).sample(frac=1, random_state=0)
+    oof[name_columns("bag")] = 0.25
+    oof.to_parquet(other.oof)
+    metrics = blend_runs([small_run, other], tmp_path / "blend.csv")
     mine = pd.read_csv(small_run.submission)["Label"]
     blended = pd.read_csv(tmp_path / "blend.csv")["Label"]
     np.testing.assert_allclose(blended, (mine + 0.25) / 2, atol=1e-6)
-    assert json.loads((tmp_path / "blend.members.json").read_text()) == members
-    assert len({member["sha256"] for member in members}) == 2
+    assert json.loads((tmp_path / "blend.members.json").read_text()) == metrics["members"]
+    assert len({member["sha256"] for member in metrics["members"]}) == 2
+    mine = pd.read_parquet(small_run.oof)
+    mean = (mine[name_columns("bag")].to_numpy() + 0.25) / 2
+    losses = [log_loss(mine[label], mean[:, number]) for number, label in enumerate(LABELS)]
+    found = metrics["scores"]["bag"]["all"]
+    assert found["weighted"] == pytest.approx(np.average(losses, weights=[1, 1, 1, 1, 1, 2]))
+    # Runs that held out other slices have no score in common.
+    oof[:-1].to_parquet(other.oof)
+    assert blend_runs([small_run, other], tmp_path / "blend.csv")["scores"] == {}
 
 
 def test_pseudonyms_stand_for_patient_ids_everywhere(small_run, small_data, tmp_path):
@@ -300,8 +317,8 @@ def test_a_run_without_a_test_part_has_scores_and_no_submission(small_data, tmp_
     for name in ("stage_2_train", "stage_2_train.csv", "stage_2_sample_submission.csv"):
         (data / name).symlink_to(small_data / name)
     run = Run(tmp_path / "run")
-    metrics = run_recipe(data, find_recipe("demo", {**SMALL, "lstm.epochs": 2}), run, workers=1)
-    assert metrics["scores"]["bag"]["all"]["weighted"] > 0
+    scores = run_recipe(data, find_recipe("demo", {**SMALL, "lstm.epochs": 2}), run, workers=1)
+    assert scores.set_index(["model", "fold"]).loc[("bag", "all"), "weighted"] > 0
     assert not run.submission.exists()
     assert {state for _, state in list_stages(run)} == {"done"}
 
@@ -318,3 +335,85 @@ def test_another_fold_table_is_refused(small_data, tmp_path):
 def test_the_table_must_be_a_csv_file(small_run, small_data, tmp_path):
     with pytest.raises(ValueError, match=r"p\.json: the table's name must end in \.csv"):
         predict_folder(small_data / "stage_2_test", small_run, tmp_path / "p.json")
+
+
+def test_stages_return_tables(small_run, small_data):
+    """What a notebook shows: the stages of a finished run do nothing and say what is there."""
+    history = pipeline.fit_classifier(small_run, 0)
+    assert history["epoch"].tolist() == [1]
+    assert history["loss"].item() > 0
+    (store,) = pipeline.embed(small_run, 1).to_dict("records")
+    slices = read_slices(small_run)
+    assert (store["classifier_epoch"], store["slices"]) == (1, len(slices))
+    assert EmbeddingStore(Path(store["path"])).ids.tolist() == slices["SOPInstanceUID"].tolist()
+    history = pipeline.fit_lstm(small_run, 0)
+    assert history[["classifier_epoch", "epoch"]].to_numpy().tolist() == [[1, 1], [1, 2]]
+    scores = pipeline.score(small_run)
+    assert scores["model"].unique().tolist() == ["classifier", "rolling_mean", "lstm", "bag"]
+    assert scores["fold"].unique().tolist() == ["all", "0", "1"]
+
+
+def test_predictions_of_an_earlier_training_do_not_outlive_it(small_run, tmp_path):
+    run = copy(small_run, tmp_path / "run")
+    stale = pd.read_parquet(run.predictions(0, 1, 2))
+    stale[list(LABELS)] = 0.999
+    stale.to_parquet(run.predictions(0, 1, 2))
+    for path in run.lstm(0, 1).glob("*.safetensors"):
+        path.unlink()
+    (run.lstm(0, 1) / "history.json").unlink()
+    pipeline.fit_lstm(run, 0)
+    found = pd.read_parquet(run.predictions(0, 1, 2))
+    pd.testing.assert_frame_equal(found, pd.read_parquet(small_run.predictions(0, 1, 2)))
+
+
+def test_without_a_sample_it_is_said_why_there_is_no_submission(small_run, small_data, tmp_path):
+    run, data = copy(small_run, tmp_path / "run"), tmp_path / "data"
+    data.mkdir()
+    for name in ("stage_2_train", "stage_2_train.csv", "stage_2_test"):
+        (data / name).symlink_to(small_data / name)
+    config = json.loads(run.config.read_text())
+    run.config.write_text(json.dumps({**config, "data": str(data)}))
+    run.submission.unlink()
+    metrics = combine(run)
+    assert not run.submission.exists()
+    assert format_scores(metrics).endswith("the data hold no stage_2_sample_submission.csv.")
+
+
+def test_the_test_part_alone_can_be_indexed(small_data, tmp_path):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "stage_2_test").symlink_to(small_data / "stage_2_test")
+    slices = pipeline.index(tmp_path / "data", find_recipe("demo", SMALL), Run(tmp_path / "run"))
+    assert (slices["fold"] == -1).all()
+
+
+def test_weights_that_are_not_finite_predict_nothing(small_run, small_data, tmp_path):
+    run = copy(small_run, tmp_path / "run")
+    for path, name in (
+        (run.lstm(0, 1) / "epoch2.safetensors", "linear.bias"),
+        (run.classifier(0) / "epoch1.safetensors", "head.bias"),
+    ):
+        tensors, metadata = load_weights(path)
+        tensors[name][0] = float("nan")
+        save_tensors(path, tensors, metadata)
+        with pytest.raises(TrainingError, match=rf"{path.name}: the weights {name} are not finite"):
+            predict_folder(small_data / "stage_2_test", run, tmp_path / "p.csv", workers=0)
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_a_series_whose_logits_are_not_finite_is_named(small_run):
+    model = load_lstm(small_run.lstm(0, 1) / "epoch2.safetensors")
+    series = make_series(EmbeddingStore(small_run.store(0, 1)), read_slices(small_run))
+    series.embeddings = np.array(series.embeddings)
+    series.embeddings[series.rows[series.positions[3][2]]] = np.inf
+    with pytest.raises(TrainingError, match=f"series {series.names[3]}: its logits are not finite"):
+        predict_logits(model, series, torch.device("cpu"))
+
+
+def test_the_wrong_intercept_is_reported_for_own_scans(small_run, small_data, tmp_path):
+    slices = read_slices(small_run)
+    wrong = slices.loc[slices["repaired"], "path"].iloc[0]
+    (tmp_path / "scans").mkdir()
+    shutil.copy(wrong, tmp_path / "scans")
+    table, _ = predict_folder(tmp_path / "scans", small_run, tmp_path / "p.csv", workers=0)
+    assert table["repaired"].tolist() == [True]
+    assert pd.read_csv(tmp_path / "p.csv")["repaired"].tolist() == [True]

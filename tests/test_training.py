@@ -138,6 +138,34 @@ def test_a_nan_stops_it_naming_epoch_step_and_batch(tmp_path):
         train(tmp_path, config(), poison=(2, poisoned))
 
 
+def train_with_nan_gradients(directory, config):
+    """The loss is finite, its gradient is not: the derivative of a square root at zero."""
+    inputs, labels = map(torch.from_numpy, make_data())
+
+    def make_batches(epoch, batches):
+        for batch in batches:
+            yield {"values": inputs[batch], "labels": labels[batch]}
+
+    def compute_loss(model, batch):
+        nothing = sum((value.sum() * 0).abs().sqrt() for value in model.parameters())
+        return weighted_loss(model(batch["values"]), batch["labels"]) + nothing
+
+    fit(Net(config), config, make_batches, compute_loss, len(inputs), directory)
+
+
+def test_weights_that_become_nan_stop_it_naming_them(tmp_path):
+    with pytest.raises(
+        TrainingError, match=r"epoch 1: the weights layers\.0\.weight are not finite"
+    ):
+        train_with_nan_gradients(tmp_path, config(batch_size=50, opt_level="O0"))
+    assert not list(tmp_path.glob("epoch*"))
+
+
+def test_gradients_that_stay_nan_stop_it_where_the_scaler_would_go_on(tmp_path):
+    with pytest.raises(TrainingError, match=r"epoch 1, step 30: gradients stay NaN or infinite"):
+        train_with_nan_gradients(tmp_path, config(batch_size=1, opt_level="O1"))
+
+
 def test_a_checkpoint_that_is_cut_short_is_refused_by_name(tmp_path):
     train(tmp_path, config())
     path = tmp_path / "checkpoint.safetensors"
