@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,12 @@ from kit.run import Run
 
 # Reasons that name another file; a folder's name may be a patient's.
 _NAMES_A_FILE = re.compile(
-    r"^(the same file as|repeats the SOPInstanceUID of) .*?( with other content)?$", re.DOTALL
+    r"^(the same file as|repeats the SOPInstanceUID of|no such member in) .*?"
+    r"( with other content)?$",
+    re.DOTALL,
+)
+_BEGINS_WITH_A_FILE = re.compile(
+    r"^.*(is not a regular file|not a zip archive that can be read)", re.DOTALL
 )
 
 
@@ -71,7 +78,6 @@ def write_manifest(
     `members` as of `prediction.list_members`. Holds no patient's name, no path of a scan, no date.
     """
     weights = [path for classifier, lstms in members.items() for path in (classifier, *lstms)]
-    reasons = skipped["reason"].astype(str).map(_without_names).value_counts()
     manifest = {
         "not_a_medical_device": True,
         "versions": list_versions(),
@@ -79,24 +85,54 @@ def write_manifest(
         "weights_sha256": {str(file.relative_to(run.path)): hash_file(file) for file in weights},
         "slices": len(table),
         "series": int(table["series"].nunique()),
-        "skipped": {reason: int(count) for reason, count in reasons.items()},
+        "skipped": count_reasons(skipped),
         "seconds": round(seconds, 1),
     }
     write_json(path, manifest)
     return manifest
 
 
+def count_reasons(skipped: pd.DataFrame) -> dict[str, int]:
+    """How many files were skipped for each reason, the most frequent first.
+
+    A reason is told without another file's path and without a quoted value of the header: either
+    may hold a patient's name.
+    """
+    counts = skipped["reason"].astype(str).map(_without_names).value_counts()
+    return {reason: int(count) for reason, count in counts.items()}
+
+
 def list_versions() -> dict[str, str]:
-    """Versions of what computes: kit, Python, torch, NumPy."""
+    """Versions of what computes: kit, Python and the libraries that read and predict."""
     return {
         "kit": kit.__version__,
         "Python": platform.python_version(),
         "torch": torch.__version__,
+        "timm": version("timm"),
+        "pydicom": version("pydicom"),
         "NumPy": np.__version__,
     }
+
+
+def describe_machine() -> dict[str, str]:
+    """The processor, and the GPUs where there are any."""
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    processor = f"{_name_processor()}, {os.cpu_count()} threads"
+    return {"processor": processor, **({"GPU": ", ".join(gpus)} if gpus else {})}
+
+
+def _name_processor() -> str:
+    """The processor's model; Linux tells it in a file alone."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
 
 
 def _without_names(reason: str) -> str:
     """The reason without another file's path and without a quoted value of the header."""
     reason = _NAMES_A_FILE.sub(r"\1 another file\2", reason)
+    reason = _BEGINS_WITH_A_FILE.sub(r"\1", reason)
     return re.sub(r" \(.*\)$", "", reason, flags=re.DOTALL)
