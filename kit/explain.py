@@ -27,8 +27,8 @@ def explain_series(run: Run, series: str) -> Path:
     each of the embeddings, averaged. Raises `ValueError` where no one series is meant, or where
     it has a single slice.
     """
-    part = read_series(run, series)
     recipe = read_recipe(run)
+    part = read_series(run, series)
     if len(part) < 2:
         raise ValueError(f"{part['series'].iloc[0]} has a single slice, which has no neighbours")
     folds = [int(part["fold"].iloc[0])] if "fold" in part else list_folds(recipe)

@@ -4,23 +4,62 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import nn
 
 from kit.classifier import Classifier
 from kit.competition import LABELS
 
+FINE = 6  # places a side under which a map does not show where
 
-def compute_gradcam(model: Classifier, images: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:
+
+def find_map_layer(model: Classifier) -> nn.Module | None:
+    """The stage whose output Grad-CAM weighs: the deepest one of at least `FINE` × `FINE` places.
+
+    Where no stage is that fine it is the first. None for a model whose stages give no feature maps
+    (B, C, h, w), as those of ViT (tokens) and Swin (channels last).
+    """
+    stages = getattr(model.backbone, "feature_info", [])
+    layers = [model.backbone.get_submodule(stage["module"]) for stage in stages]
+    shapes = {}
+
+    def note(layer, _inputs, output):
+        shapes[layer] = output.shape if torch.is_tensor(output) else ()
+
+    hooks = [layer.register_forward_hook(note) for layer in layers]
+    side, device = model.config.image_size, model.head.weight.device
+    with torch.inference_mode():
+        model(torch.zeros(1, side, side, 3, dtype=torch.uint8, device=device))
+    for hook in hooks:
+        hook.remove()
+    maps = [
+        layer
+        for layer, stage in zip(layers, stages, strict=True)
+        if len(shapes[layer]) == 4 and shapes[layer][1] == stage["num_chs"]
+    ]
+    fine = [layer for layer in maps if min(shapes[layer][2:]) >= FINE]
+    return fine[-1] if fine else next(iter(maps), None)
+
+
+def compute_gradcam(
+    model: Classifier, layer: nn.Module, images: torch.Tensor
+) -> tuple[np.ndarray, np.ndarray]:
     """uint8 images (B, S, S, 3) → maps (B, 6, h, w), zero or above, and logits (B, 6).
 
-    A label's map is relu(Σ_c w_c A_c) over the channels of the classifier's last feature map A,
-    with w_c the mean over the places of the logit's gradient by A_c (arXiv:1610.02391). Only the
-    head is differentiated. Maps of one label can be compared between slices.
+    A label's map is relu(Σ_c w_c A_c) over the channels of the feature map A that `layer` gives,
+    with w_c the mean over the places of the logit's gradient by A_c (arXiv:1610.02391).
     """
-    channels_first = images.permute(0, 3, 1, 2)
-    with torch.no_grad():
-        features = model.backbone.forward_features((channels_first - model.mean) / model.std)
-    features = features.requires_grad_()  # (B, C, h, w)
-    logits = model.head(model.backbone.forward_head(features, pre_logits=True))
+    kept = []
+
+    def keep(_layer, _inputs, output):
+        kept.append(output.requires_grad_())
+        torch.set_grad_enabled(True)  # what follows is differentiated, and nothing before
+        return output.clone()  # what follows may work in place
+
+    hook = layer.register_forward_hook(keep)
+    with torch.no_grad():  # restores the mode at its end
+        logits = model(images.to(model.head.weight.device))
+    hook.remove()
+    (features,) = kept  # (B, C, h, w)
     maps = []
     for label in range(len(LABELS)):
         (gradient,) = torch.autograd.grad(logits[:, label].sum(), features, retain_graph=True)
@@ -30,3 +69,19 @@ def compute_gradcam(model: Classifier, images: torch.Tensor) -> tuple[np.ndarray
         torch.stack(maps, dim=1).detach().cpu().numpy(),
         logits.detach().cpu().numpy(),
     )
+
+
+def locate_labels(model: Classifier, layer: nn.Module, images: np.ndarray) -> np.ndarray:
+    """uint8 images (B, S, S, 3) → Grad-CAM as a page takes it, uint8 (B, 6, h, w)."""
+    return scale_maps(*compute_gradcam(model, layer, torch.from_numpy(images)))
+
+
+def scale_maps(maps: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    """Maps (B, 6, h, w) and logits (B, 6) → uint8 (B, 6, h, w), as strong as the answer is.
+
+    The strongest place of a slice gets the label's probability, 255 standing for 1: where the
+    classifier finds next to nothing, next to nothing is shown.
+    """
+    highest = np.maximum(maps.max(axis=(2, 3), keepdims=True), 1e-9)
+    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    return np.round(255 * maps / highest * probabilities[..., None, None]).astype(np.uint8)

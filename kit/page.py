@@ -5,27 +5,27 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
-import torch
 
 from kit import progress
-from kit.classifier import Classifier, ClassifierConfig
+from kit.classifier import ClassifierConfig
 from kit.competition import LABELS
 from kit.dicom import DicomError
 from kit.ensemble import name_columns
 from kit.files import replacing
-from kit.gradcam import compute_gradcam
 from kit.images import read_image
 
-# A window's side in pixels and the quality of WebP: 8 kB a slice of a patient's head, so that 50
-# series of 35 slices take 13 MB.
-IMAGE_SIDE, IMAGE_QUALITY = 144, 35
 IMAGE_BYTES = 18_000_000  # of all images and maps of a page, which keeps it under 20 MB
+IMAGE_SIDES = 144, 288  # of a window in pixels, the least and the most
+IMAGE_QUALITY = 35  # of WebP
+# A slice's bytes by the side of its windows. A patient's head takes 57, to which the maps come.
+_BYTES_A_PIXEL = 70
 
 _SCRIPTS = ("plot.js", "viewer.js", "report.js")
 
@@ -77,20 +77,30 @@ def describe_series(part: pd.DataFrame, models: tuple[str, ...]) -> dict:
         "axis": "instance number" if missing else "mm above the lowest slice",
         "truth": part[list(LABELS)].to_numpy().T.astype(int).tolist() if labelled else None,
         "probabilities": {
-            model: np.round(part[name_columns(model)].to_numpy().T, 4).tolist() for model in models
+            model: round_probabilities(part[name_columns(model)]).to_numpy().T.tolist()
+            for model in models
         },
     }
 
 
+def round_probabilities(values: pd.DataFrame) -> pd.DataFrame:
+    """As the page takes them: one rounding for all its parts, finer than what it shows."""
+    return values.round(6)
+
+
 def draw_series(
-    parts: list[pd.DataFrame], config: ClassifierConfig, classifier: Classifier | None = None
+    parts: list[pd.DataFrame],
+    config: ClassifierConfig,
+    locate: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> list[dict]:
-    """For each series its `images`, and by a `classifier` their Grad-CAM `maps`.
+    """For each series its `images`, and where `locate` is given their `maps`.
 
     An image is a data URI of the three windows side by side, as the classifier sees the slice; or
     a plain reason why there is none. Once the page's images weigh `IMAGE_BYTES` no more are drawn.
+    `locate` takes uint8 images (B, S, S, 3) and gives uint8 maps (B, 6, h, w).
     """
     drawn, weight = [], 0
+    side = choose_side(sum(map(len, parts)))
     with progress.open_bar("Drawing slices", sum(map(len, parts)), "slices") as bar:
         for part in parts:
             images, texts = {}, []
@@ -100,36 +110,43 @@ def draw_series(
                     continue
                 try:
                     images[row] = read_image(path, config.image_size, config.crop, config.repair)
-                    texts.append(encode_image(images[row]))
+                    texts.append(encode_image(images[row], side))
                 except DicomError as error:
                     texts.append(f"no image: {error.reason}")
                 weight += len(texts[-1])
-            maps = _map_series(classifier, images, len(part)) if classifier and images else None
+            maps = _map_series(locate, images, len(part)) if locate and images else None
             weight += len(maps["bytes"]) if maps else 0
             drawn.append({"images": texts, "maps": maps})
             bar.update(len(part))
     return drawn
 
 
-def encode_image(image: np.ndarray) -> str:
-    """uint8 (S, S, 3) → the three channels side by side, gray, as a WebP data URI."""
-    side = min(IMAGE_SIDE, len(image))
+def choose_side(slices: int) -> int:
+    """The side of a window in pixels that so many slices leave room for."""
+    return int(np.clip(IMAGE_BYTES / _BYTES_A_PIXEL / max(1, slices), *IMAGE_SIDES))
+
+
+def encode_image(image: np.ndarray, side: int) -> str:
+    """uint8 (S, S, 3) → the three channels side by side, gray, as a WebP data URI.
+
+    A channel is `side` pixels wide and high, or as many as the image has.
+    """
+    side = min(side, len(image))
     image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
     windows = np.hstack([image[..., channel] for channel in range(3)])
     _, encoded = cv2.imencode(".webp", windows, [cv2.IMWRITE_WEBP_QUALITY, IMAGE_QUALITY])
     return "data:image/webp;base64," + base64.b64encode(encoded).decode()
 
 
-def _map_series(classifier: Classifier, images: dict[int, np.ndarray], slices: int) -> dict:
-    """Grad-CAM of a series: bytes (T, 6, h, w) in base64, 255 each label's maximum over it."""
-    rows, maps, device = list(images), [], classifier.head.weight.device
-    for start in range(0, len(rows), 16):
-        batch = np.stack([images[row] for row in rows[start : start + 16]])
-        maps.append(compute_gradcam(classifier, torch.from_numpy(batch).to(device))[0])
-    found = np.concatenate(maps)
-    highest = found.max(axis=(0, 2, 3), keepdims=True)
+def _map_series(
+    locate: Callable[[np.ndarray], np.ndarray], images: dict[int, np.ndarray], slices: int
+) -> dict:
+    """The maps of a series: bytes (T, 6, h, w) in base64, zeros where there is no image."""
+    rows = list(images)
+    batches = [rows[start : start + 16] for start in range(0, len(rows), 16)]
+    found = np.concatenate([locate(np.stack([images[row] for row in rows])) for rows in batches])
     full = np.zeros((slices, *found.shape[1:]), dtype=np.uint8)
-    full[rows] = np.round(255 * found / np.maximum(highest, 1e-9)).astype(np.uint8)
+    full[rows] = found
     return {"shape": list(found.shape[2:]), "bytes": base64.b64encode(full.tobytes()).decode()}
 
 

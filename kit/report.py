@@ -6,6 +6,7 @@ import html
 import json
 import subprocess
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,16 +16,18 @@ from kit.classifier import load_classifier
 from kit.competition import LABELS
 from kit.ensemble import MODELS, name_columns
 from kit.evaluation import bootstrap_intervals, rank_series, slice_losses, trace_curves
-from kit.page import describe_series, draw_series, render_page, write_page
+from kit.gradcam import find_map_layer, locate_labels
+from kit.page import describe_series, draw_series, render_page, round_probabilities, write_page
 from kit.run import (
     Run,
     kept_classifier_epochs,
     list_folds,
     read_config,
     read_recipe,
+    read_slices,
     require,
 )
-from kit.scans import list_versions, summarize_series
+from kit.scans import count_reasons, describe_machine, list_versions, summarize_series
 from kit.training import choose_device
 
 SERIES_SHOWN = 50
@@ -36,16 +39,13 @@ def write_report(run: Run, series: tuple[str, ...] = ()) -> Path:
     Shows the worst series, a sample of the others, and those named in `series`. Where no slice
     was held out (recipe `single`) it shows the test part, without truth and scores.
     """
+    recipe = read_recipe(run)
     table = read_predictions(run)
     held_out = run.oof.exists()
-    named = [find_series(table, name) for name in series]
+    named = list(dict.fromkeys(find_series(table, name) for name in series))
     data = {**describe_run(run), **(describe_scores(table) if held_out else {})}
     data["histories"] = read_histories(run)
-    if held_out:
-        values = slice_losses(table[list(LABELS)], table[name_columns("bag")])
-    else:
-        values = table[[*name_columns("bag"), "bag_any"]].to_numpy()
-    data |= _show_series(table, values, named, read_recipe(run).classifier)
+    data |= _show_series(table, _choose_series(table, held_out), named, recipe.classifier)
     return write_page(run.report, data)
 
 
@@ -62,21 +62,25 @@ def write_scan_report(
     classifier that is asked where it looks, also for the size and crop of the images.
     """
     classifier = load_classifier(weights).to(choose_device())
-    summary = summarize_series(table, threshold)
+    layer = find_map_layer(classifier)
+    summary = summarize_series(table, threshold).assign(series=table["series"].unique())
+    summary = round_probabilities(summary)
     table = table.rename(columns=dict(zip(LABELS, name_columns("bag"), strict=True)))
-    values = table[[*name_columns("bag"), "bag_any"]].to_numpy()
-    shown = _show_series(table, values, [], classifier.config, classifier)
+    locate = None if layer is None else partial(locate_labels, classifier, layer)
+    chosen = _choose_series(table, held_out=False)
     data = {
         "title": "Predictions of scans",
         "facts": [
             ["slices", f"{len(table)} in {table['series'].nunique()} series"],
             ["files skipped", str(len(skipped))],
             *list_versions().items(),
+            *describe_machine().items(),
         ],
-        "skipped": skipped["reason"].astype(str).value_counts().head(20).to_dict(),
+        "skipped": count_reasons(skipped),
         "threshold": threshold,
         "summary": json.loads(summary.to_json(orient="records")),
-        **shown,
+        "unmapped": classifier.config.architecture if layer is None else None,
+        **_show_series(table, chosen, [], classifier.config, locate),
     }
     return write_page(path, data)
 
@@ -142,24 +146,51 @@ def find_series(table: pd.DataFrame, name: str) -> str:
 
 
 def describe_run(run: Run) -> dict:
-    """What was run, with what, how long it took."""
-    recipe = read_recipe(run)
-    begun_by = read_config(run)["kit"]
+    """What was run, on what, how long it took; and with what the report was written."""
+    recipe, config = read_recipe(run), read_config(run)
     timings = json.loads(run.timings.read_text(encoding="utf-8")) if run.timings.exists() else {}
-    commit = find_commit()
+    skipped, commit = pd.read_csv(run.skipped, usecols=["reason"]), find_commit()
     facts = [
         ["recipe", recipe.name],
-        ["data", Path(read_config(run)["data"]).name],
+        ["data", Path(config["data"]).name],
+        *_count_parts(read_slices(run), recipe.classifier.repair),
+        ["files skipped", str(len(skipped))],
         ["folds trained", ", ".join(map(str, list_folds(recipe)))],
         ["classifier", f"{recipe.classifier.architecture}, {recipe.classifier.image_size} pixels, "
-                       f"{recipe.classifier.epochs} epochs"],
-        ["LSTM", f"{recipe.lstm.hidden_size} units, {recipe.lstm.epochs} epochs, "
+                       f"{_count(recipe.classifier.epochs, 'epoch')}"],
+        ["LSTM", f"{recipe.lstm.hidden_size} units, {_count(recipe.lstm.epochs, 'epoch')}, "
                  f"the last {recipe.bag_lstm_epochs} averaged"],
-        ["begun by", f"kit {begun_by}"],
-        *map(list, list_versions().items()),
-        *([["commit", commit]] if commit else []),
+        ["begun with", f"kit {config['kit']}"],
     ]  # fmt: skip
-    return {"title": f"Run of recipe {recipe.name}", "facts": facts, "stages": timings}
+    versions = list_versions()
+    return {
+        "title": f"Run of recipe {recipe.name}",
+        "facts": facts,
+        "written": [
+            ["kit", versions.pop("kit") + (f", commit {commit}" if commit else "")],
+            *map(list, versions.items()),
+            *map(list, describe_machine().items()),
+        ],
+        "stages": timings,
+        "skipped": count_reasons(skipped),
+    }
+
+
+def _count_parts(slices: pd.DataFrame, repair: bool) -> list[list[str]]:
+    """The size of the training and the test part, and how many files had a wrong intercept."""
+    facts = []
+    for split, part in slices.groupby("split", sort=False):
+        series, patients = part["series"].nunique(), part["PatientID"].nunique()
+        text = f"{_count(len(part), 'slice')} of {_count(patients, 'patient')} in {series} series"
+        facts.append([f"{split}{'ing' * (split == 'train')} part", text])
+    done = "put right" if repair else "left as it was"
+    wrong = int(slices["repaired"].sum())
+    text = f"in {_count(wrong, 'file')}, {done}" if wrong else "in no file"
+    return [*facts, ["wrong rescale intercept", text]]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def find_commit() -> str | None:
@@ -234,16 +265,30 @@ def _score(losses: np.ndarray, patients: np.ndarray) -> list[list[float]]:
     return np.round(triples, 6).tolist()
 
 
-def _show_series(table, values, named, config, classifier=None) -> dict:
-    """The chosen series with their images, and the names of those not shown."""
-    chosen, means = rank_series(table, values, SERIES_SHOWN)
+def _choose_series(table: pd.DataFrame, held_out: bool) -> tuple[list, pd.DataFrame]:
+    """`rank_series`: by the bag's mistakes, or without truth by its highest probabilities."""
+    if held_out:
+        values = slice_losses(table[list(LABELS)], table[name_columns("bag")])
+        return rank_series(table, values, SERIES_SHOWN)
+    values = table[[*name_columns("bag"), "bag_any"]].to_numpy()
+    return rank_series(table, values, SERIES_SHOWN, "max")
+
+
+def _show_series(table, ranked, named, config, locate=None) -> dict:
+    """The chosen series with their images, and the names of those not shown.
+
+    `ranked` is what `rank_series` gives; the series `named` come before it, and the page opens
+    with the first of them.
+    """
+    chosen, rates = ranked
     names = [*named, *(name for name in chosen if name not in named)]
     groups = table.groupby("series", sort=False)
     parts = [groups.get_group(name) for name in names]
-    drawn = draw_series(parts, config, classifier)
+    drawn = draw_series(parts, config, locate)
     return {
         "series": [{**_describe(part), **extra} for part, extra in zip(parts, drawn, strict=True)],
-        "others": [name for name in means.index if name not in set(names)],
+        "named": bool(named),
+        "others": [name for name in rates.index if name not in set(names)],
     }
 
 

@@ -8,11 +8,13 @@ from html.parser import HTMLParser
 import cv2
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 import torch
 from conftest import shared
 from sklearn.metrics import log_loss, roc_auc_score
 
+import kit
 from kit import page
 from kit.__main__ import main
 from kit.classifier import Classifier, ClassifierConfig
@@ -26,14 +28,21 @@ from kit.evaluation import (
     trace_curves,
 )
 from kit.explain import explain_series, measure_influence
-from kit.gradcam import compute_gradcam
+from kit.gradcam import compute_gradcam, find_map_layer, scale_maps
 from kit.lstm import LSTMConfig, SequenceLSTM
 from kit.page import draw_series, render_page
 from kit.prediction import predict_folder
 from kit.recipes import SMALL_RESNEXT
-from kit.report import find_commit, find_series, read_series, show_series, write_report
+from kit.report import (
+    find_commit,
+    find_series,
+    read_series,
+    show_series,
+    write_report,
+    write_scan_report,
+)
 from kit.run import Run
-from kit.scans import measure_thickness, summarize_series, write_manifest
+from kit.scans import count_reasons, measure_thickness, summarize_series, write_manifest
 
 HEAD = "data/dcm_qa_ct/GE"
 
@@ -67,7 +76,7 @@ def read_data(path):
 @pytest.fixture
 def copied_run(small_run, tmp_path):
     """The small run's tables in a directory of their own."""
-    for name in ("config", "timings", "oof", "test", "metrics", "skipped"):
+    for name in ("config", "timings", "slices", "oof", "test", "metrics", "skipped"):
         source = getattr(small_run, name)
         shutil.copy(source, tmp_path / source.name)
     return Run(tmp_path)
@@ -131,10 +140,38 @@ def test_reliability_counts_the_slices_of_each_filled_bin():
 
 def test_the_worst_series_come_first_and_the_rest_are_spread():
     table = pd.DataFrame({"series": [f"s{n:02}" for n in range(21)]})
-    chosen, means = rank_series(table, np.tile(np.arange(21.0)[:, None], 7), shown=5)
-    assert chosen == ["s20", "s19", "s18", "s17", "s00"]
+    chosen, means = rank_series(table, np.tile(np.arange(21.0)[:, None], 7), shown=10)
+    # Eight worst; then of the thirteen left the first and the last.
+    assert chosen == ["s20", "s19", "s18", "s17", "s16", "s15", "s14", "s13", "s12", "s00"]
     assert means["weighted"].tolist() == list(range(20, -1, -1))
     assert len(rank_series(table, np.zeros((21, 7)), shown=50)[0]) == 21
+
+
+def test_the_worst_series_of_a_label_is_shown_though_its_weighted_loss_is_low():
+    table = pd.DataFrame({"series": [f"s{n:02}" for n in range(21)]})
+    values = np.tile(np.arange(21.0)[:, None], 7)
+    values[[3, 1], LABELS.index("subdural")] = 99, 98
+    # In turn: of the first rank s20 and s03, of the second s19 and s01; of the 17 left, one.
+    chosen, _ = rank_series(table, values, shown=5)
+    assert chosen == ["s20", "s19", "s18", "s03", "s01"]
+
+
+def test_of_fifty_series_shown_each_labels_five_worst_are_among_them():
+    values = np.random.default_rng(4).random((400, 7))
+    table = pd.DataFrame({"series": [f"s{n:03}" for n in range(400)]})
+    chosen, _ = rank_series(table, values, shown=50)
+    assert len(set(chosen)) == 50
+    for column in values.T:
+        assert set(table["series"][np.argsort(column)[-5:]]) <= set(chosen)
+
+
+def test_a_series_may_be_rated_by_its_highest_slice():
+    table = pd.DataFrame({"series": ["a", "a", "b", "b"]})
+    values = np.tile(np.array([[0.9], [0.0], [0.6], [0.6]]), 7)
+    assert rank_series(table, values, shown=9)[0] == ["b", "a"]
+    chosen, highest = rank_series(table, values, shown=9, measure="max")
+    assert chosen == ["a", "b"]
+    assert highest["weighted"].tolist() == [0.9, 0.6]
 
 
 def scan_table(positions, any_probability, series="p/st/s"):
@@ -176,6 +213,8 @@ def test_the_manifest_names_weights_and_reasons_and_nobody(tmp_path):
         "the same file as /scans/DOE^JANE/1.dcm",
         "repeats the SOPInstanceUID of DOE^JANE/2.dcm with other content",
         "the header holds a value that cannot be read (DOE^JANE)",
+        "no such member in /scans/DOE^JANE.zip",
+        "/scans/DOE^JANE/3.dcm is not a regular file",
         "not a DICOM file",
         "not a DICOM file",
     ]
@@ -191,52 +230,117 @@ def test_the_manifest_names_weights_and_reasons_and_nobody(tmp_path):
         "the same file as another file": 1,
         "repeats the SOPInstanceUID of another file with other content": 1,
         "the header holds a value that cannot be read": 1,
+        "no such member in another file": 1,
+        "is not a regular file": 1,
     }
+    assert count_reasons(skipped) == manifest["skipped"]
     digest = hashlib.sha256(b"weights").hexdigest()
     assert manifest["weights_sha256"] == {"fold0/epoch1.safetensors": digest}
     assert (manifest["slices"], manifest["series"], manifest["seconds"]) == (2, 1, 1.2)
 
 
-def small_classifier():
+def make_classifier(architecture, image_size, **options):
     torch.manual_seed(0)
     config = ClassifierConfig(
-        architecture="resnext50_32x4d", architecture_options=SMALL_RESNEXT, image_size=96
+        architecture=architecture, architecture_options=options, image_size=image_size, crop=False
     )
     return Classifier(config).eval()
 
 
 def test_gradcam_under_a_pooled_linear_head_is_the_weighted_sum_of_features():
     # There the gradient is the head's weight over the number of places.
-    model = small_classifier()
-    images = torch.randint(0, 256, (2, 96, 96, 3), dtype=torch.uint8)
-    maps, logits = compute_gradcam(model, images)
+    model = make_classifier("resnext50_32x4d", 192, **SMALL_RESNEXT)
+    images = torch.randint(0, 256, (2, 192, 192, 3), dtype=torch.uint8)
+    layer = find_map_layer(model)
+    assert layer is model.backbone.layer4
+    maps, logits = compute_gradcam(model, layer, images)
     with torch.no_grad():
         np.testing.assert_allclose(logits, model(images).numpy(), atol=1e-5)
         normalized = (images.permute(0, 3, 1, 2) - model.mean) / model.std
         features = model.backbone.forward_features(normalized)
-        expected = torch.einsum("kc,bchw->bkhw", model.head.weight, features).relu() / 9
+        expected = torch.einsum("kc,bchw->bkhw", model.head.weight, features).relu() / 36
     np.testing.assert_allclose(maps, expected.numpy(), atol=1e-6)
     assert maps.max() > 0
+    assert not [weight for weight in model.parameters() if weight.grad is not None]
 
 
 def test_gradcam_lights_up_where_the_evidence_is():
     class Patches(torch.nn.Module):
-        """Means of 8 × 8 patches as the feature map."""
+        """Means of 8 × 8 patches as the one feature map."""
 
-        def forward_features(self, images):
-            return torch.nn.functional.avg_pool2d(images, 8)
+        feature_info = ({"module": "pool", "num_chs": 3},)
 
-        def forward_head(self, features, pre_logits):
-            return features.mean(dim=(2, 3))
+        def __init__(self):
+            super().__init__()
+            self.pool = torch.nn.AvgPool2d(8)
 
-    model = small_classifier()
+        def forward(self, images):
+            return self.pool(images).mean(dim=(2, 3))
+
+    model = make_classifier("resnext50_32x4d", 96, **SMALL_RESNEXT)
     model.backbone, model.head = Patches(), torch.nn.Linear(3, 6)
     torch.nn.init.ones_(model.head.weight)
     images = torch.zeros(1, 96, 96, 3, dtype=torch.uint8)
     images[0, 16:24, 64:72] = 255  # row 2, column 8 of the patches
-    maps, _ = compute_gradcam(model, images)
+    maps, _ = compute_gradcam(model, find_map_layer(model), images)
     assert maps.shape == (1, 6, 12, 12)
     assert np.unravel_index(maps[0, 5].argmax(), (12, 12)) == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "image_size", "module", "places"),
+    [
+        ("resnet10t", 64, "layer2", 8),  # its last stage has 2 × 2 places
+        ("resnet10t", 192, "layer4", 6),
+        ("resnet10t", 8, "act1", 4),  # no stage is fine enough: the first
+        ("convnext_atto", 96, "stages.2", 6),
+        ("tf_efficientnet_b0", 96, "blocks.4", 6),
+    ],
+)
+def test_gradcam_takes_the_deepest_stage_that_is_not_too_coarse(
+    architecture, image_size, module, places
+):
+    model = make_classifier(architecture, image_size)
+    layer = find_map_layer(model)
+    assert layer is model.backbone.get_submodule(module)
+    images = torch.randint(0, 256, (1, image_size, image_size, 3), dtype=torch.uint8)
+    assert compute_gradcam(model, layer, images)[0].shape == (1, 6, places, places)
+
+
+def test_a_map_is_as_strong_as_the_answer_and_not_stretched_over_a_series():
+    maps = np.zeros((2, 6, 2, 2))
+    maps[0, 5] = [[8, 2], [0, 4]]
+    maps[1, 5] = [[0, 0], [1e-3, 0]]
+    logits = np.full((2, 6), -9.0)
+    logits[0, 5], logits[1, 5] = np.log(0.8 / 0.2), np.log(0.01 / 0.99)
+    scaled = scale_maps(maps, logits)
+    assert scaled[0, 5].tolist() == [[204, 51], [0, 102]]  # of 255: 0.8, 0.2, 0 and 0.4
+    assert scaled[1, 5].tolist() == [[0, 0], [3, 0]]
+    assert scaled[:, :5].max() == 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 64, "depth": 1}),
+        ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": 4, "embed_dim": 24}),
+    ],
+)
+def test_without_feature_maps_the_page_says_so(
+    architecture, options, small_run, tmp_path, monkeypatch
+):
+    model = make_classifier(architecture, 64, **options)
+    assert find_map_layer(model) is None
+    monkeypatch.setattr("kit.report.load_classifier", lambda path: model)
+    table = pd.read_parquet(small_run.test).rename(
+        columns=dict(zip(name_columns("bag"), LABELS, strict=True))
+    )
+    table = table[table["series"] == table["series"].iloc[0]].loc[:, ~table.columns.duplicated()]
+    skipped = pd.DataFrame({"path": [], "reason": []})
+    data = read_data(write_scan_report(table, tmp_path / "page.html", "weights", skipped))
+    assert data["unmapped"] == architecture
+    assert data["series"][0]["maps"] is None
+    assert data["series"][0]["images"][0].startswith("data:image/webp")
 
 
 def test_hostile_values_stay_data_and_the_policy_allows_this_script_alone():
@@ -271,6 +375,34 @@ def test_the_report_holds_the_runs_scores_and_says_what_it_is(small_run):
     assert all(len(h["validation"]) == 2 for h in data["histories"] if h["kind"] == "LSTM")
 
 
+def test_the_report_counts_what_was_run_and_names_what_ran_it(small_run):
+    data = read_data(write_report(small_run))
+    facts, written = dict(data["facts"]), dict(data["written"])
+    slices = pd.read_parquet(small_run.slices)
+    for split, name in (("train", "training part"), ("test", "test part")):
+        part = slices[slices["split"] == split]
+        series, patients = part["series"].nunique(), part["PatientID"].nunique()
+        assert facts[name] == f"{len(part)} slices of {patients} patients in {series} series"
+    skipped = pd.read_csv(small_run.skipped)
+    assert facts["files skipped"] == str(len(skipped))
+    assert data["skipped"] == count_reasons(skipped)
+    assert facts["classifier"] == "resnext50_32x4d, 64 pixels, 1 epoch"
+    assert facts["begun with"] == f"kit {kit.__version__}"
+    assert "kit" not in facts
+    assert written["kit"].startswith(kit.__version__)
+    assert {"timm", "pydicom", "torch", "processor"} <= written.keys()
+
+
+def test_the_report_tells_how_many_intercepts_were_put_right(copied_run):
+    slices = pd.read_parquet(copied_run.slices)
+    expected = {0: "in no file", 1: "in 1 file, put right", 3: "in 3 files, put right"}
+    for wrong, told in expected.items():
+        slices["repaired"] = np.arange(len(slices)) < wrong
+        slices.to_parquet(copied_run.slices)
+        facts = dict(read_data(write_report(copied_run))["facts"])
+        assert facts["wrong rescale intercept"] == told
+
+
 def test_the_report_shows_each_series_with_truth_and_windows(small_run):
     data = read_data(write_report(small_run))
     oof = pd.read_parquet(small_run.oof)
@@ -280,7 +412,7 @@ def test_the_report_shows_each_series_with_truth_and_windows(small_run):
     assert np.array_equal(shown["truth"], part[list(LABELS)].to_numpy().T)
     for model in MODELS:
         values = part[name_columns(model)].to_numpy().T
-        np.testing.assert_allclose(shown["probabilities"][model], values, atol=5e-5)
+        np.testing.assert_allclose(shown["probabilities"][model], values, atol=5e-7)
     np.testing.assert_allclose(shown["x"], part["position"] - part["position"].min(), atol=0.006)
     encoded = base64.b64decode(shown["images"][0].removeprefix("data:image/webp;base64,"))
     picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
@@ -323,8 +455,20 @@ def test_images_end_where_the_page_would_grow_too_large(small_run, monkeypatch):
 
 def test_fifty_series_of_a_patients_head_fit_on_a_page():
     slices = [page.read_image(str(path), 480) for path in sorted(shared(HEAD).glob("*.dcm"))]
-    weight = np.mean([len(page.encode_image(image)) for image in slices])
-    assert weight * 50 * 35 < page.IMAGE_BYTES
+    maps = 6 * 15 * 15 * 4 / 3  # of 480 pixels, in base64
+    for number in (50 * 35, 25 * 35, 35):
+        side = page.choose_side(number)
+        weight = np.mean([len(page.encode_image(image, side)) for image in slices]) + maps
+        assert weight * number < page.IMAGE_BYTES
+
+
+def test_few_series_are_drawn_larger():
+    sides = [page.choose_side(slices) for slices in (35, 1200, 1750, 5000)]
+    assert sides == [288, 214, 146, 144]
+    image = np.zeros((480, 480, 3), np.uint8)
+    encoded = base64.b64decode(page.encode_image(image, 214).split(",")[1])
+    shape = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE).shape
+    assert shape == (214, 3 * 214)
 
 
 def test_a_series_is_found_by_a_part_of_its_name_that_no_other_has():
@@ -340,7 +484,9 @@ def test_a_series_is_found_by_a_part_of_its_name_that_no_other_has():
 def test_a_named_series_is_on_the_page_first(small_run, capsys):
     name = pd.read_parquet(small_run.oof)["series"].unique()[3]
     assert main(["report", str(small_run), "--series", name, "--quiet"]) == 0
-    assert read_data(small_run.report)["series"][0]["name"] == name
+    data = read_data(small_run.report)
+    assert data["series"][0]["name"] == name
+    assert data["named"] is True
     assert main(["report", str(small_run), "--series", "nobody", "--quiet"]) == 1
     assert "nobody" in capsys.readouterr().err
 
@@ -418,6 +564,12 @@ def test_a_single_slice_cannot_be_explained(copied_run):
         explain_series(copied_run, oof["series"].iloc[0])
 
 
+def test_where_there_is_no_run_nothing_is_said_of_its_stages(tmp_path, capsys):
+    for command in (["explain", str(tmp_path / "none"), "x"], ["report", str(tmp_path / "none")]):
+        assert main(command) == 1
+        assert "there is no run here" in capsys.readouterr().err
+
+
 def test_an_explanations_file_name_holds_no_separator(tmp_path):
     assert Run(tmp_path).explanation("../a b").name == "explain_.._a_b.html"
     assert Run(tmp_path).explanation("../a b").parent == tmp_path
@@ -443,4 +595,32 @@ def test_predictions_of_scans_come_with_page_manifest_and_a_row_a_series(
     maps = data["series"][0]["maps"]
     size = len(data["series"][0]["x"]) * len(LABELS) * np.prod(maps["shape"])
     assert len(base64.b64decode(maps["bytes"])) == size
-    assert len(data["summary"]) == len(rows)
+    assert [row["series"] for row in data["summary"]] == list(table["series"].unique())
+    # One rounding: the list's number and the table's are the same.
+    highest = {series["name"]: max(series["probabilities"]["bag"][5]) for series in data["series"]}
+    assert highest == {row["series"]: row["any_maximum"] for row in data["summary"]}
+
+
+def test_a_pseudonymized_page_names_no_folder_of_a_patient(small_data, small_run, tmp_path):
+    folder = tmp_path / "scans" / "DOE^JANE"
+    folder.mkdir(parents=True)
+    slices = pd.read_parquet(small_run.slices)
+    series = slices[slices["split"] == "test"].groupby("series").get_group
+    part = series(slices[slices["split"] == "test"]["series"].iloc[0])
+    for path in part["path"]:
+        shutil.copy(path, folder)
+    first = sorted(folder.iterdir())[0]
+    shutil.copy(first, folder / "~again.dcm")
+    repeated = pydicom.dcmread(first)
+    repeated.InstitutionName = "elsewhere"
+    repeated.save_as(folder / "~other.dcm")
+    out = tmp_path / "out.csv"
+    predict_folder(tmp_path / "scans", small_run, out, page=True, pseudonymize=True, workers=1)
+    for path in (out.with_suffix(".html"), out.with_suffix(".json")):
+        text = path.read_text(encoding="utf-8")
+        assert "DOE" not in text
+        assert part["PatientID"].iloc[0] not in text
+    assert read_data(out.with_suffix(".html"))["skipped"] == {
+        "the same file as another file": 1,
+        "repeats the SOPInstanceUID of another file with other content": 1,
+    }
