@@ -31,9 +31,9 @@ function ticks(low, high, count) {
  * Draw a plot into `holder` and give back its scales.
  *
  * `x` and `y` are {low, high, name, whole}; `lines` hold {x, y, color, dash, width, sizes, name};
- * `bands` are [from, to] along x; `guide` draws the diagonal.
+ * `bands` are [from, to] along x; `guide` draws the diagonal, `level` a line across at that height.
  */
-function plot(holder, { x, y, lines = [], bands = [], guide = false, height = 260, square = false }) {
+function plot(holder, { x, y, lines = [], bands = [], guide = false, level = null, height = 260, square = false }) {
   const width = Math.max(140, holder.clientWidth || 320);
   if (square) height = Math.min(width, 340);
   const left = 46, right = 10, top = 8, bottom = 40;
@@ -59,6 +59,8 @@ function plot(holder, { x, y, lines = [], bands = [], guide = false, height = 26
   svg.append(make("text", { transform: turned, "text-anchor": "middle", text: y.name }));
   if (guide)
     svg.append(make("line", { class: "guide", x1: toX(x.low), y1: toY(y.low), x2: toX(x.high), y2: toY(y.high) }));
+  if (level !== null)
+    svg.append(make("line", { class: "guide", id: "level", x1: left, x2: width - right, y1: toY(level), y2: toY(level) }));
   for (const line of lines) drawLine(svg, line, toX, toY);
   holder.replaceChildren(svg);
   return { svg, toX, toY, left, right: width - right, top, bottom: height - bottom, width };

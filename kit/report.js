@@ -9,25 +9,42 @@ const MODELS = {
   bag: { name: "bag", color: "--bag", dash: "7 4" },
 };
 const CLIP = 1e-5;
+const EXPLAINED = "Classifier: each slice by itself. Rolling mean: its probabilities of a slice and the two beside it, weighted 0.6, 0.2 and 0.2. LSTM: one member, the last epoch of the model that reads the whole series. Bag: the mean of all members, which is what is submitted. Weighted: the competition's score, the mean of the labels in which “any” counts twice.";
 const state = { label: LABELS.indexOf("any"), series: 0, slice: 0, hidden: new Set(["rolling_mean"]), maps: true };
 const main = document.getElementById("main");
 const byId = (id) => document.getElementById(id);
 const redraws = []; // called when the label or the width changes
 
-/** A section with a heading; its content is drawn by `draw` now and whenever the label changes. */
-function section(id, heading, text, draw) {
+/** A section with a heading; gives back the place of its content. */
+function section(id, heading, text) {
   const body = make("div");
   main.append(make("section", { id, "aria-labelledby": `${id}-heading` },
     make("h2", { id: `${id}-heading`, text: heading }), make("p", { class: "note", text }), body));
-  const redraw = () => draw(body);
+  return body;
+}
+
+/** Draw a section's content now and whenever the label or the width changes; what was unfolded stays so. */
+function follow(body, draw) {
+  const redraw = () => {
+    const unfolded = [...body.querySelectorAll("details")].map((one) => one.open);
+    draw(body);
+    body.querySelectorAll("details").forEach((one, i) => { one.open = unfolded[i]; });
+  };
   redraw();
   redraws.push(redraw);
 }
 
-/** A table; a cell is a text, or {text, small, class}. */
+const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+
+/** A table; a cell is a text, or {text, small, class}, or {text, act} for a button. */
 function table(caption, head, rows) {
   const cell = (tag, value, scope) => {
     const given = value !== null && typeof value === "object" ? value : { text: value };
+    if (given.act) {
+      const button = make("button", { type: "button", class: "link", text: given.text });
+      button.addEventListener("click", given.act);
+      return make(tag, { scope }, button);
+    }
     const element = make(tag, { text: given.text, class: given.class || null, scope });
     if (given.small) element.append(make("small", { text: given.small }));
     return element;
@@ -45,18 +62,17 @@ function drawLabels() {
     const input = make("input", { type: "radio", name: "label", value: name, checked: number === state.label });
     input.addEventListener("change", () => {
       state.label = number;
-      input.parentElement.scrollIntoView({ block: "nearest", inline: "nearest" });
       redraws.forEach((redraw) => redraw());
     });
     box.append(make("label", {}, input, make("span", { text: name })));
   });
-  const chosen = box.querySelector(":checked").parentElement;
-  box.scrollLeft = chosen.offsetLeft;
 }
 
 function drawFacts(body) {
-  body.replaceChildren(make("dl", { class: "facts" }, ...data.facts.map(([name, value]) =>
-    make("div", {}, make("dt", { text: name }), make("dd", { text: value })))));
+  const list = (facts) => make("dl", { class: "facts" }, ...facts.map(([name, value]) =>
+    make("div", {}, make("dt", { text: name }), make("dd", { text: value }))));
+  body.append(list(data.facts));
+  if (data.written) body.append(make("h3", { text: "With what this report was written" }), list(data.written));
   if (data.stages && Object.keys(data.stages).length) {
     const costs = Object.values(data.stages);
     const sum = (name) => costs.reduce((total, cost) => total + cost[name], 0);
@@ -67,7 +83,7 @@ function drawFacts(body) {
     rows.push(["all", ...kinds.map(([, name]) => showTime(sum(name)))]);
     const title = `Time and cost of each stage, ${showTime(sum("seconds"))} in all`;
     body.append(make("details", {}, make("summary", { text: title }),
-      table("Time at work, of the clock and of the machine's parts", ["stage", ...kinds.map(([name]) => name)], rows)));
+      table("Wall-clock and processor time", ["stage", ...kinds.map(([name]) => name)], rows)));
   }
   if (data.skipped && Object.keys(data.skipped).length)
     body.append(make("details", {}, make("summary", { text: "What was skipped, and why" }),
@@ -82,20 +98,22 @@ function showTime(seconds) {
 function drawScores(body) {
   const head = [...LABELS, "weighted"];
   const columns = [LABELS.length, ...LABELS.keys()]; // the weighted mean first
+  const shown = (value) => value.toFixed(4);
   const mark = (column) => (column === state.label ? "chosen" : "");
   const models = Object.keys(data.scores);
-  const least = head.map((_, i) => Math.min(...models.map((model) => data.scores[model].all[i][0])));
+  const least = head.map((_, i) => shown(Math.min(...models.map((model) => data.scores[model].all[i][0]))));
   const show = (triples, best) => columns.map((i) => {
     const [mean, low, high] = triples[i];
     return {
-      text: mean.toFixed(4), small: `${low.toFixed(3)}–${high.toFixed(3)}`,
-      class: `${mark(i)}${best && mean === best[i] ? " best" : ""}`,
+      text: shown(mean), small: `${low.toFixed(3)}–${high.toFixed(3)}`,
+      class: `${mark(i)}${best && shown(mean) === best[i] ? " best" : ""}`,
     };
   });
   const names = ["", ...columns.map((i) => ({ text: head[i], class: mark(i) }))];
   const [gain, low, high] = data.gain ?? [];
-  const signed = (value) => (value > 0 ? "+" : "") + value.toFixed(4);
+  const signed = (value) => (value > 0 ? "+" : "") + shown(value);
   body.replaceChildren(
+    make("p", { class: "note", text: EXPLAINED }),
     table("All folds; beneath, the 95 % interval", names,
       models.map((model) => [MODELS[model].name, ...show(data.scores[model].all, least)])),
     data.gain && make("p", { text: `Bag against rolling mean: ${signed(gain)} (95 % interval ${signed(low)} to ${signed(high)}); below zero the bag is better.` }),
@@ -131,7 +149,7 @@ function drawReliability(body) {
     make("div", {}, make("h3", { text: MODELS[model].name }), holders[i]))));
   known.forEach((model, i) => {
     const { predicted, observed, slices } = curves[model].reliability;
-    const sizes = slices.map((count) => 2 + 1.6 * Math.log10(count));
+    const sizes = slices.map((number) => 2 + 1.6 * Math.log10(number));
     plot(holders[i], {
       x: { ...share, name: "predicted probability" }, y: { ...share, name: "share bleeding" }, guide: true, square: true,
       lines: [{ ...MODELS[model], dash: "", x: predicted, y: observed, sizes, width: 1.5 }],
@@ -155,7 +173,7 @@ function drawHistories(body) {
     const highest = Math.max(...own.flatMap((history) => [...history.loss, ...history.validation]).filter((v) => v !== null));
     const epochs = Math.max(...own.map((history) => history.loss.length));
     plot(holders[i], {
-      x: { low: Math.min(1, epochs - 1), high: epochs, name: "epoch", whole: true }, y: { low: 0, high: highest * 1.05, name: "loss" },
+      x: { low: epochs > 1 ? 1 : 0.5, high: epochs > 1 ? epochs : 1.5, name: "epoch", whole: true }, y: { low: 0, high: highest * 1.05, name: "loss" },
       lines: own.flatMap(({ fold, loss, validation }) => {
         const x = loss.map((_, n) => n + 1);
         return [{ x, y: loss, color: color(fold) }, { x, y: validation, color: color(fold), dash: "5 4" }];
@@ -171,24 +189,34 @@ function drawSummary(body) {
   body.replaceChildren(table(`${label}, the highest first; threshold ${data.threshold}`,
     ["patient", "maximum", "slices above", "extent, mm", "slices", "series"],
     rows.map((row) => [row.PatientID, row[`${label}_maximum`].toFixed(3), row[`${label}_slices`],
-      millimetres(row[`${label}_extent_mm`]), row.slices, row.SeriesInstanceUID])));
+      millimetres(row[`${label}_extent_mm`]), row.slices, showSeries(row)])));
+}
+
+/** A series' cell: a button that opens it, where it is drawn on this page. */
+function showSeries(row) {
+  const number = data.series.findIndex((series) => series.name === row.series);
+  if (number < 0) return row.SeriesInstanceUID;
+  return { text: row.SeriesInstanceUID, act: () => {
+    openSeries(number);
+    byId("series-name").scrollIntoView({ block: "start" });
+  } };
 }
 
 function start() {
   byId("title").textContent = data.title;
   document.title = data.title;
   drawLabels();
-  if (data.facts.length) section("facts", "What was run", "", drawFacts);
+  if (data.facts.length) drawFacts(section("facts", "What was run", ""));
   if (data.scores)
-    section("scores", "Scores", `Log loss of ${data.slices} held-out slices of ${data.patients} patients; less is better. Intervals: whole patients drawn anew 1000 times. The shaded column is the label chosen above.`, drawScores);
-  if (data.summary) section("summary", "Series", "Not a medical device. Extent: the length along the slice normal that slices at or above the threshold stand for.", drawSummary);
+    follow(section("scores", "Scores", `Log loss of ${count(data.slices, "held-out slice")} of ${count(data.patients, "patient")}; less is better. Intervals: whole patients drawn anew 1000 times. The shaded column is the label chosen above.`), drawScores);
+  if (data.summary) follow(section("summary", "Series", "Not a medical device. Extent: the length along the slice normal that slices at or above the threshold stand for."), drawSummary);
   if (data.series.length) startViewer();
-  if (data.explanation) section("explanation", "What the neighbours contribute", "Each row is a slice whose answer is explained, each column a slice that was replaced by the mean of its two neighbours. The colour says by how much the slice's logit fell: orange, the replaced slice had spoken for bleeding; blue, against it.", drawExplanation);
+  if (data.explanation) follow(section("explanation", "What the neighbours contribute", "Each row is a slice whose answer is explained, each column a slice that was replaced by the mean of its two neighbours. The colour says by how much the slice's logit fell: orange, the replaced slice had spoken for bleeding; blue, against it. It is scaled by the neighbours: a slice's own share, along the diagonal, is often beyond it."), drawExplanation);
   if (data.curves) {
-    section("curves", "ROC and precision–recall", "Held-out slices, the label chosen above.", drawCurves);
-    section("reliability", "Reliability", "Slices in ten bins of equal width by predicted probability; a larger dot is more slices. On the diagonal a probability means what it says.", drawReliability);
+    follow(section("curves", "ROC and precision–recall", "Held-out slices, the label chosen above."), drawCurves);
+    follow(section("reliability", "Reliability", "Slices in ten bins of equal width by predicted probability; a larger dot is more slices. On the diagonal a probability means what it says."), drawReliability);
   }
-  if (data.histories && data.histories.length) section("histories", "Training", "Loss after each epoch.", drawHistories);
+  if (data.histories && data.histories.length) follow(section("histories", "Training", "Loss after each epoch."), drawHistories);
   let width = innerWidth;
   addEventListener("resize", () => {
     if (innerWidth !== width) redraws.forEach((redraw) => redraw());

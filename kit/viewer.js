@@ -15,15 +15,19 @@ function rateSlices(series) {
 const rateSeries = (series) => (series.truth ? mean(rateSlices(series)) : Math.max(...rateSlices(series)));
 
 function startViewer() {
-  const several = data.series.length + (data.others || []).length > 1;
-  const [most, which] = data.series[0].truth ? ["worst mistakes of the bag", "worst"] : ["highest probabilities", "highest"];
-  const order = several ? `The ${most} for the label chosen come first; a series opens at its ${which} slice.` : `Shown first: its ${which} slice.`;
+  const drawn = data.series.length, others = (data.others || []).length, several = drawn + others > 1;
+  const [most, which] = data.series[0].truth
+    ? ["worst mistakes of the bag for the label chosen come first, by the mean loss of the slices", "worst"]
+    : ["highest probabilities for the label chosen come first", "highest"];
+  const chosen = others ? ` Drawn are ${drawn} of ${drawn + others} series: those that come first for one of the labels, and a sample of the rest.` : "";
+  const order = several ? `The ${most}; a series opens at its ${which} slice.${chosen}` : `Shown first: its ${which} slice.`;
   const text = `${order} Move by the slider, the arrow keys ← →, or over the plot.`;
   main.append(make("section", { id: "series", "aria-labelledby": "series-heading" },
     make("h2", { id: "series-heading", text: several ? "Series by series" : "Slice by slice" }),
     make("p", { class: "note", text }),
     make("div", { class: several ? "viewer" : "" }, ...(several ? [makeChooser()] : []), makeStage())));
-  openSeries(listSeries("")[0]);
+  drawChooser();
+  openSeries(data.named ? 0 : listSeries("")[0]);
   redraws.push(() => { drawChooser(); drawStage(); });
   addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -55,7 +59,7 @@ function drawChooser() {
   const words = byId("search").value;
   const items = listSeries(words).map((number) => {
     const series = data.series[number];
-    const button = make("button", { type: "button", title: series.name, "aria-current": String(number === state.series), "data-number": number },
+    const button = make("button", { type: "button", title: series.name, "data-number": number },
       make("span", { text: series.patient }),
       document.createTextNode(rateSeries(series).toFixed(3)),
       make("small", { text: describeSlices(series) }));
@@ -64,12 +68,28 @@ function drawChooser() {
   });
   list.replaceChildren(...items, ...listOthers(words));
   if (!list.children.length) list.append(make("li", { class: "other", text: "No series has this in its name." }));
+  markOpened();
 }
 
+/** Mark the open series in the list, and bring it into the list's sight. */
+function markOpened() {
+  const list = byId("found");
+  if (!list) return;
+  for (const button of list.querySelectorAll("button")) {
+    const opened = +button.dataset.number === state.series;
+    button.setAttribute("aria-current", opened);
+    const top = button.offsetTop, bottom = top + button.offsetHeight;
+    if (opened && (top < list.scrollTop || bottom > list.scrollTop + list.clientHeight)) list.scrollTop = top;
+  }
+}
+
+/** The end of the series' own name, by which two of one patient differ, and its slices. */
 function describeSlices(series) {
-  if (!series.truth) return `highest of ${series.x.length} slices`;
+  const uid = series.name.split("/").pop();
+  const name = uid.length > 16 ? `…${uid.slice(-12)}` : uid;
+  if (!series.truth) return `${name}, ${count(series.x.length, "slice")}`;
   const positive = series.truth[state.label].reduce((sum, value) => sum + value, 0);
-  return `mean loss; ${positive} of ${series.x.length} slices positive`;
+  return `${name}, ${positive} of ${series.x.length} positive`;
 }
 
 /** Series of the run that are not drawn on this page, where the search meets them. */
@@ -106,20 +126,21 @@ function makeStage() {
 }
 
 function makeMapSwitch() {
+  if (data.unmapped) return make("p", { class: "note", text: `No Grad-CAM overlay: ${data.unmapped} makes no feature maps, and where it looks is not drawn.` });
   if (!data.series.some((series) => series.maps)) return make("span");
   const box = make("input", { type: "checkbox", id: "overlay", checked: true });
   box.addEventListener("change", () => { state.maps = box.checked; drawSlice(); });
   const [rows, columns] = data.series.find((series) => series.maps).maps.shape;
   const coarse = Math.min(rows, columns) < 6 ? ": too coarse to show where" : "";
   return make("div", {}, make("label", { class: "check" }, box, document.createTextNode("Grad-CAM overlay")),
-    make("p", { class: "note", text: `Where one classifier of the run finds the label, in ${rows} × ${columns} places${coarse}. Full colour is the strongest place of the series.` }));
+    make("p", { class: "note", text: `Where one classifier of the run finds the label, in ${rows} × ${columns} places${coarse}. A slice's strongest place is coloured as strongly as the label is likely to that classifier; full colour would be certainty.` }));
 }
 
 function openSeries(number) {
   state.series = number;
   const rates = rateSlices(data.series[number]);
   state.slice = rates.indexOf(Math.max(...rates));
-  drawChooser();
+  markOpened();
   drawStage();
 }
 
@@ -134,7 +155,7 @@ function drawStage() {
   byId("slider").max = series.x.length - 1;
   scales = plot(byId("chart"), {
     x: { low: 0, high: last || 1, name: series.axis }, y: { low: 0, high: 1, name: `probability, ${LABELS[state.label]}` },
-    bands: findBands(series), height: innerWidth < 720 ? 230 : 280,
+    bands: findBands(series), level: data.threshold, height: innerWidth < 720 ? 230 : 280,
     lines: shown.map((model) => ({ ...MODELS[model], ...(alone && { dash: "" }), name: model, x: series.x, y: series.probabilities[model][state.label] })),
   });
   scales.cursor = make("line", { class: "cursor", id: "cursor", y1: scales.top, y2: scales.bottom });
@@ -172,6 +193,7 @@ function drawLegend(series) {
     return make("li", {}, make("label", {}, ...(single ? [] : [box]), swatch({ ...MODELS[model], ...(single && { dash: "" }) }), document.createTextNode(MODELS[model].name)));
   });
   if (series.truth) items.push(make("li", {}, swatch({ band: true }), document.createTextNode("truth: bleeding")));
+  if (data.threshold) items.push(make("li", {}, swatch({ color: "--soft", dash: "2 4" }), document.createTextNode(`threshold ${data.threshold}`)));
   byId("chart-legend").replaceChildren(...items);
 }
 
@@ -204,7 +226,7 @@ function drawSlice() {
   else byId("empty").textContent = image;
   byId("slice").alt = `slice ${i + 1} in three windows`;
   drawMap(series, drawn);
-  const parts = [["slice", `${i + 1} of ${series.x.length}`], [series.axis === "instance number" ? "step" : "mm", series.x[i].toFixed(1)]];
+  const parts = [["slice", `${i + 1} of ${series.x.length}`], series.axis === "instance number" ? ["step", series.x[i]] : ["at", `${series.x[i].toFixed(1)} mm`]];
   if (series.truth) parts.push(["truth", series.truth[state.label][i] ? "bleeding" : "none"]);
   for (const [model, rows] of Object.entries(series.probabilities))
     parts.push([MODELS[model].name, rows[state.label][i].toFixed(3)]);
@@ -242,54 +264,59 @@ function paint(columns, rows, color) {
 
 /** The T × T matrix of contributions to the label chosen, and the row of the slice shown. */
 function drawExplanation(body) {
-  const matrix = data.explanation[LABELS[state.label]], count = matrix.length;
-  const sizes = matrix.flat().map(Math.abs).sort((a, b) => a - b);
+  const matrix = data.explanation[LABELS[state.label]], slices = matrix.length;
+  const sizes = matrix.flatMap((row, i) => row.filter((_, j) => j !== i)).map(Math.abs).sort((a, b) => a - b);
   const full = Math.max(1e-6, sizes[Math.floor(0.99 * (sizes.length - 1))]);
   const heat = make("div", { class: "plot heat", id: "heat" }), row = make("div", { class: "plot", id: "row" });
   const heading = make("h3");
   body.replaceChildren(make("div", { class: "plots" },
-    make("div", {}, make("h3", { text: "Every slice by every slice" }), heat, makeScale(full)), make("div", {}, heading, row)));
+    make("div", {}, make("h3", { text: "Every slice by every slice" }), heat, makeScale(full)),
+    make("div", {}, heading, row, make("p", { class: "note", text: "Outlined: the slice's own share." }))));
   const frame = drawMatrix(heat, matrix, full);
   state.markRow = () => {
     frame(state.slice);
     heading.textContent = `Contributions to slice ${state.slice + 1}`;
-    const most = Math.max(full / 2, ...matrix[state.slice].map(Math.abs));
+    const most = 1.1 * Math.max(full / 2, ...matrix[state.slice].map(Math.abs));
     const { svg, toX, toY } = plot(row, {
-      x: { low: 0.5, high: count + 0.5, whole: true, name: "slice replaced" },
+      x: { low: 0.5, high: slices + 0.5, whole: true, name: "slice replaced" },
       y: { low: -most, high: most, name: "fall of the logit" }, height: heat.clientHeight,
     });
     const half = (toX(2) - toX(1)) * 0.4;
     matrix[state.slice].forEach((value, j) => svg.append(make("rect", {
-      x: toX(j + 1) - half, width: half * 2, y: toY(Math.max(0, value)), height: Math.abs(toY(value) - toY(0)),
+      class: j === state.slice ? "own" : null, x: toX(j + 1) - half, width: half * 2, y: toY(Math.max(0, value)), height: Math.abs(toY(value) - toY(0)),
       style: `fill:rgb(var(${value > 0 ? "--more" : "--less"}))`,
     })));
-    svg.append(make("line", { class: "axis", x1: toX(0.5), x2: toX(count + 0.5), y1: toY(0), y2: toY(0) }));
+    svg.append(make("line", { class: "axis", x1: toX(0.5), x2: toX(slices + 0.5), y1: toY(0), y2: toY(0) }));
   };
   state.markRow();
 }
 
 /** Draw the matrix; gives back a function that frames a row. */
 function drawMatrix(holder, matrix, full) {
-  const count = matrix.length, range = { low: 0.5, high: count + 0.5, whole: true };
+  const slices = matrix.length, range = { low: 0.5, high: slices + 0.5, whole: true };
   const { svg, toX, toY } = plot(holder, { x: { ...range, name: "slice replaced" }, y: { ...range, name: "slice explained" }, square: true });
   const style = getComputedStyle(document.documentElement);
   const tones = [style.getPropertyValue("--less"), style.getPropertyValue("--more")];
-  const canvas = paint(count, count, (place) => {
-    const value = matrix[count - 1 - Math.floor(place / count)][place % count];
+  const canvas = paint(slices, slices, (place) => {
+    const value = matrix[slices - 1 - Math.floor(place / slices)][place % slices];
     return [tones[+(value > 0)], Math.min(1, Math.abs(value) / full)];
   });
-  const box = { x: toX(0.5), width: toX(count + 0.5) - toX(0.5) };
+  const box = { x: toX(0.5), width: toX(slices + 0.5) - toX(0.5) };
   svg.append(make("image", {
-    ...box, y: toY(count + 0.5), height: toY(0.5) - toY(count + 0.5), href: canvas.toDataURL(),
+    ...box, y: toY(slices + 0.5), height: toY(0.5) - toY(slices + 0.5), href: canvas.toDataURL(),
     preserveAspectRatio: "none", style: "image-rendering:pixelated",
   }));
-  const frame = make("rect", { ...box, height: toY(1) - toY(2), class: "cursor" });
-  svg.append(frame);
+  const height = toY(1) - toY(2), own = make("rect", { height, width: toX(2) - toX(1), class: "own" });
+  const frame = make("rect", { ...box, height, class: "cursor" });
+  svg.append(own, frame);
   svg.addEventListener("pointerdown", (event) => {
     const box = svg.getBoundingClientRect(), down = (event.clientY - box.top) / box.height * svg.viewBox.baseVal.height;
     moveTo(Math.round((toY(1) - down) / (toY(1) - toY(2))));
   });
-  return (slice) => frame.setAttribute("y", toY(slice + 1.5));
+  return (slice) => {
+    for (const rect of [frame, own]) rect.setAttribute("y", toY(slice + 1.5));
+    own.setAttribute("x", toX(slice + 0.5));
+  };
 }
 
 const makeScale = (full) => make("div", { class: "scale" },

@@ -1,6 +1,7 @@
 """The pages in headless Chromium; skipped, saying so, where it or selenium is missing."""
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 webdriver = pytest.importorskip("selenium.webdriver")
 
 HOSTILE = "<script>alert(1)</script>"
+HOSTILE_FILE = "<img src=x onerror=alert(1)>"  # no slash: a file may bear it
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "
     "--disable-background-networking --disable-component-update --window-size=1200,900"
@@ -42,7 +44,10 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def hostile_run(small_run, tmp_path_factory):
-    """The small run with a patient of a hostile name; weights and embeddings are linked."""
+    """The small run with hostile names: a patient's, and that of the data's folder.
+
+    Weights and embeddings are linked.
+    """
     directory = tmp_path_factory.mktemp("hostile")
     for source in small_run.path.iterdir():
         if source.is_dir():
@@ -55,7 +60,25 @@ def hostile_run(small_run, tmp_path_factory):
     oof["PatientID"] = oof["PatientID"].where(~changed, HOSTILE)
     oof["series"] = oof["series"].str.replace(victim, HOSTILE)
     oof.to_parquet(directory / "oof.parquet")
+    config = json.loads(small_run.config.read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "data": f"/x/{HOSTILE_FILE}"}))
     return Run(directory)
+
+
+@pytest.fixture(scope="module")
+def scans_page(small_data, small_run, tmp_path_factory):
+    """The page of one's own scans, some of whose files have hostile names."""
+    from kit.prediction import predict_folder
+
+    work = tmp_path_factory.mktemp("scans")
+    folder = shutil.copytree(small_data / "stage_2_test", work / HOSTILE_FILE)
+    first = sorted(folder.iterdir())[0]
+    shutil.copy(first, folder / f"~{HOSTILE_FILE}.dcm")
+    (folder / f"{HOSTILE_FILE}.txt").write_text("no slice")
+    first.rename(folder / f"{HOSTILE_FILE}.dcm")
+    out = work / "scans.csv"
+    predict_folder(folder, small_run, out, threshold=0.3, page=True, workers=1)
+    return out.with_suffix(".html")
 
 
 @pytest.fixture
@@ -82,6 +105,27 @@ def choose_label(browser, label):
 
 def slice_number(browser):
     return int(find(browser, "#slider").get_attribute("value"))
+
+
+def focused(browser):
+    """What the focused element is called: its id, value or the series it opens."""
+    return browser.execute_script(
+        "const a = document.activeElement; return a.id || a.value || a.dataset.number || a.tagName"
+    )
+
+
+@contextlib.contextmanager
+def as_phone(browser, scheme="light"):
+    feature = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": feature})
+    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.refresh()
+    try:
+        yield
+    finally:
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def press(browser, key):
@@ -168,6 +212,77 @@ def test_a_hostile_patient_stays_text(opened):
     assert opened.get_log("browser") == []
 
 
+def test_a_hostile_name_of_a_folder_stays_text(opened):
+    told = [value.text for value in find_all(opened, "#facts dd")]
+    assert HOSTILE_FILE in told
+    assert len(find_all(opened, "img")) == 1  # the slice
+    assert opened.get_log("browser") == []
+
+
+def test_a_hostile_file_name_stays_text(browser, scans_page):
+    browser.get(scans_page.as_uri())
+    find(browser, "#facts summary").click()
+    rows = {
+        row.find_element("css selector", "th").text: row.find_element("css selector", "td").text
+        for row in find_all(browser, "#facts tbody tr")
+    }
+    assert rows["the same file as another file"] == "1"
+    assert "onerror" not in browser.page_source
+    assert len(find_all(browser, "img")) == 1
+    assert browser.get_log("browser") == []
+
+
+def test_what_was_unfolded_stays_so_when_the_label_changes(opened):
+    folds, facts = find(opened, "#scores details"), find(opened, "#facts details")
+    for details in (folds, facts):
+        details.find_element("css selector", "summary").click()
+    choose_label(opened, "subdural")
+    for section in ("scores", "facts"):
+        assert find(opened, f"#{section} details").get_attribute("open") is not None
+    assert find(opened, "#facts details") == facts  # not drawn anew
+    find(opened, "#scores summary").click()
+    choose_label(opened, "any")
+    assert find(opened, "#scores details").get_attribute("open") is None
+
+
+def test_a_series_opened_by_the_keyboard_keeps_the_focus(opened):
+    from selenium.webdriver.common.keys import Keys
+
+    find(opened, "#search").send_keys(Keys.TAB, Keys.NULL)
+    press(opened, Keys.TAB)
+    number = focused(opened)
+    assert number.isdigit()
+    press(opened, Keys.ENTER)
+    assert focused(opened) == number
+    assert find(opened, f"#found [data-number='{number}']").get_attribute("aria-current") == "true"
+    assert len(find_all(opened, "#found [aria-current=true]")) == 1
+
+
+def test_a_named_series_is_the_one_opened(browser, hostile_run):
+    names = find_names(hostile_run)
+    for name in (names[0], names[-1]):
+        write_report(hostile_run, (name,))
+        browser.get(hostile_run.report.as_uri())
+        assert find(browser, "#series-name").text.startswith(name)
+        current = find(browser, "#found [aria-current=true]")
+        assert current.get_attribute("title") == name
+        box = find(browser, "#found").rect
+        assert box["y"] <= current.rect["y"] < box["y"] + box["height"]
+    hostile_run.report.unlink()
+
+
+def find_names(run):
+    return pd.read_parquet(run.oof)["series"].unique()
+
+
+def test_one_epoch_of_training_is_a_dot_in_the_middle_over_its_number(opened):
+    plot = find(opened, "#histories .plot")
+    ticks = plot.find_elements("css selector", "text[text-anchor=middle]")
+    assert [tick.text for tick in ticks] == ["1", "epoch", "loss"]
+    dot = plot.find_element("css selector", "circle")
+    assert float(dot.get_attribute("cx")) == pytest.approx(float(ticks[0].get_attribute("x")))
+
+
 def test_a_model_is_hidden_and_shown_by_its_legend(opened):
     find(opened, "#chart-legend [data-model=lstm]").click()
     names = [path.get_attribute("data-name") for path in find_all(opened, "#chart .curve")]
@@ -179,21 +294,38 @@ def test_a_model_is_hidden_and_shown_by_its_legend(opened):
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_phones_width_needs_no_sideways_scrolling_and_text_stands_out(opened, scheme):
-    feature = [{"name": "prefers-color-scheme", "value": scheme}]
-    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": feature})
-    size = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
-    opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    opened.refresh()
-    try:
+    with as_phone(opened, scheme):
         width = opened.execute_script("return document.documentElement.scrollWidth")
-        ink, paper = opened.execute_script(
-            "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+        ink, paper, hint, panel = opened.execute_script(
+            "const s = getComputedStyle(document.body), box = byId('search');"
+            "return [s.color, s.backgroundColor, getComputedStyle(box, '::placeholder').color,"
+            " getComputedStyle(box).backgroundColor]"
         )
-    finally:
-        opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
     assert width == 390
     assert contrast(ink, paper) > 7  # WCAG 2.2, level AAA
+    assert contrast(hint, panel) > 4.5  # level AA
+
+
+def test_on_a_phone_no_label_is_cut_and_a_table_keeps_its_row_names(opened):
+    place = "const b = arguments[0].getBoundingClientRect(); return [b.left, b.right]"
+    with as_phone(opened):
+        for label in find_all(opened, "#labels label"):
+            left, right = opened.execute_script(place, label)
+            assert 0 <= left < right <= 390
+        table = find(opened, "#scores .scroll")
+        name = find(opened, "#scores tbody th")
+        before = opened.execute_script(place, name)
+        opened.execute_script("arguments[0].scrollLeft = 200", table)
+        assert opened.execute_script("return arguments[0].scrollLeft", table) == 200
+        assert opened.execute_script(place, name) == before
+
+
+def test_the_scans_page_too_fits_a_phone(browser, scans_page):
+    browser.get(scans_page.as_uri())
+    with as_phone(browser):
+        assert browser.execute_script("return document.documentElement.scrollWidth") == 390
+        name = find(browser, "#summary tbody th")
+        assert 60 < name.size["width"] <= 0.4 * 390 + 20
 
 
 def contrast(one: str, other: str) -> float:
@@ -228,21 +360,31 @@ def test_the_explanation_frames_the_row_of_the_slice_shown(browser, hostile_run)
     assert "Contributions to slice 1" in find(browser, "#explanation").text
     slider.send_keys(Keys.END)
     assert float(find(browser, "#heat rect.cursor").get_attribute("y")) < low
+    own = find_all(browser, "#row rect.own")
+    bars = find_all(browser, "#row rect")
+    assert own == [bars[-1]]
+    # Colours by the neighbours' 99th percentile, and bars that do not touch the plot's edge.
+    script = (
+        "return [data.explanation.any, byId('row').querySelector('svg').viewBox.baseVal.height]"
+    )
+    matrix, height = browser.execute_script(script)
+    matrix = np.abs(matrix)
+    others = np.sort(matrix[~np.eye(len(matrix), dtype=bool)])
+    full = others[int(0.99 * (len(others) - 1))]
+    assert f"+{full:.2f} logits" in find(browser, "#explanation .scale").text
+    for bar in bars:
+        top, tall = float(bar.get_attribute("y")), float(bar.get_attribute("height"))
+        assert top > 9
+        assert top + tall < height - 41
     assert browser.get_log("browser") == []
 
 
-def test_the_scans_page_draws_grad_cam_that_can_be_switched_off(
-    browser, small_data, small_run, tmp_path
-):
-    from kit.prediction import predict_folder
-
-    out = tmp_path / "scans.csv"
-    predict_folder(small_data / "stage_2_test", small_run, out, page=True, workers=1)
-    browser.get(out.with_suffix(".html").as_uri())
+def test_the_scans_page_draws_grad_cam_that_can_be_switched_off(browser, scans_page):
+    browser.get(scans_page.as_uri())
     series = json.loads(browser.execute_script("return byId('data').textContent"))["series"]
-    # One label's strongest place in one series is 255: there the overlay must be seen.
     maps = [np.frombuffer(base64.b64decode(one["maps"]["bytes"]), np.uint8) for one in series]
-    number = next(number for number, values in enumerate(maps) if values.max() == 255)
+    number = int(np.argmax([values.max() for values in maps]))
+    highest = maps[number].max()
     image, label = divmod(int(maps[number].argmax()) // np.prod(series[number]["maps"]["shape"]), 6)
     choose_label(browser, LABELS[label])
     find(browser, f"#found [data-number='{number}']").click()
@@ -251,9 +393,28 @@ def test_the_scans_page_draws_grad_cam_that_can_be_switched_off(
         "const c = byId('map'), d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;"
         "return Math.max(...d.filter((_, i) => i % 4 === 3))"
     )
-    assert browser.execute_script(strongest) == pytest.approx(0.65 * 255, abs=10)
+    assert browser.execute_script(strongest) == pytest.approx(0.65 * highest, abs=10)
+    assert "8 × 8 places" in find(browser, "#series").text
     find(browser, "#overlay").click()
     assert not find(browser, "#map").is_displayed()
     assert "Not a medical device" in find(browser, "header").text
     assert find_all(browser, "#chart .band") == []
     assert browser.get_log("browser") == []
+
+
+def test_a_row_of_the_summary_opens_its_series_and_the_threshold_is_drawn(browser, scans_page):
+    browser.get(scans_page.as_uri())
+    button = find_all(browser, "#summary td button")[3]
+    row = button.find_element("xpath", "./ancestor::tr")
+    maximum = row.find_element("css selector", "td").text
+    browser.execute_script("arguments[0].click()", button)
+    assert find(browser, "#series-name").text.endswith(button.text)
+    current = find(browser, "#found [aria-current=true]").text.split("\n")
+    assert current[1] == maximum
+    assert current[2].startswith(f"{button.text}, ")
+    assert f"bag {maximum}" in find(browser, "#readout").text
+    assert "threshold 0.3" in find(browser, "#chart-legend").text
+    level, low, high = browser.execute_script(
+        "return [byId('level').y1.baseVal.value, scales.toY(0), scales.toY(1)]"
+    )
+    assert level == pytest.approx(low + 0.3 * (high - low))
