@@ -15,13 +15,15 @@ from torch import nn
 from kit import images
 from kit.checkpoints import TrainingError, fill_model, load_trained, load_weights
 from kit.competition import LABELS, TRAINING_PRIOR
-from kit.training import TrainingConfig, fit, spare_threads, weighted_loss
+from kit.training import TrainingConfig, fit, predict, spare_threads, weighted_loss
 from kit.workers import restart_once
 
 # Of the windowed training images, channels in the order of `windowing.WINDOWS` (published code).
 MEAN = (0.22363983, 0.18190407, 0.2523437)
 STD = (0.32451536, 0.2956294, 0.31335256)
 
+
+VALIDATION_SLICES = 2048  # enough to see a loss rise; a hundredth of a published epoch's time
 
 # Arguments of `timm.create_model` that make it read a file or ask a network.
 _SOURCES = (
@@ -186,10 +188,15 @@ def train_classifier(
     directory: Path,
     device: torch.device,
     workers: int,
+    validation: pd.DataFrame | None = None,
     description: str = "Classifier",
     deadline: float | None = None,
 ) -> list[dict]:
-    """Train on the labelled slices of `table`; weights of every epoch go to `directory`."""
+    """Train on the labelled slices of `table`; weights of every epoch go to `directory`.
+
+    With `validation`, held-out slices, the history has the loss over some of them, evenly spread,
+    after each epoch too: to be watched, while the whole of them is scored after the embedding.
+    """
     spare_threads(config.image_size)
     torch.manual_seed(config.seed)
     begun = (directory / "checkpoint.safetensors").exists()  # then the initial weights are no more
@@ -213,6 +220,10 @@ def train_classifier(
     def compute_loss(model: nn.Module, batch: dict) -> torch.Tensor:
         return weighted_loss(model(batch["image"]), batch["labels"])
 
+    def validate(model: Classifier) -> dict:
+        loss = measure_loss(model, validation, device, workers)
+        return {} if loss is None else {"validation_loss": loss}
+
     return fit(
         model,
         config,
@@ -222,7 +233,26 @@ def train_classifier(
         directory,
         description=description,
         deadline=deadline,
+        validate=validate if validation is not None and len(validation) else None,
     )
+
+
+def measure_loss(
+    model: Classifier, table: pd.DataFrame, device: torch.device, workers: int
+) -> float | None:
+    """The loss over at most `VALIDATION_SLICES` labelled slices, evenly spread over `table`.
+
+    None where no file of them gives an image.
+    """
+    config = model.config
+    spread = np.linspace(0, len(table) - 1, min(len(table), VALIDATION_SLICES)).astype(int)
+    dataset = images.SliceDataset(table.iloc[spread], config.image_size, config.crop, config.repair)
+    batches = np.array_split(np.arange(len(spread)), -(-len(spread) // 32))
+    loader = images.load_batches(dataset, batches, workers)
+    usable = (batch for batch in loader if batch["image"] is not None)
+    outputs = predict(lambda batch: model(batch["image"]), usable, device, config.opt_level)
+    found = [(logits.float().cpu(), batch["labels"]) for batch, logits in outputs]
+    return float(weighted_loss(*map(torch.cat, zip(*found, strict=True)))) if found else None
 
 
 def _unpickling_error() -> type[Exception]:

@@ -111,14 +111,16 @@ def fit_classifier(
     recipe, slices = read_recipe(run), read_slices(run)
     directory = run.classifier(fold)
     config = replace(recipe.classifier, seed=_derive_seed(recipe, fold, 0))
+    training = _is_training(slices, fold)
     if not _is_trained(directory, config.epochs) and not _is_imported(run, recipe, fold):
         with timed(run, f"fold{fold} classifier"):
             train_classifier(
-                slices[_is_training(slices, fold)],
+                slices[training],
                 config,
                 directory,
                 choose_device(),
                 choose_workers(workers),
+                slices[~training & (slices["split"] == "train")],
                 f"Fold {fold} classifier",
                 deadline,
             )

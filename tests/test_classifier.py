@@ -1,3 +1,5 @@
+import json
+
 import numpy as np
 import pytest
 import timm
@@ -5,9 +7,19 @@ import torch
 from safetensors.torch import save_file
 
 from kit.checkpoints import TrainingError, save_tensors, save_weights
-from kit.classifier import MEAN, STD, Classifier, ClassifierConfig, load_classifier
-from kit.competition import LABELS, TRAINING_PRIOR
+from kit.classifier import (
+    MEAN,
+    STD,
+    Classifier,
+    ClassifierConfig,
+    load_classifier,
+    measure_loss,
+)
+from kit.competition import LABELS, TRAINING_PRIOR, weighted_log_loss
+from kit.dicom import DicomError
+from kit.images import read_image
 from kit.recipes import RECIPES, SMALL_RESNEXT
+from kit.run import read_slices
 
 
 def config(**changes):
@@ -107,6 +119,30 @@ def test_pretrained_weights_without_a_network_fail_saying_what_to_do(monkeypatch
 def test_an_unknown_architecture_is_refused():
     with pytest.raises(ValueError, match="timm makes no model of 'resnext7'"):
         Classifier(config(architecture="resnext7"))
+
+
+def test_the_held_out_loss_is_that_of_the_epochs_weights(small_run):
+    model = load_classifier(small_run.classifier(0) / "epoch1.safetensors")
+    slices = read_slices(small_run)
+    held_out = slices[slices["fold"] == 0].iloc[::3]
+    found = measure_loss(model, held_out, torch.device("cpu"), 0)
+    usable = held_out[held_out["path"].map(is_readable)]
+    images = torch.from_numpy(np.stack([read_image(p, 64, crop=False) for p in usable["path"]]))
+    with torch.inference_mode():
+        probabilities = model(images).sigmoid().numpy()
+    expected = weighted_log_loss(usable[list(LABELS)].to_numpy(), probabilities)
+    assert found == pytest.approx(expected, rel=0.02)  # found in bfloat16
+    (epoch,) = json.loads((small_run.classifier(0) / "history.json").read_text())
+    whole = measure_loss(model, slices[slices["fold"] == 0], torch.device("cpu"), 0)
+    assert epoch["validation_loss"] == pytest.approx(whole, rel=1e-3)
+
+
+def is_readable(path) -> bool:
+    try:
+        read_image(path, 64)
+    except DicomError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(
