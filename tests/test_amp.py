@@ -123,6 +123,13 @@ def test_inference_needs_no_optimizer():
     assert net(torch.ones(1, 4)).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("opt_level", ["O1", "O3"])
+def test_the_half_precision_type_can_be_asked_for(opt_level):
+    net, _ = amp.initialize(nn.Linear(4, 2), None, opt_level, torch.float16)
+    output = net(torch.ones(1, 4))
+    assert (output.dtype if opt_level == "O1" else net.weight.dtype) == torch.float16
+
+
 def test_a_learning_rate_scheduler_can_wrap_the_optimizer():
     net = nn.Linear(3, 1)
     net, optimizer = amp.initialize(net, torch.optim.SGD(net.parameters(), 0.1), "O1")
