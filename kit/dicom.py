@@ -170,4 +170,6 @@ def _rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
             with np.errstate(over="ignore"):
                 narrow = stored.view(np.int16) if stored.itemsize == 2 else stored.astype(np.int16)
                 return narrow + np.int16(int(intercept))
-    return (stored * np.float64(slope) + intercept).astype(np.float32)
+    values = stored * np.float64(slope)
+    values += intercept
+    return values.astype(np.float32)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator
+from functools import lru_cache
 from operator import mul
 
 from kit import dicom
@@ -26,6 +28,8 @@ HEADER_COLUMNS = (
 )
 
 _IDENTITY = HEADER_COLUMNS[:4]
+
+_FARTHEST = 1e5  # mm from the scanner's origin: a hundred metres are in no scanner
 
 # What no text holds: control characters, halves of characters.
 _UNSAFE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
@@ -52,6 +56,7 @@ def read_entry(path: str) -> tuple:
     reason = _reason_against_identity(header.values) or _reason_against_place(header.values)
     if reason:
         return (path, reason, *nothing)
+    header.values.update(dict.fromkeys(_find_nonsense(header.values)))
     values = [header.values[name] for name in HEADER_COLUMNS]
     reason = dicom.find_missing_pixels(header)
     return (path, reason, dicom.has_wrong_intercept(header), *values)
@@ -72,24 +77,61 @@ def _reason_against_identity(values: dict) -> str | None:
 
 
 def _reason_against_place(values: dict) -> str | None:
-    """Position and orientation must be finite; the latter two unit vectors at right angles."""
+    """Position and orientation must be possible; the latter two unit vectors at right angles."""
     for name, size in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6)):
         if values[name] is None:
             continue
-        try:
-            numbers = [float(number) for number in values[name].split("\\")]
-        except ValueError:
+        numbers = _parse_numbers(values[name])
+        if numbers is None:
             return f"{name} is not {size} numbers"
         if len(numbers) != size:
             return f"{name} holds {len(numbers)} numbers, not {size}"
         if not all(map(math.isfinite, numbers)):
             return f"{name} is not finite"
+        if size == 3 and max(map(abs, numbers)) > _FARTHEST:
+            return f"{name} cannot be millimetres in a scanner"
         if size == 6 and not _are_axes(numbers[:3], numbers[3:]):
             return f"{name} is not two unit vectors at right angles"
     return None
 
 
-def _are_axes(row: list[float], column: list[float]) -> bool:
+def _is_whole(number: float) -> bool:
+    return number.is_integer() and abs(number) < 2**31
+
+
+def _is_length(number: float) -> bool:
+    return 0 < number < 1000  # mm
+
+
+_FORMS = {
+    "InstanceNumber": (1, _is_whole),
+    "PixelSpacing": (2, _is_length),
+    "SliceThickness": (1, _is_length),
+}
+
+
+def _find_nonsense(values: dict) -> Iterator[str]:
+    """Of the values that are of use but not needed, those that are not the numbers they should be.
+
+    In a broken header they may be anything, such as the patient's name, and the table keeps them.
+    """
+    for name, (size, is_possible) in _FORMS.items():
+        if values[name] is not None:
+            numbers = _parse_numbers(values[name])
+            if numbers is None or len(numbers) != size or not all(map(is_possible, numbers)):
+                yield name
+
+
+@lru_cache(maxsize=1024)  # most texts are the same over a series
+def _parse_numbers(text: str) -> tuple[float, ...] | None:
+    """The numbers of a DICOM text, None where it holds something else."""
+    try:
+        return tuple(map(float, text.split("\\")))
+    except ValueError:
+        return None
+
+
+def _are_axes(row: tuple[float, ...], column: tuple[float, ...]) -> bool:
     lengths = (math.hypot(*row), math.hypot(*column))
     return (
         all(abs(length - 1) < 0.03 for length in lengths) and abs(sum(map(mul, row, column))) < 0.05

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import math
 import re
 import struct
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +31,7 @@ from pydicom.uid import (
     LegacyConvertedEnhancedCTImageStorage,
 )
 
-from kit.archives import MAX_MEMBER_BYTES, file_size, open_file
+from kit.archives import file_size, open_file
 
 # The competition's UIDs read `ID_…`, of which pydicom would warn once a tag; its other warnings
 # quote the header, and so the patient's name. What matters here is checked here.
@@ -60,14 +62,33 @@ HEADER_TAGS = [
     "Modality", "ImageType", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "SliceThickness", "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames",
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation",
-    "RescaleSlope", "RescaleIntercept",
+    "RescaleSlope", "RescaleIntercept", "RescaleType",
 ]  # fmt: skip
 
-MAX_PIXELS = 8192 * 8192  # no CT slice is larger; a header that says more is broken
+# Scanners give up to 1024 x 1024, some 2048 x 2048. What claims more than four times that was made
+# to fill the memory: a coded image of a kilobyte can claim any size.
+MAX_PIXELS = 4096 * 4096
+
+# What is read of a file before its pixels: thousands of times what a header has. As every element
+# costs time besides its bytes, it counts as some bytes more: that bounds the time, to a few seconds
+# for millions of empty elements.
+MAX_HEADER_BYTES = 1 << 26
+_READ_COST = 250
+
+MAX_SLICE_BYTES = MAX_HEADER_BYTES + 4 * MAX_PIXELS
 
 _TAGS = {keyword: Tag(keyword) for keyword in HEADER_TAGS}
 _BINARY = {
     "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation"
+}  # fmt: skip
+
+# What a reason may quote: codes of modalities, colours and units, as the standard lists them.
+_CODES = {
+    "CR", "DX", "ECG", "ES", "HD", "IO", "IVUS", "KO", "MG", "MR", "NM", "OCT", "OP", "OT", "PR",
+    "PT", "PX", "REG", "RF", "RTDOSE", "RTIMAGE", "RTPLAN", "RTSTRUCT", "SEG", "SM", "SR", "US",
+    "XA", "XC", "RGB", "HSV", "ARGB", "CMYK", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422",
+    "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "ED", "EDW", "HU_MOD", "MGML",
+    "OD", "PCT", "Z_EFF",
 }  # fmt: skip
 
 NATIVE_SYNTAXES = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian}
@@ -129,11 +150,10 @@ def parse_file(path: str | Path, stop_before_pixels: bool) -> tuple[pydicom.Data
     """The parsed file, and how many bytes follow what was parsed."""
     try:
         with open_file(path) as file:
-            content = _Content(file, file_size(path, file))
-            if content.size > MAX_MEMBER_BYTES and not stop_before_pixels:
-                raise UnreadableError(path, f"{content.size / 1e9:.1f} GB are no CT slice")
-            dataset = _parse(content, stop_before_pixels, path)
-            return dataset, content.size - content.tell()
+            size = file_size(path, file)
+            if size > MAX_SLICE_BYTES and not stop_before_pixels:
+                raise UnreadableError(path, f"{size / 1e6:.0f} MB are no CT slice")
+            return _parse(_Content(file, size, stop_before_pixels), stop_before_pixels, path)
     except (FileNotFoundError, PermissionError) as error:
         raise MissingError(path, error.strerror or str(error)) from error
     except (OSError, zipfile.BadZipFile) as error:
@@ -146,30 +166,66 @@ def parse_file(path: str | Path, stop_before_pixels: bool) -> tuple[pydicom.Data
         ) from error
 
 
-class _Content:
-    """The open file as pydicom sees it: no length that a header claims takes more than it has."""
+class _DeflatedError(ValueError):
+    """pydicom would inflate the rest of the file at once."""
 
-    def __init__(self, file, size: int):
+
+class _Content:
+    """The open file as pydicom sees it: it can neither read more than there is, nor for ever."""
+
+    def __init__(self, file, size: int, stop_before_pixels: bool):
         self.size = size
         self.seek, self.tell, self._read = file.seek, file.tell, file.read
+        self.read = _bound_read(file.read, size, MAX_HEADER_BYTES + size * (not stop_before_pixels))
 
-    def read(self, size: int = -1) -> bytes:
-        if size >= 0:
-            return self._read(size if size < self.size else self.size)
-        # Only the deflated transfer syntax is read to its end, to be inflated at once.
-        content, inflater = self._read(), zlib.decompressobj(-zlib.MAX_WBITS)
-        if len(inflater.decompress(content, MAX_MEMBER_BYTES)) == MAX_MEMBER_BYTES:
+    def inflate(self, stop_before_pixels: bool) -> _Content:
+        """The same file as if it had not been deflated from here on, which `read` bounds again."""
+        start, inflater = self.tell(), zlib.decompressobj(-zlib.MAX_WBITS)
+        rest = inflater.decompress(self._read(MAX_SLICE_BYTES), MAX_SLICE_BYTES)
+        if len(rest) == MAX_SLICE_BYTES:
             raise ValueError("it inflates to more than any CT slice")
-        return content
+        if not inflater.eof:
+            raise ValueError("what is deflated is cut short")
+        self.seek(0)
+        deflated, plain = (
+            syntax.encode() for syntax in (DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian)
+        )
+        head = self._read(start).replace(deflated, plain.ljust(len(deflated), b"\0"))
+        return _Content(io.BytesIO(head + rest), len(head + rest), stop_before_pixels)
 
 
-def _parse(content: _Content, stop_before_pixels: bool, path: str | Path) -> pydicom.Dataset:
-    """The dataset; the tags of `HEADER_TAGS` alone where the pixels are not wanted."""
+def _bound_read(read: Callable, most: int, left: int) -> Callable:
+    """`read` that gives `most` bytes at once and `left` altogether, then `ValueError`.
+
+    A closure: it is called a hundred times a header, and a method would look everything up.
+    """
+
+    def read_bounded(size: int = -1) -> bytes:
+        nonlocal left
+        if size < 0:
+            raise _DeflatedError
+        if size > most:  # a length that the header claims
+            size = most
+        left -= size + _READ_COST
+        if left < 0:
+            raise ValueError("it is larger than any CT slice's")
+        return read(size)
+
+    return read_bounded
+
+
+def _parse(
+    content: _Content, stop_before_pixels: bool, path: str | Path
+) -> tuple[pydicom.Dataset, int]:
+    """As `parse_file`; the tags of `HEADER_TAGS` alone where the pixels are not wanted."""
     options = {"stop_before_pixels": stop_before_pixels}
     if stop_before_pixels:
         options["specific_tags"] = list(_TAGS.values())
     try:
-        return pydicom.dcmread(content, **options)
+        dataset = pydicom.dcmread(content, **options)
+    except _DeflatedError:
+        content = content.inflate(stop_before_pixels)
+        dataset = pydicom.dcmread(content, **options)
     except InvalidDicomError as error:
         content.seek(0)
         bare = content.read(2) in _BARE_STARTS
@@ -177,7 +233,7 @@ def _parse(content: _Content, stop_before_pixels: bool, path: str | Path) -> pyd
         dataset = pydicom.dcmread(content, force=True, **options) if bare else {}
         if "Modality" not in dataset:
             raise UnreadableError(path, "not a DICOM file") from error
-        return dataset
+    return dataset, content.size - content.tell()
 
 
 def check_header(dataset: pydicom.Dataset, bytes_left: int, path: str | Path) -> Header:
@@ -243,7 +299,7 @@ def _reason_against(header: Header) -> str | None:
         return f"PhotometricInterpretation is {_quote(photometric)}"
     frames = _to_number(values["NumberOfFrames"] or "1")
     if frames != 1:
-        return f"holds {frames:g} frames, not one slice"
+        return f"holds {_show(frames)} frames, not one slice"
     return _reason_against_size(values) or _reason_against_values(values, header.syntax)
 
 
@@ -267,13 +323,17 @@ def _reason_against_values(values: dict, syntax: UID) -> str | None:
         if values[keyword] is None:
             return f"{keyword} is missing, so its values are not known to be Hounsfield units"
     slope, intercept = _to_number(values["RescaleSlope"]), _to_number(values["RescaleIntercept"])
-    if not 0 < slope <= 100:
-        return f"RescaleSlope {slope:g} cannot be that of Hounsfield units"
+    # Steps of 0.01 HU are below all noise; of 16 HU, 12 bits reach twice as far as 16 bits of 1 HU.
+    if not 0.01 <= slope <= 16:
+        return f"RescaleSlope {_show(slope)} cannot be that of Hounsfield units"
     if not abs(intercept) <= 32768:
-        return f"RescaleIntercept {intercept:g} cannot be that of Hounsfield units"
+        return f"RescaleIntercept {_show(intercept)} cannot be that of Hounsfield units"
+    kind = values["RescaleType"]
+    if kind and kind.upper() != "HU":
+        return f"RescaleType is {_quote(kind)}, not 'HU'"
     if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
         return f"lossy {syntax.name} does not keep Hounsfield units"
-    if syntax in NATIVE_SYNTAXES or syntax == DeflatedExplicitVRLittleEndian:
+    if syntax in NATIVE_SYNTAXES:
         return None
     try:
         available = get_decoder(syntax).is_available
@@ -292,16 +352,22 @@ def _to_number(text: str) -> float:
         return math.nan
 
 
-# What a broken header says may be anything, such as the patient's name: only what has the form
-# it should have is quoted.
+# What a broken header says may be anything, such as the patient's name or a date: only what is
+# known to be a code is quoted.
 def _quote(code: str | None) -> str:
     if not code:
         return "missing"
-    return repr(code) if re.fullmatch(r"[A-Z0-9_ ]{1,16}", code) else "not readable"
+    return repr(code) if code in _CODES else "not readable"
 
 
 def _name_uid(uid: str) -> str:
-    return UID(uid).name if re.fullmatch(r"[0-9.]{1,64}", uid) else "an unknown UID"
+    name = UID(uid).name
+    return name if name != uid else "an unknown UID"
+
+
+def _show(number: float) -> str:
+    """A number too short to be a date."""
+    return f"{number:g}" if not abs(number) >= 1e5 else "beyond 100000"
 
 
 def describe_error(error: BaseException) -> str:

@@ -24,12 +24,15 @@ from kit.workers import WorkerError
 
 def read_image(path: str, size: int, crop: bool = True, repair: bool = True) -> np.ndarray:
     """DICOM file → windowed, cropped and resized uint8 (size, size, 3). Raises `DicomError`."""
-    hounsfield = read_hounsfield(path, repair)
     try:
-        image = window_image(hounsfield)
+        image = window_image(read_hounsfield(path, repair))
+        return resize_image(crop_to_head(image) if crop else image, size)
+    except MemoryError as error:
+        raise DicomError(path, "there is not enough memory for its pixels") from error
+    except DicomError:
+        raise
     except ValueError as error:
         raise DicomError(path, str(error)) from error
-    return resize_image(crop_to_head(image) if crop else image, size)
 
 
 class SliceDataset(torch.utils.data.Dataset):

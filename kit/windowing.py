@@ -33,8 +33,12 @@ def window_image(hounsfield: np.ndarray) -> np.ndarray:
         return cv2.cvtColor(packed.reshape(*hounsfield.shape, 4), cv2.COLOR_BGRA2BGR)
     if not np.isfinite(hounsfield).all():
         raise ValueError("the slice holds values that are not finite")
-    channels = _scale_to_windows(hounsfield.astype(np.float64))
-    return _quantize(channels, channels.min(axis=(0, 1)))
+    minimum = _scale_to_windows(np.float64(hounsfield.min()))
+    image = np.empty((*hounsfield.shape, 3), dtype=np.uint8)
+    for start in range(0, len(image), 64):  # in strips: as a whole, float64 takes a hundred bytes
+        rows = slice(start, start + 64)  # a pixel
+        image[rows] = _quantize(_scale_to_windows(hounsfield[rows].astype(np.float64)), minimum)
+    return image
 
 
 def crop_to_head(image: np.ndarray) -> np.ndarray:

@@ -158,6 +158,14 @@ def test_another_slope_multiplies_before_the_intercept_is_added(tmp_path):
     )
 
 
+@pytest.mark.parametrize("tags", [{"RescaleType": "HU"}, {"RescaleType": ""}])
+@pytest.mark.parametrize("slope", ["0.01", "16"])
+def test_slopes_that_a_scanner_may_use_and_the_name_of_its_unit_are_believed(tmp_path, tags, slope):
+    path = write_slice(tmp_path / "a.dcm", np.full((2, 2), 100, np.int16), RescaleSlope=slope,
+                       **tags)  # fmt: skip
+    np.testing.assert_allclose(read_hounsfield(path), 100 * float(slope))
+
+
 def test_values_beyond_sixteen_bits_do_not_wrap(tmp_path):
     stored = np.array([[0, 65535, 27476]], np.uint16)
     path = write_slice(tmp_path / "a.dcm", stored, RescaleIntercept=-1024)
@@ -231,9 +239,18 @@ def test_a_file_that_is_not_there_or_is_no_file_gives_its_reason(tmp_path):
         ({"RescaleIntercept": None}, "RescaleIntercept is missing"),
         ({"RescaleSlope": 0}, "RescaleSlope 0 cannot"),
         ({"RescaleSlope": -1}, "RescaleSlope -1 cannot"),
-        ({"RescaleSlope": 101}, "RescaleSlope 101 cannot"),
+        ({"RescaleSlope": 17}, "RescaleSlope 17 cannot"),
+        ({"RescaleSlope": "1e-30"}, "RescaleSlope 1e-30 cannot"),
+        ({"RescaleSlope": "19410203"}, "RescaleSlope beyond 100000 cannot"),
         ({"RescaleSlope": ["1", "1"]}, "RescaleSlope nan cannot"),
         ({"RescaleIntercept": 40000}, "RescaleIntercept 40000 cannot"),
+        ({"RescaleType": "Z_EFF"}, "RescaleType is 'Z_EFF', not 'HU'"),
+        ({"RescaleType": "US"}, "RescaleType is 'US', not 'HU'"),
+        ({"RescaleType": "1941"}, "RescaleType is not readable, not 'HU'"),
+        ({"Modality": "YAMADA TARO"}, "Modality is not readable, not 'CT'"),
+        ({"PhotometricInterpretation": "YAMADA"}, "PhotometricInterpretation is not readable"),
+        ({"SOPClassUID": "19410203"}, "not a CT image but an unknown UID"),
+        ({"NumberOfFrames": "19410203"}, "holds beyond 100000 frames"),
         ({"PixelData": None}, "holds no pixel data"),
         ({"PixelData": bytes(126)}, "the pixels cannot be decoded"),
     ],
@@ -340,7 +357,7 @@ def test_a_coded_image_larger_than_the_header_says_is_not_unpacked(
 
 def test_a_deflated_file_that_inflates_without_end_is_refused(tmp_path, monkeypatch):
     path = encoded(LOSSLESS["deflated"])
-    monkeypatch.setattr(header, "MAX_MEMBER_BYTES", 500_000)
+    monkeypatch.setattr(header, "MAX_SLICE_BYTES", 500_000)
     assert path.stat().st_size < 500_000 < len(pydicom.dcmread(path).PixelData)
     assert "inflates to more than any CT slice" in reason_of(path, UnreadableError)
 

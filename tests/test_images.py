@@ -104,3 +104,13 @@ def test_a_slice_with_values_that_are_not_finite_is_refused_by_name(monkeypatch)
     monkeypatch.setattr("kit.images.read_hounsfield", lambda *_: np.full((4, 4), np.nan))
     with pytest.raises(DicomError, match=r"x\.dcm: the slice holds values that are not finite"):
         read_image("x.dcm", 8)
+
+
+def test_a_slice_for_which_the_memory_does_not_suffice_is_refused_by_name(slices, monkeypatch):
+    def fail(_):
+        raise MemoryError
+
+    monkeypatch.setattr("kit.images.window_image", fail)
+    item = SliceDataset(slices, 32)[0]
+    assert item["reason"] == "there is not enough memory for its pixels"
+    assert not item["missing"]

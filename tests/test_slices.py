@@ -10,7 +10,7 @@ import pandas as pd
 import pydicom
 import pytest
 from conftest import shared
-from dicom_files import write_slice
+from dicom_files import replace_once, write_slice
 
 from kit.entries import HEADER_COLUMNS
 from kit.slices import index_files, index_slices, list_files, order_slices
@@ -250,6 +250,35 @@ def test_without_positions_the_instance_number_orders_or_the_slice_is_skipped(tm
     }
 
 
+@pytest.mark.parametrize("number", [b"1e999 ", b"2.5   ", b"YAMADA", b"nan   ", b"-1e300"])
+def test_an_instance_number_that_is_no_whole_number_is_as_good_as_missing(tmp_path, number):
+    for name, place in (("placed", [0, 0, 0]), ("lost", None)):
+        path = tmp_path / f"{name}.dcm"
+        write_slice(path, ImagePositionPatient=place, InstanceNumber="123456",
+                    SeriesInstanceUID=name, PixelSpacing=None)  # fmt: skip
+        replace_once(path, b"123456", number)
+    slices, skipped = index_slices(tmp_path, 1)
+    assert [os.path.basename(path) for path in slices["path"]] == ["placed.dcm"]
+    assert slices["InstanceNumber"].isna().all()
+    assert reasons(skipped)["lost.dcm"].startswith("ImagePositionPatient is missing")
+
+
+def test_sizes_that_are_no_numbers_do_not_enter_the_table(tmp_path):
+    for name, text in (("good", b"0.4883"), ("name", b"YAMADA"), ("date", b"410203"),
+                       ("none", b"nan   "), ("zero", b"0.0000")):  # fmt: skip
+        for keyword, tags in {
+            "PixelSpacing": {"PixelSpacing": ["7.7777", "1"]},
+            "SliceThickness": {"SliceThickness": "7.7777"},
+        }.items():
+            path = write_slice(tmp_path / f"{name}-{keyword}.dcm", **tags)
+            replace_once(path, b"7.7777", text)
+    slices, _ = index_slices(tmp_path, 1)
+    assert len(slices) == 10
+    found = slices.set_index(slices["path"].map(os.path.basename))
+    assert found["PixelSpacing"].dropna().to_dict() == {"good-PixelSpacing.dcm": "0.4883\\1"}
+    assert found["SliceThickness"].dropna().to_dict() == {"good-SliceThickness.dcm": "0.4883"}
+
+
 def test_a_slice_that_cannot_be_placed_or_named_is_skipped_with_its_reason(tmp_path):
     write_slice(tmp_path / "good.dcm", PatientID=None, StudyInstanceUID=None)
     for name, tags in {
@@ -257,6 +286,7 @@ def test_a_slice_that_cannot_be_placed_or_named_is_skipped_with_its_reason(tmp_p
         "series.dcm": {"SeriesInstanceUID": None},
         "newline.dcm": {"SOPInstanceUID": "1.2\n3"},
         "two.dcm": {"ImagePositionPatient": [1, 2]},
+        "far.dcm": {"ImagePositionPatient": ["0", "0", "-1.7e308"]},
         "axes.dcm": {"ImageOrientationPatient": [7, 0, 0, 0, 1, 0]},
         "flat.dcm": {"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]},
     }.items():
@@ -268,6 +298,7 @@ def test_a_slice_that_cannot_be_placed_or_named_is_skipped_with_its_reason(tmp_p
         "series.dcm": "SeriesInstanceUID is missing",
         "newline.dcm": "SOPInstanceUID holds characters that are no text",
         "two.dcm": "ImagePositionPatient holds 2 numbers, not 3",
+        "far.dcm": "ImagePositionPatient cannot be millimetres in a scanner",
         "axes.dcm": "ImageOrientationPatient is not two unit vectors at right angles",
         "flat.dcm": "ImageOrientationPatient is not two unit vectors at right angles",
     }

@@ -1,3 +1,5 @@
+import tracemalloc
+
 import numpy as np
 import pytest
 from conftest import golden, shared
@@ -36,6 +38,24 @@ def test_windows_by_hand():
 def test_extreme_values_fall_on_the_windows_ends(extreme):
     image = window_image(np.array([[extreme, -200]], dtype=np.int16))
     assert image[0, 0].tolist() == [0 if extreme < 0 else 255] * 3
+
+
+@pytest.mark.parametrize("rows", [1, 64, 200])
+def test_floats_and_integers_of_the_same_values_give_the_same_image(rows):
+    hounsfield = np.random.default_rng(rows).integers(-300, 400, (rows, 90)).astype(np.int16)
+    np.testing.assert_array_equal(window_image(hounsfield.astype(np.float32)),
+                                  window_image(hounsfield))  # fmt: skip
+
+
+def test_a_large_slice_of_floats_takes_little_memory():
+    hounsfield = np.zeros((2048, 2048), np.float32)
+    tracemalloc.start()
+    try:
+        image = window_image(hounsfield)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * image.nbytes
 
 
 def test_a_value_that_is_not_finite_is_refused():
