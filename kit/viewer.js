@@ -75,12 +75,12 @@ function drawChooser() {
 function markOpened() {
   const list = byId("found");
   if (!list) return;
-  for (const button of list.querySelectorAll("button")) {
-    const opened = +button.dataset.number === state.series;
-    button.setAttribute("aria-current", opened);
-    const top = button.offsetTop, bottom = top + button.offsetHeight;
-    if (opened && (top < list.scrollTop || bottom > list.scrollTop + list.clientHeight)) list.scrollTop = top;
-  }
+  for (const button of list.querySelectorAll("button"))
+    button.setAttribute("aria-current", +button.dataset.number === state.series);
+  const opened = list.querySelector("[aria-current=true]");
+  if (!opened) return;
+  const top = opened.offsetTop, bottom = top + opened.offsetHeight;
+  if (top < list.scrollTop || bottom > list.scrollTop + list.clientHeight) list.scrollTop = top;
 }
 
 /** The end of the series' own name, by which two of one patient differ, and its slices. */
