@@ -189,6 +189,7 @@ def test_malicious_tables_do_nothing(run, tmp_path, marker, capsys):
 
 SECRETS = {
     "PatientName": "Geheimnis^Anna",
+    "PatientBirthName": "YAMADA TARO",
     "PatientBirthDate": "19410203",
     "StudyDate": "19990807",
     "SeriesDate": "19990808",
@@ -213,16 +214,41 @@ def test_names_and_dates_reach_no_output(run, tmp_path):
     written = {path.name: path.read_text(errors="replace") for path in out.rglob("*") if
                path.is_file()}  # fmt: skip
     assert {"table.csv", "table.skipped.csv", "table.json", "table.html"} <= set(written)
-    assert written["table.skipped.csv"].count(".dcm") == 6
+    assert written["table.skipped.csv"].count(".dcm") == 3 + 3 * len(SKIPPED)
+    assert written["table.csv"].count("\n") == 1 + 3 + 3 * len(KEPT)
     for name, text in {**written, "stdout": done.stdout, "stderr": done.stderr}.items():
         for keyword, secret in SECRETS.items():
             for word in (secret, *secret.split("^"), *secret.split(" ")):
                 assert word not in text, f"{keyword} is in {name}"
 
 
+# Elements to hold what belongs elsewhere: the slice is skipped for it, or kept without it.
+SKIPPED = {
+    "slope": b"\x28\x00\x53\x10DS",
+    "unit": b"\x28\x00\x54\x10LO",
+    "photometric": b"\x28\x00\x04\x00CS",
+    "frames": b"\x28\x00\x08\x00IS",
+    "modality": b"\x08\x00\x60\x00CS",
+    "class": b"\x08\x00\x16\x00UI",
+    "position": b"\x20\x00\x32\x00DS",
+}
+KEPT = {"spacing": b"\x28\x00\x30\x00DS", "thickness": b"\x18\x00\x50\x00DS"}
+
+
+def replace_value(content: bytes, tag: bytes, value: bytes) -> bytes:
+    """`content` with another value of the element that begins with `tag`."""
+    start = content.index(tag)
+    length = int.from_bytes(content[start + 6 : start + 8], "little")
+    value += b" " * (len(value) % 2)
+    new = tag + len(value).to_bytes(2, "little") + value
+    return content[:start] + new + content[start + 8 + length :]
+
+
 def spoil_scans(folder: Path) -> None:
-    """Files in which broken bytes put the patient's name where other values are looked for."""
-    good = write_slice(folder / "good.dcm", **SECRETS).read_bytes()
+    """Files in which broken bytes put the patient's name or birth where others are looked for."""
+    tags = {"RescaleType": "HU", "NumberOfFrames": 1, "PixelSpacing": [1, 1], "SliceThickness": 5}
+    stored = np.full((64, 64), 40, np.int16)
+    good = write_slice(folder / "good.dcm", stored, **SECRETS, **tags).read_bytes()
     name = SECRETS["PatientName"].encode()
     modality = good.index(b"\x08\x00\x60\x00CS\x02\x00")
     end = good.index(name) + len(name)
@@ -231,17 +257,15 @@ def spoil_scans(folder: Path) -> None:
     uid = good.index(b"\x08\x00\x18\x00UI")
     swallowed = bytearray(good)
     swallowed[uid + 6 : uid + 8] = (end - uid - 8).to_bytes(2, "little")
-    group, start = good.index(b"\x10\x00\x10\x00PN"), 0
-    renamed = {}
-    for keyword, tag in (("slope", b"\x28\x00\x53\x10DS"), ("photometric", b"\x28\x00\x04\x00CS"),
-                         ("position", b"\x20\x00\x32\x00DS")):  # fmt: skip
-        element = bytearray(good)
-        start = good.index(tag)
-        length = int.from_bytes(good[start + 6 : start + 8], "little")
-        value = tag + len(name).to_bytes(2, "little") + name
-        renamed[keyword] = element[:start] + value + element[start + 8 + length :]
-    assert group > 0
-    for kind, content in {"swallowing": swallowing, "swallowed": swallowed, **renamed}.items():
+    spoilt = {"swallowing": swallowing, "swallowed": swallowed}
+    for number, keyword in enumerate(("PatientName", "PatientBirthName", "PatientBirthDate")):
+        text = SECRETS[keyword].encode()
+        for kind, tag in {**SKIPPED, **KEPT}.items():
+            spoilt[f"{kind}{number}"] = replace_value(good, tag, text)
+        for place, kind in enumerate(KEPT):  # of a name of its own each
+            own = b"1.2.1.%d." % (3 + 2 * number + place)
+            spoilt[f"{kind}{number}"] = spoilt[f"{kind}{number}"].replace(b"1.2.1.1.", own)
+    for kind, content in spoilt.items():
         (folder / f"{kind}.dcm").write_bytes(content)
     (folder / "short.dcm").write_bytes(good[:-1].replace(b"1.2.1.1.", b"1.2.1.2."))
     (folder / "good.dcm").unlink()
