@@ -6,11 +6,8 @@ import errno
 import os
 import random
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
-# Asked before import: the library would look for a newer release and wait, offline, a minute.
-os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-
-import albumentations
 import cv2
 import numpy as np
 import pandas as pd
@@ -20,6 +17,9 @@ from kit.competition import LABELS
 from kit.dicom import DicomError, MissingError, read_hounsfield
 from kit.windowing import crop_to_head, resize_image, window_image
 from kit.workers import WorkerError
+
+if TYPE_CHECKING:
+    import albumentations
 
 
 def read_image(path: str, size: int, crop: bool = True, repair: bool = True) -> np.ndarray:
@@ -82,12 +82,17 @@ class SliceDataset(torch.utils.data.Dataset):
 
 def make_augmentation() -> albumentations.Compose:
     """The published augmentation: flip, shift/scale/rotate with replicated border, transpose."""
+    # Asked before import: the library would look for a newer release and wait, offline, a minute.
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    import albumentations  # nothing but training needs it, and it takes half a second
+
     return albumentations.Compose(
         [
             albumentations.HorizontalFlip(p=0.5),
             albumentations.Affine(
                 translate_percent=(-0.05, 0.05),
                 scale=(0.95, 1.05),
+                keep_ratio=True,  # one scale for both axes
                 rotate=(-20, 20),
                 border_mode=cv2.BORDER_REPLICATE,
                 p=0.3,

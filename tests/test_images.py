@@ -60,6 +60,15 @@ def test_the_augmentation_has_the_published_shares():
         assert counts[name] / 600 == pytest.approx(0.7 / 4, abs=0.05)
 
 
+def test_the_augmentation_scales_both_axes_alike():
+    affine = make_augmentation().transforms[1]
+    draws = [affine.get_params_dependent_on_data({"shape": (64, 64, 3)}, {}) for _ in range(50)]
+    scales = np.array([[draw["scale"]["x"], draw["scale"]["y"]] for draw in draws])
+    np.testing.assert_array_equal(scales[:, 0], scales[:, 1])
+    assert 0.95 <= scales.min() < 0.97
+    assert 1.03 < scales.max() <= 1.05
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_keep_order_labels_and_names(slices, workers):
     dataset = SliceDataset(slices, 32)
