@@ -18,6 +18,7 @@ from kit.__main__ import main
 from kit.checkpoints import save_tensors, write_json
 from kit.competition import LABELS
 from kit.embeddings import seal_store
+from kit.events import write_events
 from kit.page import write_page
 from kit.run import write_frame
 from kit.slices import index_files, list_files
@@ -230,6 +231,19 @@ def test_a_file_cut_off_while_it_is_written_leaves_the_earlier_one(name, tmp_pat
     assert path.read_text() == "what was there before"
     WRITERS[name](path)
     assert path.stat().st_size > 4096
+
+
+def test_events_that_do_not_fit_name_their_file_and_are_written_later(tmp_path, capfd):
+    pytest.importorskip("tensorboard")
+    entry = {"epoch": 12, "loss": 0.5, "score": 0.25}
+    path = tmp_path / "events" / "events.out.tfevents.epoch0012"
+    with limit_files(20), pytest.raises(OSError, match="File too large") as caught:
+        write_events(path.parent, entry)
+    assert caught.value.filename == str(path)
+    assert os.listdir(path.parent) == []
+    assert capfd.readouterr().err == ""
+    write_events(path.parent, entry)
+    assert os.listdir(path.parent) == [path.name]
 
 
 def test_a_file_gone_between_listing_and_reading_is_listed(tiny, tmp_path):
