@@ -6,11 +6,12 @@ import os
 import re
 import stat
 import zipfile
+from collections import Counter
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
-# What a member may inflate to. The largest CT slice has 256 MB of pixels, the competition's label
+# What a member may inflate to. The largest CT slice has 64 MB of pixels, the competition's label
 # file 120 MB; whatever is larger was made to fill the memory.
 MAX_MEMBER_BYTES = 1 << 29
 
@@ -19,7 +20,8 @@ def open_file(path: str | Path) -> BinaryIO:
     """Open a file, or a member of a zip archive written `archive.zip/member`, for reading.
 
     Raises `OSError` also for what is neither a regular file nor a plain member: a pipe (which
-    would wait for ever), an encrypted member, one that inflates to more than `MAX_MEMBER_BYTES`.
+    would wait for ever), an encrypted member, one that inflates to more than `MAX_MEMBER_BYTES`,
+    and each of several members of one name, which cannot be told apart.
     """
     archive, member = split_archive(path)
     if archive is not None:
@@ -44,17 +46,19 @@ def file_size(path: str | Path, file: BinaryIO) -> int:
     archive, member = split_archive(path)
     if archive is None:
         return os.fstat(file.fileno()).st_size
-    return _open_archive(archive, os.getpid()).getinfo(member).file_size
+    return _open_archive(archive)[0].getinfo(member).file_size
 
 
 def list_archive(archive: str | Path) -> list[str]:
     """All members of a zip archive as paths, sorted. Raises `OSError` where it is none."""
-    members = _open_archive(str(archive), os.getpid()).infolist()
+    members = _open_archive(str(archive))[0].infolist()
     return sorted(f"{archive}/{member.filename}" for member in members if not member.is_dir())
 
 
 def _open_member(archive: str, member: str) -> BinaryIO:
-    opened = _open_archive(archive, os.getpid())
+    opened, repeated = _open_archive(archive)
+    if member in repeated:
+        raise OSError(f"is one of {repeated[member]} members of this name in {archive}")
     try:
         size = opened.getinfo(member).file_size
         if size > MAX_MEMBER_BYTES:
@@ -67,10 +71,20 @@ def _open_member(archive: str, member: str) -> BinaryIO:
         raise OSError(f"cannot be unpacked ({error})") from error
 
 
-@lru_cache(maxsize=2)
-def _open_archive(archive: str, process: int) -> zipfile.ZipFile:
+def _open_archive(archive: str) -> tuple[zipfile.ZipFile, dict[str, int]]:
+    """The archive, and how often each name that is in it more than once."""
+    state = os.stat(archive)
     # Keyed by process: a handle inherited through fork would share its file position.
+    return _open_version(archive, os.getpid(), state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _open_version(archive: str, *_: int) -> tuple[zipfile.ZipFile, dict[str, int]]:
     try:
-        return zipfile.ZipFile(archive)
+        opened = zipfile.ZipFile(archive)
     except (zipfile.BadZipFile, NotImplementedError) as error:
         raise OSError(f"{archive}: not a zip archive that can be read ({error})") from error
+    names = opened.namelist()
+    if len(names) == len(set(names)):
+        return opened, {}
+    return opened, {name: count for name, count in Counter(names).items() if count > 1}

@@ -147,12 +147,14 @@ def read_columns(csv: str | Path) -> tuple[pa.Array, pa.Array]:
     options = arrow_csv.ConvertOptions(
         column_types={"ID": pa.string(), "Label": pa.string()}, strings_can_be_null=False
     )
-    with _open_csv(csv) as source:
-        try:
+    try:
+        with _open_csv(csv) as source:
             table = arrow_csv.read_csv(source, convert_options=options)
-        except (pa.ArrowInvalid, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-            reason = "there is no row in it" if "Empty CSV" in str(error) else error
-            raise LabelError(f"{csv}: not a CSV file that can be read: {reason}") from error
+    except (pa.ArrowInvalid, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        if isinstance(error, FileNotFoundError | PermissionError) and error.errno is not None:
+            raise
+        reason = "there is no row in it" if "Empty CSV" in str(error) else error
+        raise LabelError(f"{csv}: not a CSV file that can be read: {reason}") from error
     if table.column_names != ["ID", "Label"]:
         raise LabelError(f"{csv}: the header must be ID,Label, not {','.join(table.column_names)}")
     return tuple(table[name].combine_chunks() for name in ("ID", "Label"))
@@ -163,7 +165,7 @@ def _open_csv(csv: str | Path):
     if split_archive(csv)[0] is not None:
         return open_file(csv)
     if str(csv).lower().endswith(".zip"):
-        members = list_archive(csv)
+        members = [path for path in list_archive(csv) if not _is_hidden(path[len(str(csv)) + 1 :])]
         if len(members) != 1:
             raise LabelError(f"{csv}: holds {len(members)} files, not one")
         return open_file(members[0])
@@ -174,13 +176,15 @@ def _open_csv(csv: str | Path):
     return _inflate(source, csv) if isinstance(source, pa.CompressedInputStream) else source
 
 
+def _is_hidden(member: str) -> bool:
+    """Whether it is one of the files that a Mac or an editor adds to an archive."""
+    return member.startswith("__MACOSX/") or member.rsplit("/", 1)[-1].startswith(".")
+
+
 def _inflate(source: pa.NativeFile, csv: str | Path) -> pa.BufferReader:
     """A compressed file's content, up to the size that no competition's file reaches."""
     with source:
-        try:
-            content = source.read(MAX_MEMBER_BYTES + 1)
-        except OSError as error:
-            raise LabelError(f"{csv}: not a CSV file that can be read: {error}") from error
+        content = source.read(MAX_MEMBER_BYTES + 1)
     if len(content) > MAX_MEMBER_BYTES:
         raise LabelError(f"{csv}: inflates to more than {MAX_MEMBER_BYTES / 1e6:.0f} MB")
     return pa.BufferReader(content)
@@ -189,4 +193,11 @@ def _inflate(source: pa.NativeFile, csv: str | Path) -> pa.BufferReader:
 def _refuse(csv: str | Path, ids: pa.Array, wrong: np.ndarray, reason: str) -> None:
     if wrong.any():
         row = int(np.argmax(wrong))
-        raise LabelError(f"{csv}: line {row + 2} ({ids[row].as_py()!r}) {reason}")
+        raise LabelError(f"{csv}: line {find_line(csv, row)} ({ids[row].as_py()!r}) {reason}")
+
+
+def find_line(csv: str | Path, row: int) -> int:
+    """The line, from 1, on which the row `row`, from 0, of a CSV file is; blank lines are none."""
+    with _open_csv(csv) as source:
+        lines = source.read().splitlines()
+    return [number for number, line in enumerate(lines, start=1) if line][row + 1]

@@ -40,7 +40,7 @@ def find_competition(data: str | Path, train: bool = True) -> CompetitionFiles:
         found = _find_in_archive(data)
     elif data.is_dir():
         found = _find_in_folder(data, train)
-        archives = sorted(data.glob("*.zip"))
+        archives = sorted(path for path in data.glob("*.zip") if not path.match("*.csv.zip"))
         if not found.train and not found.test and len(archives) == 1:
             found = _find_in_archive(archives[0])  # as `kit download` leaves it
     else:
@@ -105,7 +105,9 @@ def _find_in_folder(data: Path, train: bool) -> CompetitionFiles:
         return [path for path in list_files(folder) if _is_image(path)] if folder else []
 
     def find_first(name: str) -> str | None:
-        return next((str(root / name) for root in roots if (root / name).is_file()), None)
+        # Kaggle packs a large CSV file that is downloaded alone.
+        paths = (root / (name + ending) for ending in ("", ".zip", ".gz") for root in roots)
+        return next((str(path) for path in paths if path.is_file()), None)
 
     return CompetitionFiles(
         list_first(TRAIN_FOLDERS) if train else [],

@@ -13,6 +13,7 @@ from pyarrow import csv as arrow_csv
 from kit.competition import (
     LABELS,
     LabelError,
+    find_line,
     parse_numbers,
     read_columns,
     read_submission,
@@ -117,6 +118,13 @@ def _read_valid(csv: str | Path, sample: str | Path | None) -> pd.DataFrame:
         row = int(np.argmax(wide.index != expected))
         raise LabelError(
             f"{csv}: image {row + 1} is {wide.index[row]}, in the sample {expected[row]}: "
+            "the order differs"
+        )
+    ids, expected = (read_columns(path)[0] for path in (csv, sample))
+    if not ids.equals(expected):
+        row = pc.index(pc.not_equal(ids, expected), True).as_py()
+        raise LabelError(
+            f"{csv}: line {find_line(csv, row)} is {ids[row]}, in the sample {expected[row]}: "
             "the order differs"
         )
     return wide

@@ -156,10 +156,27 @@ def test_the_test_part_alone_needs_no_labels(phantom, tmp_path):
 
 
 def test_a_folder_that_holds_nothing_but_the_downloaded_zip_is_read(small_data, tmp_path):
-    import shutil
-
     shutil.make_archive(str(tmp_path / "data" / "competition"), "zip", small_data)
     found = find_competition(tmp_path / "data")
     expected = find_competition(small_data)
     assert len(found.train) == len(expected.train)
     assert found.sample == f"{tmp_path}/data/competition.zip/stage_2_sample_submission.csv"
+
+
+@pytest.mark.parametrize("ending", [".zip", ".gz"])
+def test_csv_files_as_kaggle_packs_them_are_found_and_read(phantom, indexed, tmp_path, ending):
+    for part in ("train", "test"):
+        link(phantom / f"stage_2_{part}", tmp_path / f"stage_2_{part}")
+    for name in ("stage_2_train.csv", "stage_2_sample_submission.csv"):
+        pd.read_csv(phantom / name).to_csv(tmp_path / (name + ending), index=False)
+    found = find_competition(tmp_path)
+    assert found.labels == f"{tmp_path}/stage_2_train.csv{ending}"
+    assert found.sample == f"{tmp_path}/stage_2_sample_submission.csv{ending}"
+    assert_same(index_competition(tmp_path, 1), indexed)
+
+
+def test_a_packed_csv_beside_the_downloaded_zip_is_not_taken_for_the_data(small_data, tmp_path):
+    shutil.make_archive(str(tmp_path / "competition"), "zip", small_data)
+    with zipfile.ZipFile(tmp_path / "stage_2_train.csv.zip", "w") as archive:
+        archive.write(small_data / "stage_2_train.csv", "stage_2_train.csv")
+    assert len(find_competition(tmp_path).train) == len(find_competition(small_data).train)

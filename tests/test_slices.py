@@ -506,6 +506,27 @@ def test_zip_members_are_read_in_place_whatever_their_names_say(tmp_path):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_zip_members_of_one_name_are_all_listed_for_neither_is_the_other(tmp_path):
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, uid in (("twice.dcm", "1.1"), ("twice.dcm", "1.2"), ("once.dcm", "1.3")):
+            archive.write(write_slice(tmp_path / "a.dcm", SOPInstanceUID=uid), name)
+    slices, skipped = index_slices(path, 1)
+    assert slices["SOPInstanceUID"].tolist() == ["1.3"]
+    reason = f"is one of 2 members of this name in {path}"
+    assert skipped[["path", "reason"]].to_numpy().tolist() == [[f"{path}/twice.dcm", reason]] * 2
+
+
+def test_a_zip_that_was_replaced_is_read_anew(tmp_path):
+    path = tmp_path / "a.zip"
+    for uid in ("1.1", "1.2"):
+        with zipfile.ZipFile(tmp_path / "new.zip", "w") as archive:
+            archive.write(write_slice(tmp_path / "a.dcm", SOPInstanceUID=uid), "a.dcm")
+        os.replace(tmp_path / "new.zip", path)
+        assert index_slices(path, 1)[0]["SOPInstanceUID"].tolist() == [uid]
+
+
 def test_zip_bombs_and_locked_members_are_refused_without_reading_them(tmp_path):
     good = write_slice(tmp_path / "1.dcm").read_bytes()
     path = tmp_path / "a.zip"

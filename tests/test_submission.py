@@ -1,5 +1,6 @@
 import gzip
 import os
+import zipfile
 
 import numpy as np
 import pandas as pd
@@ -155,6 +156,69 @@ def test_a_packed_file_that_inflates_without_end_or_is_cut_short_is_refused(tmp_
         read_labels(bomb)
     with pytest.raises(LabelError, match=r"cut\.csv\.gz: not a CSV file that can be read"):
         read_labels(cut)
+
+
+def write_zip(path, members: dict[str, bytes], locked: bool = False):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    if locked:
+        content = bytearray(path.read_bytes())
+        content[6] |= 1  # the flag of encryption, in the member's own header and in the directory
+        content[content.rindex(b"PK\x01\x02") + 8] |= 1
+        path.write_bytes(content)
+    return path
+
+
+LABELLED = "\n".join(["ID,Label", *label_rows("ID_a", [1, 0, 0, 0, 0, 1])]).encode()
+
+
+def test_what_a_mac_adds_to_a_zip_is_not_taken_for_a_second_file(tmp_path):
+    more = {"__MACOSX/._l.csv": b"x", "__MACOSX/l.csv": b"x", "in/.DS_Store": b"x"}
+    path = write_zip(tmp_path / "l.zip", {"in/l.csv": LABELLED, **more})
+    assert read_labels(path).loc["ID_a", "epidural"] == 1
+    path = write_zip(tmp_path / "two.zip", {"l.csv": LABELLED, "m.csv": LABELLED})
+    with pytest.raises(LabelError, match=r"two\.zip: holds 2 files, not one"):
+        read_labels(path)
+
+
+def test_a_zip_that_cannot_be_unpacked_is_refused_by_its_name(tmp_path, monkeypatch):
+    locked = write_zip(tmp_path / "locked.zip", {"l.csv": LABELLED}, locked=True)
+    with pytest.raises(LabelError, match=r"locked\.zip: not a CSV file .*encrypted"):
+        read_labels(locked)
+    monkeypatch.setattr("kit.archives.MAX_MEMBER_BYTES", 10)
+    bomb = write_zip(tmp_path / "bomb.zip", {"l.csv": LABELLED})
+    with pytest.raises(LabelError, match=r"bomb\.zip: not a CSV file .*inflates to"):
+        read_labels(bomb)
+
+
+def test_a_file_that_is_not_there_stays_the_error_that_it_is(tmp_path):
+    for name in ("none.csv", "none.zip"):
+        with pytest.raises(FileNotFoundError) as caught:
+            read_labels(tmp_path / name)
+        assert caught.value.filename == str(tmp_path / name)
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_the_line_that_is_named_is_that_of_an_editor_whatever_lines_are_blank(tmp_path, newline):
+    rows = label_rows("ID_a", [0] * 6)
+    rows = ["", *rows[:3], "", *rows[3:5], "ID_a_any,x"]
+    with pytest.raises(LabelError, match=r"line 9 \('ID_a_any'\)"):
+        read_labels(write_labels(tmp_path / "l.csv", rows, newline))
+
+
+def test_rows_of_an_image_in_another_order_than_the_samples_are_refused(tmp_path):
+    sample = write_sample(tmp_path / "sample.csv", ["ID_a", "ID_b"])
+    header, *rows = sample.read_text().splitlines()
+    validate_submission(sample, sample)
+    path = tmp_path / "s.csv"
+    path.write_text("\n".join([header, *rows[:7], rows[8], rows[7], *rows[9:]]) + "\n")
+    validate_submission(path)
+    with pytest.raises(
+        LabelError,
+        match=r"line 9 is ID_b_intraventricular, in the sample ID_b_intraparenchymal: the order",
+    ):
+        validate_submission(path, sample)
 
 
 @pytest.mark.parametrize(
