@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +20,6 @@ from pydicom.tag import Tag
 from pydicom.uid import (
     UID,
     CTImageStorage,
-    DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -32,6 +29,7 @@ from pydicom.uid import (
 )
 
 from kit.archives import file_size, open_file
+from kit.content import MAX_PIXELS, MAX_SLICE_BYTES, Content, DeflatedError
 
 # The competition's UIDs read `ID_…`, of which pydicom would warn once a tag; its other warnings
 # quote the header, and so the patient's name. What matters here is checked here.
@@ -64,18 +62,6 @@ HEADER_TAGS = [
     "PhotometricInterpretation", "BitsAllocated", "BitsStored", "PixelRepresentation",
     "RescaleSlope", "RescaleIntercept", "RescaleType",
 ]  # fmt: skip
-
-# Scanners give up to 1024 x 1024, some 2048 x 2048. What claims more than four times that was made
-# to fill the memory: a coded image of a kilobyte can claim any size.
-MAX_PIXELS = 4096 * 4096
-
-# What is read of a file before its pixels: thousands of times what a header has. As every element
-# costs time besides its bytes, it counts as some bytes more: that bounds the time, to a few seconds
-# for millions of empty elements.
-MAX_HEADER_BYTES = 1 << 26
-_READ_COST = 250
-
-MAX_SLICE_BYTES = MAX_HEADER_BYTES + 4 * MAX_PIXELS
 
 _TAGS = {keyword: Tag(keyword) for keyword in HEADER_TAGS}
 _BINARY = {
@@ -153,7 +139,7 @@ def parse_file(path: str | Path, stop_before_pixels: bool) -> tuple[pydicom.Data
             size = file_size(path, file)
             if size > MAX_SLICE_BYTES and not stop_before_pixels:
                 raise UnreadableError(path, f"{size / 1e6:.0f} MB are no CT slice")
-            return _parse(_Content(file, size, stop_before_pixels), stop_before_pixels, path)
+            return _parse(Content(file, size, stop_before_pixels), stop_before_pixels, path)
     except (FileNotFoundError, PermissionError) as error:
         raise MissingError(path, error.strerror or str(error)) from error
     except (OSError, zipfile.BadZipFile) as error:
@@ -166,56 +152,8 @@ def parse_file(path: str | Path, stop_before_pixels: bool) -> tuple[pydicom.Data
         ) from error
 
 
-class _DeflatedError(ValueError):
-    """pydicom would inflate the rest of the file at once."""
-
-
-class _Content:
-    """The open file as pydicom sees it: it can neither read more than there is, nor for ever."""
-
-    def __init__(self, file, size: int, stop_before_pixels: bool):
-        self.size = size
-        self.seek, self.tell, self._read = file.seek, file.tell, file.read
-        self.read = _bound_read(file.read, size, MAX_HEADER_BYTES + size * (not stop_before_pixels))
-
-    def inflate(self, stop_before_pixels: bool) -> _Content:
-        """The same file as if it had not been deflated from here on, which `read` bounds again."""
-        start, inflater = self.tell(), zlib.decompressobj(-zlib.MAX_WBITS)
-        rest = inflater.decompress(self._read(MAX_SLICE_BYTES), MAX_SLICE_BYTES)
-        if len(rest) == MAX_SLICE_BYTES:
-            raise ValueError("it inflates to more than any CT slice")
-        if not inflater.eof:
-            raise ValueError("what is deflated is cut short")
-        self.seek(0)
-        deflated, plain = (
-            syntax.encode() for syntax in (DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian)
-        )
-        head = self._read(start).replace(deflated, plain.ljust(len(deflated), b"\0"))
-        return _Content(io.BytesIO(head + rest), len(head + rest), stop_before_pixels)
-
-
-def _bound_read(read: Callable, most: int, left: int) -> Callable:
-    """`read` that gives `most` bytes at once and `left` altogether, then `ValueError`.
-
-    A closure: it is called a hundred times a header, and a method would look everything up.
-    """
-
-    def read_bounded(size: int = -1) -> bytes:
-        nonlocal left
-        if size < 0:
-            raise _DeflatedError
-        if size > most:  # a length that the header claims
-            size = most
-        left -= size + _READ_COST
-        if left < 0:
-            raise ValueError("it is larger than any CT slice's")
-        return read(size)
-
-    return read_bounded
-
-
 def _parse(
-    content: _Content, stop_before_pixels: bool, path: str | Path
+    content: Content, stop_before_pixels: bool, path: str | Path
 ) -> tuple[pydicom.Dataset, int]:
     """As `parse_file`; the tags of `HEADER_TAGS` alone where the pixels are not wanted."""
     options = {"stop_before_pixels": stop_before_pixels}
@@ -223,7 +161,7 @@ def _parse(
         options["specific_tags"] = list(_TAGS.values())
     try:
         dataset = pydicom.dcmread(content, **options)
-    except _DeflatedError:
+    except DeflatedError:
         content = content.inflate(stop_before_pixels)
         dataset = pydicom.dcmread(content, **options)
     except InvalidDicomError as error:

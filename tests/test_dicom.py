@@ -14,7 +14,7 @@ from conftest import ROOT, shared
 from dicom_files import read_raw, replace_once, write_slice
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
-from kit import dicom, header
+from kit import dicom
 from kit.dicom import NotACTSliceError, PixelError, UnreadableError, read_header, read_hounsfield
 
 LOSSLESS = {
@@ -357,7 +357,7 @@ def test_a_coded_image_larger_than_the_header_says_is_not_unpacked(
 
 def test_a_deflated_file_that_inflates_without_end_is_refused(tmp_path, monkeypatch):
     path = encoded(LOSSLESS["deflated"])
-    monkeypatch.setattr(header, "MAX_SLICE_BYTES", 500_000)
+    monkeypatch.setattr("kit.content.MAX_SLICE_BYTES", 500_000)
     assert path.stat().st_size < 500_000 < len(pydicom.dcmread(path).PixelData)
     assert "inflates to more than any CT slice" in reason_of(path, UnreadableError)
 

@@ -25,8 +25,8 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from kit.content import MAX_PIXELS
 from kit.dicom import DicomError, read_hounsfield
-from kit.header import MAX_PIXELS
 from kit.images import read_image
 from kit.phantom import write_phantom
 from kit.slices import index_files, index_slices
