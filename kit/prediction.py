@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from kit import ensemble
+from kit.archives import split_archive
 from kit.checkpoints import write_json
 from kit.combining import list_places
 from kit.competition import LABELS
@@ -58,7 +58,8 @@ def predict_folder(
     `scans.summarize_series`, of which `threshold` is). Beside it: `*.skipped.csv`, the manifest
     `*.json` and with `page` the page `*.html`. With `pseudonymize` running numbers stand for the
     PatientIDs. Returns the slices' table, where `repaired` says that a wrong rescale intercept was
-    put right, and the skipped files.
+    put right, and the skipped files. Embeddings are kept in a hidden folder beside `out` until all
+    is written: a call that was broken off goes on from them when it is made again on the same files.
 
     Raises `RunError` where the run is not complete, `ValueError` where the folder holds no usable
     slice.
@@ -76,11 +77,11 @@ def predict_folder(
         slices["PatientID"] = [f"patient{n + 1}" for n in pd.factorize(slices["PatientID"])[0]]
         numbers, names = number_series(slices)
         slices["series"] = names[numbers]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=".embeddings") as scratch:
-        stores = _embed_by_members(slices, members, Path(scratch), workers)
-        probabilities = _bag_members(slices, members, stores)
-        failed = stores[0].failed
+    work = out.with_name(f".{out.stem}")
+    _open_work(work, {"files": _fingerprint(slices["path"])})
+    stores = _embed_by_members(slices, members, work, workers)
+    probabilities = _bag_members(slices, members, stores)
+    failed = stores[0].failed
     unreadable = slices[slices["SOPInstanceUID"].isin(failed)]
     reasons = unreadable["SOPInstanceUID"].map(failed)
     skipped = pd.concat([skipped, unreadable.assign(reason=reasons)[skipped.columns]])
@@ -96,6 +97,7 @@ def predict_folder(
     if page:  # last: whatever happens to it, the predictions are there
         weights = list(members)[-1]
         write_scan_report(table, out.with_suffix(".html"), weights, skipped, threshold)
+    shutil.rmtree(work)
     return table, skipped
 
 
@@ -116,14 +118,11 @@ def predict_competition(
     work = out.with_name(f".{out.stem}")
     table, rest = work / "slices.parquet", out.with_name(f"{out.stem}.skipped.csv")
     source = {"files": hashlib.sha256("\n".join(files.test).encode()).hexdigest()}
-    if rank() == 0 and _read_json(work / "source.json") != source:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
+    if rank() == 0 and not (_open_work(work, source) and table.exists()):
         slices, skipped = restart_once(index_files)(files.test, str(data), workers)
         _refuse_empty(data, slices, skipped)
         write_frame(rest, skipped)
         write_frame(table, slices)
-        write_json(work / "source.json", source)
     wait_for_all()
     slices = pd.read_parquet(table)
     stores = _embed_by_members(slices, members, work, workers)
@@ -143,8 +142,24 @@ def predict_competition(
     wait_for_all()
 
 
-def _read_json(path: Path) -> dict | None:
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+def _open_work(work: Path, source: dict) -> bool:
+    """Whether `work` was left by an earlier call on the same `source`; else it is made anew."""
+    note = work / "source.json"
+    if note.exists() and json.loads(note.read_text(encoding="utf-8")) == source:
+        return True
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    write_json(note, source)
+    return False
+
+
+def _fingerprint(paths: pd.Series) -> str:
+    """A hash of the files' names, sizes and times; of a zip's members, of those of the zip."""
+    digest = hashlib.sha256()
+    for path in paths:
+        found = os.stat(split_archive(path)[0] or path)
+        digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _refuse_empty(source: Path, slices: pd.DataFrame, skipped: pd.DataFrame) -> None:

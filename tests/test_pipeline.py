@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import torch
 from conftest import SMALL, shared
 from sklearn.metrics import log_loss
 
-from kit import pipeline
+from kit import images, pipeline
 from kit.checkpoints import TrainingError, load_weights, save_tensors
 from kit.combining import blend_runs, combine
 from kit.competition import LABELS, read_labels
@@ -294,6 +295,38 @@ def test_runs_are_blended_to_the_mean_of_their_submissions(small_run, tmp_path):
     # Runs that held out other slices have no score in common.
     oof[:-1].to_parquet(other.oof)
     assert blend_runs([small_run, other], tmp_path / "blend.csv")["scores"] == {}
+
+
+def test_a_prediction_that_was_broken_off_goes_on(small_run, small_data, tmp_path, monkeypatch):
+    folder, out = tmp_path / "scans", tmp_path / "out.csv"
+    shutil.copytree(small_data / "stage_2_test", folder)
+    expected, _ = predict_folder(folder, small_run, tmp_path / "whole.csv", workers=0)
+    original, embedded = images.load_batches, []
+
+    def load_batches(dataset, batches, workers, stop_at=None):
+        for number, batch in enumerate(original(dataset, batches, workers)):
+            if number == stop_at:
+                raise KeyboardInterrupt
+            embedded.append(len(batch["rows"]))
+            yield batch
+
+    monkeypatch.setattr("kit.embeddings._FLUSH_SECONDS", -1)
+    for change in (None, folder / f"{expected['SOPInstanceUID'].iloc[0]}.dcm"):
+        monkeypatch.setattr(images, "load_batches", partial(load_batches, stop_at=2))
+        with pytest.raises(KeyboardInterrupt):
+            predict_folder(folder, small_run, out, workers=0)
+        assert not out.exists()
+        if change is not None:
+            change.touch()  # another file, perhaps: all is embedded anew
+        done = sum(embedded) if change is None else 0
+        embedded.clear()
+        monkeypatch.setattr(images, "load_batches", load_batches)
+        table, _ = predict_folder(folder, small_run, out, workers=0)
+        assert sum(embedded) == 2 * len(table) - done  # by the classifiers of two folds
+        assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+        assert not (tmp_path / ".out").exists()
+        out.unlink()
+        embedded.clear()
 
 
 def test_pseudonyms_stand_for_patient_ids_everywhere(small_run, small_data, tmp_path):
