@@ -43,9 +43,9 @@ def split_archive(path: str | Path) -> tuple[str | None, str]:
 
 def file_size(path: str | Path, file: BinaryIO) -> int:
     """Bytes of what `open_file(path)` opened as `file`."""
-    archive, member = split_archive(path)
-    if archive is None:
+    if not isinstance(file, zipfile.ZipExtFile):
         return os.fstat(file.fileno()).st_size
+    archive, member = split_archive(path)
     return _open_archive(archive)[0].getinfo(member).file_size
 
 
