@@ -261,13 +261,13 @@ def _reason_against_values(values: dict, syntax: UID) -> str | None:
         if values[keyword] is None:
             return f"{keyword} is missing, so its values are not known to be Hounsfield units"
     slope, intercept = _to_number(values["RescaleSlope"]), _to_number(values["RescaleIntercept"])
-    # Steps of 0.01 HU are below all noise; of 16 HU, 12 bits reach twice as far as 16 bits of 1 HU.
+    # Steps of 0.01 HU are below all noise; of 16 HU, 12 bits span what 16 bits of 1 HU do.
     if not 0.01 <= slope <= 16:
         return f"RescaleSlope {_show(slope)} cannot be that of Hounsfield units"
     if not abs(intercept) <= 32768:
         return f"RescaleIntercept {_show(intercept)} cannot be that of Hounsfield units"
     kind = values["RescaleType"]
-    if kind and kind.upper() != "HU":
+    if kind and kind.upper() not in ("HU", "US"):  # unspecified: in a CT slice HU all the same
         return f"RescaleType is {_quote(kind)}, not 'HU'"
     if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
         return f"lossy {syntax.name} does not keep Hounsfield units"

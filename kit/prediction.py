@@ -59,7 +59,7 @@ def predict_folder(
     `*.json` and with `page` the page `*.html`. With `pseudonymize` running numbers stand for the
     PatientIDs. Returns the slices' table, where `repaired` says that a wrong rescale intercept was
     put right, and the skipped files. Embeddings are kept in a hidden folder beside `out` until all
-    is written: a call that was broken off goes on from them when it is made again on the same files.
+    is written: a call that was broken off goes on from them when it is made again on these files.
 
     Raises `RunError` where the run is not complete, `ValueError` where the folder holds no usable
     slice.

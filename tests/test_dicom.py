@@ -158,7 +158,7 @@ def test_another_slope_multiplies_before_the_intercept_is_added(tmp_path):
     )
 
 
-@pytest.mark.parametrize("tags", [{"RescaleType": "HU"}, {"RescaleType": ""}])
+@pytest.mark.parametrize("tags", [{"RescaleType": "HU"}, {"RescaleType": "US"}, {"RescaleType": ""}])
 @pytest.mark.parametrize("slope", ["0.01", "16"])
 def test_slopes_that_a_scanner_may_use_and_the_name_of_its_unit_are_believed(tmp_path, tags, slope):
     path = write_slice(tmp_path / "a.dcm", np.full((2, 2), 100, np.int16), RescaleSlope=slope,
@@ -245,7 +245,7 @@ def test_a_file_that_is_not_there_or_is_no_file_gives_its_reason(tmp_path):
         ({"RescaleSlope": ["1", "1"]}, "RescaleSlope nan cannot"),
         ({"RescaleIntercept": 40000}, "RescaleIntercept 40000 cannot"),
         ({"RescaleType": "Z_EFF"}, "RescaleType is 'Z_EFF', not 'HU'"),
-        ({"RescaleType": "US"}, "RescaleType is 'US', not 'HU'"),
+        ({"RescaleType": "OD"}, "RescaleType is 'OD', not 'HU'"),
         ({"RescaleType": "1941"}, "RescaleType is not readable, not 'HU'"),
         ({"Modality": "YAMADA TARO"}, "Modality is not readable, not 'CT'"),
         ({"PhotometricInterpretation": "YAMADA"}, "PhotometricInterpretation is not readable"),
