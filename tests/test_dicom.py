@@ -158,7 +158,9 @@ def test_another_slope_multiplies_before_the_intercept_is_added(tmp_path):
     )
 
 
-@pytest.mark.parametrize("tags", [{"RescaleType": "HU"}, {"RescaleType": "US"}, {"RescaleType": ""}])
+@pytest.mark.parametrize(
+    "tags", [{"RescaleType": "HU"}, {"RescaleType": "US"}, {"RescaleType": ""}]
+)
 @pytest.mark.parametrize("slope", ["0.01", "16"])
 def test_slopes_that_a_scanner_may_use_and_the_name_of_its_unit_are_believed(tmp_path, tags, slope):
     path = write_slice(tmp_path / "a.dcm", np.full((2, 2), 100, np.int16), RescaleSlope=slope,
