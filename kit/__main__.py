@@ -214,7 +214,8 @@ def _ensemble(options):
     if options.out is None:
         return texts[0], scores[str(options.run)]
     blend = blend_runs(runs, options.out)
-    texts += ["The mean of the runs:", format_scores(blend), str(options.out)]
+    mean = format_scores(blend) if blend["scores"] else "no score: they held out other slices"
+    texts += ["The mean of the runs:", mean, str(options.out)]
     return "\n".join(texts), {"runs": scores, "blend": blend, "out": str(options.out)}
 
 
@@ -295,6 +296,7 @@ def _add_predict(parser):
 
 def _predict(options):
     from kit import prediction
+    from kit.tables import format_count
 
     _set_quiet(options)
     table, skipped = prediction.predict_folder(
@@ -314,8 +316,8 @@ def _predict(options):
         files["page"] = options.out.with_suffix(".html")
     mended = f"{repaired} wrong intercepts put right, " if repaired else ""
     return (
-        f"{options.out}: {_count(len(table), 'slice')} in {series} series, {mended}"
-        f"{_count(len(skipped), 'file')} skipped. Not a medical device.",
+        f"{options.out}: {format_count(len(table), 'slice')} in {series} series, {mended}"
+        f"{format_count(len(skipped), 'file')} skipped. Not a medical device.",
         {
             "slices": len(table),
             "series": series,
@@ -324,10 +326,6 @@ def _predict(options):
             **{name: str(path) for name, path in files.items()},
         },
     )
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" + ("" if number == 1 else "s")
 
 
 def _add_submit(parser):

@@ -58,7 +58,7 @@ def list_archive(archive: str | Path) -> list[str]:
 def _open_member(archive: str, member: str) -> BinaryIO:
     opened, repeated = _open_archive(archive)
     if member in repeated:
-        raise OSError(f"is one of {repeated[member]} members of this name in {archive}")
+        raise OSError(f"is one of {repeated[member]} members of this name")
     try:
         size = opened.getinfo(member).file_size
         if size > MAX_MEMBER_BYTES:

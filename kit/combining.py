@@ -59,9 +59,9 @@ def read_metrics(run: Run) -> dict:
 def blend_runs(runs: list[Run], out: Path) -> dict:
     """Average the submissions of several complete runs into `out`; clipped and validated.
 
-    The members, by name and hash, are written to `*.members.json` beside it. Returns the metrics
-    of the blend, as `combine` does: its `scores` are those of the mean of the runs' out-of-fold
-    bags, empty where the runs did not hold out the same slices. Raises `RunError` where a run has
+    The members, by name and hash, are written to `*.members.json` beside it and returned, with the
+    `scores` of the mean of the runs' out-of-fold bags over so many `slices`; none where the runs
+    did not hold out the same ones. Raises `RunError` where a run has
     no submission, `ValueError` where they are of different images.
     """
     for run in runs:
@@ -71,7 +71,7 @@ def blend_runs(runs: list[Run], out: Path) -> dict:
     write_submission(ensemble.bag(_read_ahead(read_submission, files)), out)
     write_json(out.with_name(out.stem + ".members.json"), members)
     scores, scored = _score_blend(runs)
-    return {"scores": scores, "slices": scored, "filled": 0, "members": members}
+    return {"scores": scores, "slices": scored, "members": members}
 
 
 def _score_blend(runs: list[Run]) -> tuple[dict, int]:
@@ -132,13 +132,15 @@ def _read_predictions(path: Path) -> pd.DataFrame:
 
 
 def _read_ahead(read: Callable[[Path], pd.DataFrame], paths: list[Path]) -> Iterator[pd.DataFrame]:
+    """What `read` gives of each path; the next is read while one is used."""
     with ThreadPoolExecutor(1) as pool:
-        coming = (pool.submit(read, path) for path in paths)
-        first = next(coming)
-        for second in coming:  # whose reading begins here, before the first is given out
-            yield first.result()
-            first = second
-        yield first.result()
+        coming = pool.submit(read, paths[0]) if paths else None
+        for following in [*paths[1:], None]:
+            if coming is None:
+                return
+            found = coming.result()
+            coming = None if following is None else pool.submit(read, following)
+            yield found
 
 
 def _score(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> tuple[dict, int]:

@@ -18,8 +18,9 @@ def find_map_layer(model: Classifier) -> nn.Module | None:
     Where no stage is that fine it is the first. None for a model whose stages give no feature maps
     (B, C, h, w), as those of ViT (tokens) and Swin (channels last).
     """
-    stages = getattr(model.backbone, "feature_info", [])
-    layers = [model.backbone.get_submodule(stage["module"]) for stage in stages]
+    modules = dict(model.backbone.named_modules())  # some models list stages they do not have
+    stages = [s for s in getattr(model.backbone, "feature_info", []) if s["module"] in modules]
+    layers = [modules[stage["module"]] for stage in stages]
     shapes = {}
 
     def note(layer, _inputs, output):
@@ -34,7 +35,7 @@ def find_map_layer(model: Classifier) -> nn.Module | None:
     maps = [
         layer
         for layer, stage in zip(layers, stages, strict=True)
-        if len(shapes[layer]) == 4 and shapes[layer][1] == stage["num_chs"]
+        if len(shapes.get(layer, ())) == 4 and shapes[layer][1] == stage["num_chs"]
     ]
     fine = [layer for layer in maps if min(shapes[layer][2:]) >= FINE]
     return fine[-1] if fine else next(iter(maps), None)

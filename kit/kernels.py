@@ -150,7 +150,7 @@ def train_classifier(
         changes["classifier.weights"] = str(link_input(backbone[0] / BACKBONE, BACKBONE))
     else:
         changes.setdefault("classifier.weights", "")  # there is no network to fetch them by
-    print(f"Initial weights: {backbone[0] if backbone else 'none attached, random ones'}")
+    print(f"Initial weights: {changes['classifier.weights'] or 'none attached, random ones'}")
     data, run = link_input(find_data(root), "competition"), Run(Path(RUN))
     restore_run(run, [folder / RUN for folder in find_marked(f"{RUN}/config.json", root)])
     _train("train-classifier", run, fold, deadline, data=str(data), recipe=recipe, changes=changes)

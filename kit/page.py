@@ -25,7 +25,7 @@ IMAGE_BYTES = 18_000_000  # of all images and maps of a page, which keeps it und
 IMAGE_SIDES = 144, 288  # of a window in pixels, the least and the most
 IMAGE_QUALITY = 35  # of WebP
 # A slice's bytes by the side of its windows. A patient's head takes 57, to which the maps come.
-_BYTES_A_PIXEL = 70
+_BYTES_A_SIDE = 70
 
 _SCRIPTS = ("plot.js", "viewer.js", "report.js")
 
@@ -123,7 +123,7 @@ def draw_series(
 
 def choose_side(slices: int) -> int:
     """The side of a window in pixels that so many slices leave room for."""
-    return int(np.clip(IMAGE_BYTES / _BYTES_A_PIXEL / max(1, slices), *IMAGE_SIDES))
+    return int(np.clip(IMAGE_BYTES / _BYTES_A_SIDE / max(1, slices), *IMAGE_SIDES))
 
 
 def encode_image(image: np.ndarray, side: int) -> str:
@@ -144,7 +144,7 @@ def _map_series(
     """The maps of a series: bytes (T, 6, h, w) in base64, zeros where there is no image."""
     rows = list(images)
     batches = [rows[start : start + 16] for start in range(0, len(rows), 16)]
-    found = np.concatenate([locate(np.stack([images[row] for row in rows])) for rows in batches])
+    found = np.concatenate([locate(np.stack([images[row] for row in some])) for some in batches])
     full = np.zeros((slices, *found.shape[1:]), dtype=np.uint8)
     full[rows] = found
     return {"shape": list(found.shape[2:]), "bytes": base64.b64encode(full.tobytes()).decode()}

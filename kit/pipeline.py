@@ -197,7 +197,7 @@ def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> pd.
         )
         _check_source(directory, store)
         if not _is_trained(directory, config.epochs):
-            for stale in directory.glob("predictions*.parquet"):
+            for stale in directory.glob("predictions*.parquet") if rank() == 0 else ():
                 stale.unlink()
             with timed(run, f"fold{fold} LSTM"):
                 train_lstm(

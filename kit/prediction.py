@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +29,7 @@ from kit.report import write_scan_report
 from kit.run import (
     Run,
     RunError,
+    hold_folder,
     kept_classifier_epochs,
     kept_lstm_epochs,
     list_folds,
@@ -39,6 +42,11 @@ from kit.slices import index_files, index_slices
 from kit.submission import fill_missing, read_sample, write_submission
 from kit.training import choose_device, rank, wait_for_all
 from kit.workers import restart_once
+
+_SOURCE = "source.json"  # in the folder of what is done: of which files
+
+_COLUMNS = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID",
+            "ImagePositionPatient", "series", "seq", "position", "path", "repaired"]  # fmt: skip
 
 
 def predict_folder(
@@ -77,27 +85,22 @@ def predict_folder(
         slices["PatientID"] = [f"patient{n + 1}" for n in pd.factorize(slices["PatientID"])[0]]
         numbers, names = number_series(slices)
         slices["series"] = names[numbers]
-    work = out.with_name(f".{out.stem}")
-    _open_work(work, {"files": _fingerprint(slices["path"])})
-    stores = _embed_by_members(slices, members, work, workers)
-    probabilities = _bag_members(slices, members, stores)
-    failed = stores[0].failed
-    unreadable = slices[slices["SOPInstanceUID"].isin(failed)]
-    reasons = unreadable["SOPInstanceUID"].map(failed)
-    skipped = pd.concat([skipped, unreadable.assign(reason=reasons)[skipped.columns]])
-    columns = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID",
-               "ImagePositionPatient", "series", "seq", "position", "path", "repaired"]  # fmt: skip
     slices["repaired"] &= recipe.classifier.repair
-    table = slices[columns].join(probabilities, on="SOPInstanceUID", how="inner")
-    write_frame(out.with_name(out.stem + ".skipped.csv"), skipped[["path", "reason"]])
-    rows = table.drop(columns=["series", "ImagePositionPatient"])
-    write_frame(out, summarize_series(table, threshold) if by == "series" else rows)
-    seconds = time.monotonic() - started
-    write_manifest(out.with_suffix(".json"), run, members, table, skipped, seconds)
-    if page:  # last: whatever happens to it, the predictions are there
-        weights = list(members)[-1]
-        write_scan_report(table, out.with_suffix(".html"), weights, skipped, threshold)
-    shutil.rmtree(work)
+    with _hold_work(out) as work:
+        _open_work(work, {"files": _fingerprint(slices["path"])})
+        stores = _embed_by_members(slices, members, work, workers)
+        probabilities = _bag_members(slices, members, stores)
+        skipped = pd.concat([skipped, _list_failed(slices, stores[0])[skipped.columns]])
+        table = slices[_COLUMNS].join(probabilities, on="SOPInstanceUID", how="inner")
+        write_frame(out.with_name(out.stem + ".skipped.csv"), skipped[["path", "reason"]])
+        rows = table.drop(columns=["series", "ImagePositionPatient"])
+        write_frame(out, summarize_series(table, threshold) if by == "series" else rows)
+        seconds = time.monotonic() - started
+        write_manifest(out.with_suffix(".json"), run, members, table, skipped, seconds)
+        if page:  # last: whatever happens to it, the predictions are there
+            weights = list(members)[-1]
+            write_scan_report(table, out.with_suffix(".html"), weights, skipped, threshold)
+        shutil.rmtree(work)
     return table, skipped
 
 
@@ -115,40 +118,70 @@ def predict_competition(
     files = find_competition(data, train=False)
     if not files.test or files.sample is None:
         raise FileNotFoundError(f"{data}: the test part or its sample submission is missing")
-    work = out.with_name(f".{out.stem}")
-    table, rest = work / "slices.parquet", out.with_name(f"{out.stem}.skipped.csv")
+    rest = out.with_name(f"{out.stem}.skipped.csv")
     source = {"files": hashlib.sha256("\n".join(files.test).encode()).hexdigest()}
-    if rank() == 0 and not (_open_work(work, source) and table.exists()):
-        slices, skipped = restart_once(index_files)(files.test, str(data), workers)
-        _refuse_empty(data, slices, skipped)
-        write_frame(rest, skipped)
-        write_frame(table, slices)
+    with _hold_work(out) as work:
+        table = work / "slices.parquet"
+        if rank() == 0 and not (_open_work(work, source) and table.exists()):
+            slices, skipped = restart_once(index_files)(files.test, str(data), workers)
+            _refuse_empty(data, slices, skipped)
+            write_frame(rest, skipped)
+            write_frame(table, slices)
+        wait_for_all()
+        slices = pd.read_parquet(table)
+        stores = _embed_by_members(slices, members, work, workers)
+        if rank() == 0:
+            note_unreadable(rest, slices, stores[0])
+            probabilities = _bag_members(slices, members, stores)
+            _write_competition(out, slices, probabilities, files.sample, prior)
+            shutil.rmtree(work)
     wait_for_all()
-    slices = pd.read_parquet(table)
-    stores = _embed_by_members(slices, members, work, workers)
-    if rank() == 0:
-        note_unreadable(rest, slices, stores[0])
-        skipped = pd.read_csv(rest, dtype={"SOPInstanceUID": str, "series": str})
-        probabilities = _bag_members(slices, members, stores)
-        places = list_places(slices, skipped)
-        images = read_sample(files.sample)
-        if not images.isin(probabilities.index).any():
-            raise ValueError(f"{files.sample}: none of its images is among the predicted slices")
-        complete, filled = fill_missing(probabilities, images, places, prior)
-        write_frame(out.with_suffix(".parquet"), slices.join(probabilities, on="SOPInstanceUID"))
-        write_frame(out.with_name(f"{out.stem}.filled.csv"), filled)
-        write_submission(complete, out, files.sample)
-        shutil.rmtree(work)
-    wait_for_all()
+
+
+def _write_competition(
+    out: Path, slices: pd.DataFrame, probabilities: pd.DataFrame, sample: str, prior: np.ndarray
+) -> None:
+    """The submission `out` of all the sample's images, and the lists beside it."""
+    images = read_sample(sample)
+    if not images.isin(probabilities.index).any():
+        raise ValueError(f"{sample}: none of its images is among the predicted slices")
+    rest = out.with_name(f"{out.stem}.skipped.csv")
+    skipped = pd.read_csv(rest, dtype={"SOPInstanceUID": str, "series": str})
+    places = list_places(slices, skipped)
+    complete, filled = fill_missing(probabilities, images, places, prior)
+    write_frame(out.with_suffix(".parquet"), slices.join(probabilities, on="SOPInstanceUID"))
+    write_frame(out.with_name(f"{out.stem}.filled.csv"), filled)
+    write_submission(complete, out, sample)
+
+
+@contextlib.contextmanager
+def _hold_work(out: Path) -> Iterator[Path]:
+    """The hidden folder beside `out` with what is done of it, for this process alone.
+
+    Raises `RunError` where another process is at work for `out`, or the folder is somebody else's.
+    """
+    work = out.with_name(f".{out.stem}.kit-work")
+    if rank() != 0:
+        yield work
+        return
+    found = {path.name for path in work.iterdir()} if work.is_dir() else set()
+    if found - {".lock"} and _SOURCE not in found:
+        raise RunError(f"{work}: not a folder of kit predict; move it away, or name another output")
+    work.mkdir(parents=True, exist_ok=True)
+    with hold_folder(work):
+        yield work
 
 
 def _open_work(work: Path, source: dict) -> bool:
-    """Whether `work` was left by an earlier call on the same `source`; else it is made anew."""
-    note = work / "source.json"
+    """Whether `work` was left by an earlier call on the same `source`; else it is emptied."""
+    note = work / _SOURCE
     if note.exists() and json.loads(note.read_text(encoding="utf-8")) == source:
         return True
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != ".lock":
+            path.unlink()
     write_json(note, source)
     return False
 
@@ -240,8 +273,13 @@ def predict_slices(store: EmbeddingStore, table: pd.DataFrame, weights: Path) ->
 def note_unreadable(path: Path, slices: pd.DataFrame, store: EmbeddingStore) -> None:
     """Add the slices whose pixels gave no image to the list of skipped files in `path`."""
     skipped = pd.read_csv(path, dtype=str)
-    failed = slices[slices["SOPInstanceUID"].isin(store.failed)]
+    failed = _list_failed(slices, store)
     failed = failed[~failed["path"].isin(skipped["path"])]
     if len(failed):
-        failed = failed.assign(reason=failed["SOPInstanceUID"].map(store.failed))
         write_frame(path, pd.concat([skipped, failed[skipped.columns]]))
+
+
+def _list_failed(slices: pd.DataFrame, store: EmbeddingStore) -> pd.DataFrame:
+    """The slices whose pixels gave no image, with the `reason`."""
+    failed = slices[slices["SOPInstanceUID"].isin(store.failed)]
+    return failed.assign(reason=failed["SOPInstanceUID"].map(store.failed))

@@ -28,6 +28,7 @@ from kit.run import (
     require,
 )
 from kit.scans import count_reasons, describe_machine, list_versions, summarize_series
+from kit.tables import format_count
 from kit.training import choose_device
 
 SERIES_SHOWN = 50
@@ -157,8 +158,8 @@ def describe_run(run: Run) -> dict:
         ["files skipped", str(len(skipped))],
         ["folds trained", ", ".join(map(str, list_folds(recipe)))],
         ["classifier", f"{recipe.classifier.architecture}, {recipe.classifier.image_size} pixels, "
-                       f"{_count(recipe.classifier.epochs, 'epoch')}"],
-        ["LSTM", f"{recipe.lstm.hidden_size} units, {_count(recipe.lstm.epochs, 'epoch')}, "
+                       f"{format_count(recipe.classifier.epochs, 'epoch')}"],
+        ["LSTM", f"{recipe.lstm.hidden_size} units, {format_count(recipe.lstm.epochs, 'epoch')}, "
                  f"the last {recipe.bag_lstm_epochs} averaged"],
         ["begun with", f"kit {config['kit']}"],
     ]  # fmt: skip
@@ -181,16 +182,13 @@ def _count_parts(slices: pd.DataFrame, repair: bool) -> list[list[str]]:
     facts = []
     for split, part in slices.groupby("split", sort=False):
         series, patients = part["series"].nunique(), part["PatientID"].nunique()
-        text = f"{_count(len(part), 'slice')} of {_count(patients, 'patient')} in {series} series"
+        slices_of = f"{format_count(len(part), 'slice')} of {format_count(patients, 'patient')}"
+        text = f"{slices_of} in {series} series"
         facts.append([f"{split}{'ing' * (split == 'train')} part", text])
     done = "put right" if repair else "left as it was"
     wrong = int(slices["repaired"].sum())
-    text = f"in {_count(wrong, 'file')}, {done}" if wrong else "in no file"
+    text = f"in {format_count(wrong, 'file')}, {done}" if wrong else "in no file"
     return [*facts, ["wrong rescale intercept", text]]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def find_commit() -> str | None:

@@ -100,14 +100,14 @@ class Run:
 
 
 def begin(run: Run, recipe: Recipe, data: Path, fold_table: Path | None = None) -> None:
-    """Write `config.json`; where slices were indexed by one, check that the run is the same.
+    """Write `config.json`; where more than it is there, check that the run is the same.
 
     Raises `RunError` naming the first field that differs.
     """
     wanted = {"data": str(data), "recipe": recipes.to_dict(recipe)}
     if fold_table is not None:
         wanted["fold_table_sha256"] = hashlib.sha256(fold_table.read_bytes()).hexdigest()
-    if run.config.exists() and run.slices.exists():
+    if run.config.exists() and (run.slices.exists() or any(run.path.glob("fold*"))):
         found = read_config(run)
         before, now = _flatten(found), _flatten(json.loads(json.dumps(wanted)))
         for name in sorted((before.keys() | now.keys()) - {"kit"}):
@@ -196,11 +196,18 @@ def hold(run: Run, new: bool = False) -> Iterator[None]:
         run.path.mkdir(parents=True, exist_ok=True)
     else:
         read_config(run)
-    with open(run.path / ".lock", "w") as lock:
+    with hold_folder(run.path):
+        yield
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes off a folder. Raises `RunError` where one is at work there."""
+    with open(folder / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RunError(f"{run}: another process is at work here; wait for it") from error
+            raise RunError(f"{folder}: another process is at work here; wait for it") from error
         yield
 
 

@@ -24,8 +24,14 @@ def format_scores(metrics: dict) -> str:
             values = "".join(f"{losses[label]:>8.4f}" for label in LABELS)
             name = MODELS.get(model, model) if fold == "all" else ""
             lines.append(f"{name:<13}{fold:>5}{values}{losses['weighted']:>10.4f}")
-    if metrics["filled"] is None:
+    filled = metrics.get("filled", 0)
+    if filled is None:
         lines.append("No submission.csv: the data hold no stage_2_sample_submission.csv.")
-    elif metrics["filled"]:
-        lines.append(f"{metrics['filled']} test images without a prediction: see filled.csv")
+    elif filled:
+        lines.append(f"{format_count(filled, 'test image')} without a prediction: see filled.csv")
     return "\n".join(lines)
+
+
+def format_count(number: int, noun: str) -> str:
+    """`1 slice`, `2 slices`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")

@@ -193,7 +193,7 @@ function drawLegend(series) {
     return make("li", {}, make("label", {}, ...(single ? [] : [box]), swatch({ ...MODELS[model], ...(single && { dash: "" }) }), document.createTextNode(MODELS[model].name)));
   });
   if (series.truth) items.push(make("li", {}, swatch({ band: true }), document.createTextNode("truth: bleeding")));
-  if (data.threshold) items.push(make("li", {}, swatch({ color: "--soft", dash: "2 4" }), document.createTextNode(`threshold ${data.threshold}`)));
+  if (data.threshold != null) items.push(make("li", {}, swatch({ color: "--soft", dash: "2 4" }), document.createTextNode(`threshold ${data.threshold}`)));
   byId("chart-legend").replaceChildren(...items);
 }
 

@@ -35,8 +35,9 @@ def window_image(hounsfield: np.ndarray) -> np.ndarray:
         raise ValueError("the slice holds values that are not finite")
     minimum = _scale_to_windows(np.float64(hounsfield.min()))
     image = np.empty((*hounsfield.shape, 3), dtype=np.uint8)
-    for start in range(0, len(image), 64):  # in strips: as a whole, float64 takes a hundred bytes
-        rows = slice(start, start + 64)  # a pixel
+    # In strips: float64 takes a hundred bytes a pixel, which of the whole image would be too many.
+    for start in range(0, len(image), 64):
+        rows = slice(start, start + 64)
         image[rows] = _quantize(_scale_to_windows(hounsfield[rows].astype(np.float64)), minimum)
     return image
 

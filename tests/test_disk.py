@@ -129,15 +129,18 @@ def test_predictions_that_do_not_fit_name_the_file(tiny, disk, capsys):
     out = disk.path / "out" / "table.csv"
     command = ["predict", tiny / "data" / "stage_2_test", "--run", tiny / "run", "--out", out]
     command += ["--report", "--workers", "1", "--quiet"]
-    disk.leave(0)
-    assert re.search(r"embeddings\.npy\.part: No space left on device$", fail(capsys, *command))
-    assert os.listdir(out.parent) == []
-    disk.leave(100)
+    work = ".table.kit-work"
+    for kib, file in ((0, r"source\.json"), (8, r"embeddings\.npy\.part")):
+        disk.leave(kib)
+        assert re.search(rf"{file}: No space left on device$", fail(capsys, *command))
+        assert os.listdir(out.parent) == [work]
+    disk.leave(150)
     assert fail(capsys, *command) == f"kit: {out.with_suffix('.html')}: No space left on device"
     # The page comes last: the predictions, which did fit, are there.
-    assert sorted(os.listdir(out.parent)) == ["table.csv", "table.json", "table.skipped.csv"]
+    assert sorted(os.listdir(out.parent)) == [work, "table.csv", "table.json", "table.skipped.csv"]
     disk.empty()
     assert main(list(map(str, command))) == 0
+    assert work not in os.listdir(out.parent)
     assert len(pd.read_csv(out)) == len(os.listdir(tiny / "data" / "stage_2_test")) - 1  # cut short
 
 

@@ -22,7 +22,7 @@ from kit.lstm import load_lstm, predict_logits
 from kit.pipeline import run_recipe
 from kit.prediction import make_series, predict_folder
 from kit.recipes import find_recipe
-from kit.run import Run, RunError, hold, read_slices
+from kit.run import Run, RunError, hold, hold_folder, read_slices
 from kit.status import list_stages
 from kit.submission import read_sample, validate_submission
 from kit.tables import format_scores
@@ -324,9 +324,33 @@ def test_a_prediction_that_was_broken_off_goes_on(small_run, small_data, tmp_pat
         table, _ = predict_folder(folder, small_run, out, workers=0)
         assert sum(embedded) == 2 * len(table) - done  # by the classifiers of two folds
         assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
-        assert not (tmp_path / ".out").exists()
+        assert not (tmp_path / ".out.kit-work").exists()
         out.unlink()
         embedded.clear()
+
+
+def test_what_is_not_of_kit_is_not_removed_and_a_second_process_is_refused(
+    small_run, small_data, tmp_path
+):
+    work = tmp_path / ".out.kit-work"
+    work.mkdir()
+    (work / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="not a folder of kit predict"):
+        predict_folder(small_data / "stage_2_test", small_run, tmp_path / "out.csv", workers=0)
+    assert (work / "thesis.txt").read_text() == "mine"
+    (work / "thesis.txt").unlink()
+    refused = pytest.raises(RunError, match="another process is at work")
+    with hold_folder(work), refused:
+        predict_folder(small_data / "stage_2_test", small_run, tmp_path / "out.csv", workers=0)
+
+
+def test_a_run_with_models_keeps_its_configuration(small_run, small_data, tmp_path):
+    run = copy(small_run, tmp_path / "run")
+    run.slices.unlink()
+    before = run.config.read_bytes()
+    with pytest.raises(RunError, match=r"was begun with recipe\.seed = 0, not 5"):
+        pipeline.index(small_data, find_recipe("demo", {**SMALL, "seed": 5}), run)
+    assert run.config.read_bytes() == before
 
 
 def test_pseudonyms_stand_for_patient_ids_everywhere(small_run, small_data, tmp_path):

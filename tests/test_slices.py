@@ -514,7 +514,7 @@ def test_zip_members_of_one_name_are_all_listed_for_neither_is_the_other(tmp_pat
             archive.write(write_slice(tmp_path / "a.dcm", SOPInstanceUID=uid), name)
     slices, skipped = index_slices(path, 1)
     assert slices["SOPInstanceUID"].tolist() == ["1.3"]
-    reason = f"is one of 2 members of this name in {path}"
+    reason = "is one of 2 members of this name"
     assert skipped[["path", "reason"]].to_numpy().tolist() == [[f"{path}/twice.dcm", reason]] * 2
 
 
