@@ -58,7 +58,7 @@ def watch(command: list[str], out: Path) -> pd.DataFrame:
     """Run `command`; its time in s, memory in MB and whether it embeds, twice a second."""
     process, started, rows = subprocess.Popen(command), time.monotonic(), []
     while process.poll() is None:
-        embeds = any(out.glob(".embeddings*/1/*.part"))
+        embeds = any(out.glob(".*.kit-work/1/*.part"))
         rows.append((time.monotonic() - started, measure_memory(process.pid), embeds))
         time.sleep(0.5)
     if process.returncode:

@@ -314,7 +314,7 @@ def _predict(options):
              "skipped_list": options.out.with_name(f"{options.out.stem}.skipped.csv")}  # fmt: skip
     if options.report:
         files["page"] = options.out.with_suffix(".html")
-    mended = f"{repaired} wrong intercepts put right, " if repaired else ""
+    mended = f"{format_count(repaired, 'wrong intercept')} put right, " if repaired else ""
     return (
         f"{options.out}: {format_count(len(table), 'slice')} in {series} series, {mended}"
         f"{format_count(len(skipped), 'file')} skipped. Not a medical device.",
