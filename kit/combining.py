@@ -37,7 +37,7 @@ def combine(run: Run) -> dict:
     """Average all members; write out-of-fold and test predictions, scores and the submission."""
     recipe, slices = read_recipe(run), read_slices(run)
     if rank() == 0:
-        with timed(run, "ensemble"):
+        with timed(run, "ensemble", run.metrics):
             folds = [_read_fold(run, recipe, slices, fold) for fold in list_folds(recipe)]
             predictions = pd.concat([table for table, _ in folds])
             is_test = predictions["split"] == "test"

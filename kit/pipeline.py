@@ -81,7 +81,7 @@ def index(
     recipe = _locate_weights(recipe, run)
     begin(run, recipe, data, fold_table)
     if rank() == 0 and not run.slices.exists():
-        with timed(run, "index"):
+        with timed(run, "index", run.slices):
             slices, skipped = index_competition(data, workers)
             slices["fold"] = assign_folds(slices, recipe.folds, recipe.seed, fold_table)
             write_frame(run.skipped, skipped)
@@ -113,7 +113,7 @@ def fit_classifier(
     config = replace(recipe.classifier, seed=_derive_seed(recipe, fold, 0))
     training = _is_training(slices, fold)
     if not _is_trained(directory, config.epochs) and not _is_imported(run, recipe, fold):
-        with timed(run, f"fold{fold} classifier"):
+        with timed(run, f"fold{fold} classifier", directory):
             train_classifier(
                 slices[training],
                 config,
@@ -140,7 +140,7 @@ def embed(
     for epoch in epochs:
         weights = run.classifier(fold) / f"epoch{epoch}.safetensors"
         require(weights, f"kit train-classifier {run} --fold {fold}")
-        with timed(run, f"fold{fold} embeddings"):
+        with timed(run, f"fold{fold} embeddings", run.store(fold, epoch)):
             store = extract_embeddings(
                 slices,
                 weights,
@@ -169,7 +169,7 @@ def import_embeddings(run: Run, fold: int | str, files: list[tuple[Path, Path]])
     if recipe.bag_classifier_epochs != 1:
         raise RunError(f"{run}: embeddings from elsewhere need --bag-classifier-epochs 1")
     directory = run.store(fold, recipe.classifier.epochs)
-    with timed(run, f"fold{fold} embeddings"):
+    with timed(run, f"fold{fold} embeddings", directory):
         store = import_published(files, directory)
     missing = store.find_rows(slices["SOPInstanceUID"]) < 0
     if missing.any():
@@ -199,7 +199,7 @@ def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> pd.
         if not _is_trained(directory, config.epochs):
             for stale in directory.glob("predictions*.parquet") if rank() == 0 else ():
                 stale.unlink()
-            with timed(run, f"fold{fold} LSTM"):
+            with timed(run, f"fold{fold} LSTM", directory):
                 train_lstm(
                     make_series(store, slices[training]),
                     config,
@@ -228,7 +228,7 @@ def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> pd.
 def report(run: Run, series: tuple[str, ...] = ()) -> None:
     """Write `report.html`, the page that shows the run; the `series` named are surely on it."""
     if rank() == 0:
-        with timed(run, "report"):
+        with timed(run, "report", run.report):
             write_report(run, series)
     wait_for_all()
 

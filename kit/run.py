@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from pathlib import Path
 import pandas as pd
 
 import kit
-from kit import recipes
+from kit import progress, recipes
 from kit.checkpoints import write_json
 from kit.files import replacing
 from kit.recipes import Recipe
@@ -212,12 +213,16 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def timed(run: Run, stage: str) -> Iterator[None]:
-    """Add what a stage costs to `timings.json`: seconds by the clock, of processors, of GPUs.
+def timed(run: Run, stage: str, writes: Path) -> Iterator[None]:
+    """Say where a stage writes, and add what it costs to `timings.json`.
+
+    That is seconds by the clock, of processors, of GPUs.
 
     The processors' are those of the first process and of the readers that have ended; those of the
     index outlive it and are not counted.
     """
+    if rank() == 0 and not progress.quiet:
+        print(f"{stage} → {writes}", file=sys.stderr)
     clock, processors = time.monotonic(), _processor_seconds()
     try:
         yield

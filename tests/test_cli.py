@@ -110,7 +110,8 @@ def test_fewer_epochs_than_a_recipe_averages_are_all_averaged():
 
 
 def test_a_plain_error_is_one_sentence_and_exit_1(tmp_path):
-    run = kit("run", tmp_path / "nowhere", "--recipe", "demo", "--run", tmp_path / "run")
+    command = ["run", tmp_path / "nowhere", "--recipe", "demo", "--run", tmp_path / "run"]
+    run = kit(*command, "--quiet")
     assert run.returncode == 1
     assert run.stderr.strip() == f"kit: {tmp_path}/nowhere: there is no such folder or zip archive"
     assert "Traceback" not in run.stderr
@@ -205,6 +206,24 @@ def test_a_phantom_is_not_written_over(small_data):
     done = kit("phantom", small_data)
     assert done.returncode == 1
     assert "already exists" in done.stderr
+
+
+def test_every_stage_says_where_it_writes(small_data, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--folds", 2, "--train-folds", "0", "--classifier-epochs", 1, "--lstm-epochs", 1]
+    done = kit("run", small_data, "--recipe", "demo", "--run", run, *flags)
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(" → ") for line in done.stderr.splitlines() if " → " in line)
+    assert list(said) == [
+        "index",
+        "fold0 classifier",
+        "fold0 embeddings",
+        "fold0 LSTM",
+        "ensemble",
+        "report",
+    ]
+    assert all(Path(path).exists() for path in said.values())
+    assert said["fold0 LSTM"] == str(run / "fold0" / "lstm" / "epoch1")
 
 
 def test_a_mistyped_path_neither_leaves_nor_spoils_a_run(small_data, tmp_path, capsys):
