@@ -72,10 +72,15 @@ def load_trained(path: Path, kind: type[Config]) -> tuple[dict[str, torch.Tensor
     return {name: value.float() for name, value in weights.items()}, config
 
 
-def fill_model(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Give a model its weights, read from `path`. Raises `TrainingError` where they do not fit."""
+def fill_model(
+    model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path, assign: bool = False
+) -> None:
+    """Give a model its weights, read from `path`; with `assign` these very tensors.
+
+    Raises `TrainingError` where they do not fit.
+    """
     try:
-        model.load_state_dict(weights)
+        model.load_state_dict(weights, assign=assign)
     except RuntimeError as error:
         raise TrainingError(f"{path}: its weights do not fit its configuration") from error
 

@@ -213,8 +213,9 @@ def load_lstm(path: Path) -> SequenceLSTM:
     Raises `TrainingError` naming the file where it holds no such model.
     """
     weights, config = load_trained(path, LSTMConfig)
-    model = SequenceLSTM(config)
-    fill_model(model, weights, path)
+    with torch.device("meta"):  # no random weights to be replaced: two seconds at the full size
+        model = SequenceLSTM(config)
+    fill_model(model, weights, path, assign=True)
     return model.eval()
 
 
