@@ -61,8 +61,8 @@ def blend_runs(runs: list[Run], out: Path) -> dict:
 
     The members, by name and hash, are written to `*.members.json` beside it and returned, with the
     `scores` of the mean of the runs' out-of-fold bags over so many `slices`; none where the runs
-    did not hold out the same ones. Raises `RunError` where a run has
-    no submission, `ValueError` where they are of different images.
+    did not hold out the same ones. Raises `RunError` where a run has no submission, `ValueError`
+    where they are of different images.
     """
     for run in runs:
         require(run.submission, f"kit ensemble {run}")

@@ -216,10 +216,8 @@ def hold_folder(folder: Path) -> Iterator[None]:
 def timed(run: Run, stage: str, writes: Path) -> Iterator[None]:
     """Say where a stage writes, and add what it costs to `timings.json`.
 
-    That is seconds by the clock, of processors, of GPUs.
-
-    The processors' are those of the first process and of the readers that have ended; those of the
-    index outlive it and are not counted.
+    Seconds by the clock, of processors and of GPUs; the processors' are those of the first process
+    and of the readers it has waited for.
     """
     if rank() == 0 and not progress.quiet:
         print(f"{stage} → {writes}", file=sys.stderr)
