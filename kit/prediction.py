@@ -100,7 +100,7 @@ def predict_folder(
         if page:  # last: whatever happens to it, the predictions are there
             weights = list(members)[-1]
             write_scan_report(table, out.with_suffix(".html"), weights, skipped, threshold)
-        shutil.rmtree(work)
+        _remove_work(work)
     return table, skipped
 
 
@@ -134,7 +134,7 @@ def predict_competition(
             note_unreadable(rest, slices, stores[0])
             probabilities = _bag_members(slices, members, stores)
             _write_competition(out, slices, probabilities, files.sample, prior)
-            shutil.rmtree(work)
+            _remove_work(work)
     wait_for_all()
 
 
@@ -165,7 +165,7 @@ def _hold_work(out: Path) -> Iterator[Path]:
         yield work
         return
     found = {path.name for path in work.iterdir()} if work.is_dir() else set()
-    if found - {".lock"} and _SOURCE not in found:
+    if found - {".lock", f"{_SOURCE}.part"} and _SOURCE not in found:
         raise RunError(f"{work}: not a folder of kit predict; move it away, or name another output")
     work.mkdir(parents=True, exist_ok=True)
     with hold_folder(work):
@@ -177,13 +177,23 @@ def _open_work(work: Path, source: dict) -> bool:
     note = work / _SOURCE
     if note.exists() and json.loads(note.read_text(encoding="utf-8")) == source:
         return True
+    _empty_work(work)
+    write_json(note, source)
+    return False
+
+
+def _empty_work(work: Path) -> None:
+    """Remove all but the lock and the note by which the folder is known: this may be broken off."""
     for path in work.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
-        elif path.name != ".lock":
+        elif path.name not in (".lock", _SOURCE):
             path.unlink()
-    write_json(note, source)
-    return False
+
+
+def _remove_work(work: Path) -> None:
+    _empty_work(work)
+    shutil.rmtree(work)
 
 
 def _fingerprint(paths: pd.Series) -> str:

@@ -339,6 +339,7 @@ def test_what_is_not_of_kit_is_not_removed_and_a_second_process_is_refused(
         predict_folder(small_data / "stage_2_test", small_run, tmp_path / "out.csv", workers=0)
     assert (work / "thesis.txt").read_text() == "mine"
     (work / "thesis.txt").unlink()
+    (work / "source.json.part").touch()  # as a kill leaves it: that is of kit
     refused = pytest.raises(RunError, match="another process is at work")
     with hold_folder(work), refused:
         predict_folder(small_data / "stage_2_test", small_run, tmp_path / "out.csv", workers=0)
