@@ -18,17 +18,19 @@ from pydicom.uid import (
 
 from kit.header import (
     NATIVE_SYNTAXES,
-    PARSE_ERRORS,
-    DicomError,
     Header,
-    MissingError,
     NotACTSliceError,
     PixelError,
-    UnreadableError,
     check_header,
+    read_header,
+)
+from kit.parsing import (
+    PARSE_ERRORS,
+    DicomError,
+    MissingError,
+    UnreadableError,
     describe_error,
     parse_file,
-    read_header,
 )
 
 __all__ = [
@@ -57,7 +59,7 @@ def read_hounsfield(path: str | Path, repair: bool = True) -> np.ndarray:
     Raises a `DicomError` naming the file and the reason: unreadable, not a CT slice, pixels cut
     short or not decodable, or values that cannot be Hounsfield units.
     """
-    dataset, pixel_bytes = parse_file(path, stop_before_pixels=False)
+    dataset, pixel_bytes = parse_file(path)
     header = check_header(dataset, pixel_bytes, path)
     stored = _decode_pixels(dataset, header, path)
     slope, intercept = (float(header.values[f"Rescale{name}"]) for name in ("Slope", "Intercept"))

@@ -3,17 +3,10 @@
 from __future__ import annotations
 
 import math
-import re
-import struct
-import warnings
-import zipfile
-import zlib
 from pathlib import Path
 from typing import NamedTuple
 
 import pydicom
-import pydicom.config
-from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
 from pydicom.tag import Tag
@@ -28,32 +21,8 @@ from pydicom.uid import (
     LegacyConvertedEnhancedCTImageStorage,
 )
 
-from kit.archives import file_size, open_file
-from kit.content import MAX_PIXELS, MAX_SLICE_BYTES, Content, DeflatedError
-
-# The competition's UIDs read `ID_…`, of which pydicom would warn once a tag; its other warnings
-# quote the header, and so the patient's name. What matters here is checked here.
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
-
-# What pydicom and its decoders raise on broken bytes: the header's structure, its values, or the
-# pixels' coding.
-PARSE_ERRORS = (
-    InvalidDicomError,
-    BytesLengthException,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    NotImplementedError,
-    ArithmeticError,
-    EOFError,
-    RuntimeError,
-    AssertionError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
+from kit.content import MAX_PIXELS
+from kit.parsing import PARSE_ERRORS, DicomError, UnreadableError, parse_file
 
 HEADER_TAGS = [
     "SOPClassUID", "SOPInstanceUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
@@ -78,28 +47,6 @@ _CODES = {
 }  # fmt: skip
 
 NATIVE_SYNTAXES = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian}
-
-# The first group of a file that was saved without the 128 bytes and `DICM` in front.
-_BARE_STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
-
-
-class DicomError(ValueError):
-    """A file that gives no CT slice. `reason` says why; the text names the file too."""
-
-    def __init__(self, path: str | Path, reason: str):
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = str(path), reason
-
-    def __reduce__(self):
-        return type(self), (self.path, self.reason)
-
-
-class UnreadableError(DicomError):
-    """Not there, not permitted, or not a DICOM file."""
-
-
-class MissingError(UnreadableError):
-    """Not there, or not permitted: what is wrong is not in the file."""
 
 
 class NotACTSliceError(DicomError):
@@ -129,49 +76,7 @@ def read_header(path: str | Path) -> Header:
     `path` is a file, or a member of a zip archive written `archive.zip/member`. Raises
     `UnreadableError` and `NotACTSliceError`.
     """
-    return check_header(*parse_file(path, stop_before_pixels=True), path)
-
-
-def parse_file(path: str | Path, stop_before_pixels: bool) -> tuple[pydicom.Dataset, int]:
-    """The parsed file, and how many bytes follow what was parsed."""
-    try:
-        with open_file(path) as file:
-            size = file_size(path, file)
-            if size > MAX_SLICE_BYTES and not stop_before_pixels:
-                raise UnreadableError(path, f"{size / 1e6:.0f} MB are no CT slice")
-            return _parse(Content(file, size, stop_before_pixels), stop_before_pixels, path)
-    except (FileNotFoundError, PermissionError) as error:
-        raise MissingError(path, error.strerror or str(error)) from error
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UnreadableError(path, getattr(error, "strerror", None) or str(error)) from error
-    except DicomError:
-        raise
-    except PARSE_ERRORS as error:
-        raise UnreadableError(
-            path, f"the header cannot be parsed ({describe_error(error)})"
-        ) from error
-
-
-def _parse(
-    content: Content, stop_before_pixels: bool, path: str | Path
-) -> tuple[pydicom.Dataset, int]:
-    """As `parse_file`; the tags of `HEADER_TAGS` alone where the pixels are not wanted."""
-    options = {"stop_before_pixels": stop_before_pixels}
-    if stop_before_pixels:
-        options["specific_tags"] = list(_TAGS.values())
-    try:
-        dataset = pydicom.dcmread(content, **options)
-    except DeflatedError:
-        content = content.inflate(stop_before_pixels)
-        dataset = pydicom.dcmread(content, **options)
-    except InvalidDicomError as error:
-        content.seek(0)
-        bare = content.read(2) in _BARE_STARTS
-        content.seek(0)
-        dataset = pydicom.dcmread(content, force=True, **options) if bare else {}
-        if "Modality" not in dataset:
-            raise UnreadableError(path, "not a DICOM file") from error
-    return dataset, content.size - content.tell()
+    return check_header(*parse_file(path, list(_TAGS.values())), path)
 
 
 def check_header(dataset: pydicom.Dataset, bytes_left: int, path: str | Path) -> Header:
@@ -306,9 +211,3 @@ def _name_uid(uid: str) -> str:
 def _show(number: float) -> str:
     """A number too short to be a date."""
     return f"{number:g}" if not abs(number) >= 1e5 else "beyond 100000"
-
-
-def describe_error(error: BaseException) -> str:
-    """What an exception says, on one line, without what it quotes."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"""b?(["']).*?\1""", "…", text)[:200]

@@ -25,8 +25,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
+from kit import parsing
 from kit.content import MAX_PIXELS
-from kit.dicom import DicomError, read_hounsfield
+from kit.dicom import DicomError, read_header, read_hounsfield
 from kit.images import read_image
 from kit.phantom import write_phantom
 from kit.slices import index_files, index_slices
@@ -232,6 +233,83 @@ def test_flipped_bits_in_the_header_are_read_or_listed(phantom, tmp_path):
 @pytest.mark.slow
 def test_two_thousand_flipped_bits_in_the_header_are_read_or_listed(phantom, tmp_path):
     check_header_flips(phantom, tmp_path, 2000)
+
+
+def read_outcome(path):
+    """The header's text, or the reason why there is none."""
+    try:
+        return repr(read_header(path))
+    except DicomError as error:
+        return type(error).__name__, error.reason
+
+
+def spoil_header(content: bytes, rng: random.Random) -> bytes:
+    """Some bytes before the pixels changed, lost, doubled or everything after them cut off."""
+    spoiled = bytearray(content)
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        end = max(140, spoiled.rfind(b"\xe0\x7f\x10\x00"))
+        place, size, kind = rng.randrange(128, end), rng.choice((1, 2, 4, 8, 12)), rng.random()
+        if kind < 0.5:
+            spoiled[place] = rng.choice((0, 1, 2, 8, 16, 65, 90, 255, rng.randrange(256)))
+        elif kind < 0.75:
+            del spoiled[place : place + size]
+        elif kind < 0.95:
+            other = rng.randrange(128, end)
+            spoiled[place:place] = spoiled[other : other + size]
+        else:
+            return bytes(spoiled[:place])
+        if len(spoiled) < 140:
+            break
+    return bytes(spoiled)
+
+
+def compare_ways(paths, monkeypatch) -> int:
+    """Assert that each header is the same read the quick way and the careful; how many were quick.
+
+    The careful way is `dcmread`'s over the open file.
+    """
+    given, parse_plain = [], parsing._parse_plain
+
+    def note(*arguments):
+        given.append(parse_plain(*arguments))
+        return given[-1]
+
+    for path in paths:
+        monkeypatch.setattr(parsing, "_parse_plain", note)
+        found = read_outcome(path)
+        monkeypatch.setattr(parsing, "_parse_plain", lambda *_: None)
+        assert found == read_outcome(path), path
+    monkeypatch.setattr(parsing, "_parse_plain", parse_plain)
+    return sum(parsed is not None for parsed in given)
+
+
+def test_a_spoiled_header_is_read_alike_the_quick_and_the_careful_way(
+    phantom, tmp_path, monkeypatch
+):
+    rng, paths = random.Random(20191113), []
+    folder = tmp_path / "spoiled"
+    implicit = write_slice(tmp_path / "a.dcm", syntax=ImplicitVRLittleEndian).read_bytes()
+    for number in range(600):
+        content = rng.choice([phantom[0], phantom[1], implicit])
+        paths.append(folder / f"{number}.dcm")
+        folder.mkdir(exist_ok=True)
+        paths[-1].write_bytes(spoil_header(content, rng))
+    assert 60 < compare_ways(paths, monkeypatch) < 540
+
+
+def test_every_file_of_every_scanner_is_read_alike_the_quick_and_the_careful_way(monkeypatch):
+    paths = [path for path in sorted(shared("data").rglob("*")) if path.is_file()]
+    assert compare_ways(paths, monkeypatch) > 100
+
+
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_a_header_longer_than_is_read_at_once_is_read_the_careful_way(
+    syntax, tmp_path, monkeypatch
+):
+    tags = {"ImageComments": "x" * 9000, "PatientComments": "y" * 9000}
+    paths = [write_slice(tmp_path / f"{n}.dcm", syntax=syntax, **tags) for n in range(2)]
+    assert compare_ways(paths, monkeypatch) == 0
+    assert compare_ways([write_slice(tmp_path / "c.dcm", syntax=syntax)], monkeypatch) == 1
 
 
 def test_a_flipped_bit_among_the_pixels_changes_one_pixel(phantom, tmp_path):
