@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from pathlib import Path
 
 
@@ -23,6 +25,16 @@ def _read_batch(paths: list[str]) -> int:
     return len([pydicom.dcmread(path, stop_before_pixels=True) for path in paths])
 
 
+def release_memory() -> None:
+    """Undo `kit.cpu.keep_memory`: glibc's own thresholds, as they come to stand in a long process.
+
+    They rise with what is freed, to 32 MB a block and twice that at the end of the heap.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        for option, value in ((-4, 65536), (-3, 32 << 20), (-1, 64 << 20)):
+            library.mallopt(option, value)
+
+
 def predict(folder: str, run: str, out: str) -> None:
     """Load both models of a run and call them on the images of a folder of one series."""
     import numpy as np
@@ -30,15 +42,20 @@ def predict(folder: str, run: str, out: str) -> None:
 
     from kit import amp
     from kit.classifier import load_classifier
-    from kit.images import read_image
+    from kit.cpu import keep_memory
+    from kit.fusion import fuse_normalization
+    from kit.images import choose_batch, read_image
     from kit.lstm import load_lstm
     from kit.run import Run
 
+    keep_memory()
     files = sorted(os.listdir(folder))
     images = np.stack([read_image(os.path.join(folder, name), 480) for name in files])
     classifier = load_classifier(Run(Path(run)).classifier("all") / "epoch1.safetensors")
     lstm = load_lstm(Run(Path(run)).lstm("all", 1) / "epoch1.safetensors")
-    device, parts = torch.device("cpu"), torch.from_numpy(images).split(32)
+    fuse_normalization(classifier.backbone)
+    device = torch.device("cpu")
+    parts = torch.from_numpy(images).split(choose_batch(480, device))
     level = amp.choose_convolution_level(device, "O1")
     with torch.inference_mode(), amp.autocast(device, level):
         embeddings = torch.cat([classifier.embed(part) for part in parts])[None].half()

@@ -239,8 +239,22 @@ class ImageDataset:
         return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
 
 
-def extract_embeddings(backbone, paths, size, device, workers: int = 1, batch_size: int = 4):
-    """Pooled embeddings (N, E) float32: the files are read once for each of three views."""
+def load_backbone(weights: str | Path, architecture: str):
+    """The timm model of a classifier that the kit has written."""
+    import timm
+    from safetensors.torch import load_file
+
+    backbone = timm.create_model(architecture, num_classes=0)
+    state = {name.removeprefix("backbone."): value for name, value in load_file(weights).items()}
+    backbone.load_state_dict({name: state[name] for name in backbone.state_dict()})
+    return backbone.eval()
+
+
+def extract_embeddings(backbone, paths, size, device, workers: int = 1, batch_size: int = 1):
+    """Pooled embeddings (N, E) float32: the files are read once for each of three views.
+
+    One image at a time is the fastest on two cores (0.89 s an image; 0.99 s by 2, 1.17 s by 4).
+    """
     import torch
 
     total = 0

@@ -69,7 +69,10 @@ def load_trained(path: Path, kind: type[Config]) -> tuple[dict[str, torch.Tensor
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise TrainingError(f"{path}: the weights {name} are not finite")
-    return {name: value.float() for name, value in weights.items()}, config
+    for name, value in weights.items():
+        if value.is_floating_point():
+            weights[name] = value.float()
+    return weights, config
 
 
 def fill_model(

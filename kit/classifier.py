@@ -15,7 +15,8 @@ from torch import nn
 from kit import images
 from kit.checkpoints import TrainingError, fill_model, load_trained, load_weights
 from kit.competition import LABELS, TRAINING_PRIOR
-from kit.training import TrainingConfig, fit, predict, spare_threads, weighted_loss
+from kit.cpu import spare_threads
+from kit.training import TrainingConfig, fit, predict, weighted_loss
 from kit.workers import restart_once
 
 # Of the windowed training images, channels in the order of `windowing.WINDOWS` (published code).
@@ -73,9 +74,10 @@ class Classifier(nn.Module):
             nn.init.zeros_(self.head.weight)
             with torch.no_grad():
                 self.head.bias.copy_(torch.logit(prior))
-        mean, std = torch.tensor(MEAN) * 255, torch.tensor(STD) * 255
-        self.register_buffer("mean", mean[:, None, None], persistent=False)
-        self.register_buffer("std", std[:, None, None], persistent=False)
+        for name, values in (("mean", MEAN), ("std", STD)):
+            # On the CPU also where the weights are nowhere yet: no file has these.
+            values = torch.tensor(values, device="cpu")[:, None, None] * 255
+            self.register_buffer(name, values, persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """uint8 (B, S, S, 3) → logits (B, 6)."""
@@ -174,11 +176,26 @@ def load_classifier(path: Path) -> Classifier:
     """
     weights, config = load_trained(path, ClassifierConfig)
     try:
-        model = Classifier(config)
+        model = _make_empty(config)
     except ValueError as error:
         raise TrainingError(f"{path}: {error}") from error
-    fill_model(model, weights, path)
-    return model.eval()
+    fill_model(model, weights, path, assign=True)
+    return model.to(memory_format=torch.channels_last).eval()
+
+
+def _make_empty(config: ClassifierConfig) -> Classifier:
+    """A classifier to be filled, without random weights where the architecture allows that.
+
+    To draw them takes ResNeXt-101 a second.
+    """
+    try:
+        with torch.device("meta"):
+            model = Classifier(config)
+    except ValueError:  # some compute with values while they are made
+        return Classifier(config)
+    saved = model.state_dict()
+    unsaved = [value for name, value in model.named_buffers() if name not in saved]
+    return Classifier(config) if any(value.is_meta for value in unsaved) else model
 
 
 @restart_once
@@ -247,7 +264,8 @@ def measure_loss(
     config = model.config
     spread = np.linspace(0, len(table) - 1, min(len(table), VALIDATION_SLICES)).astype(int)
     dataset = images.SliceDataset(table.iloc[spread], config.image_size, config.crop, config.repair)
-    batches = np.array_split(np.arange(len(spread)), -(-len(spread) // 32))
+    batch_size = images.choose_batch(config.image_size, device)
+    batches = np.array_split(np.arange(len(spread)), -(-len(spread) // batch_size))
     loader = images.load_batches(dataset, batches, workers)
     usable = (batch for batch in loader if batch["image"] is not None)
     outputs = predict(lambda batch: model(batch["image"]), usable, device, config.opt_level)

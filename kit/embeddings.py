@@ -20,8 +20,10 @@ from kit import amp, images, progress
 from kit.checkpoints import TrainingError, write_json
 from kit.classifier import load_classifier
 from kit.competition import LABELS
+from kit.cpu import spare_threads
 from kit.files import naming, replacing
-from kit.training import OutOfTime, predict, rank, spare_threads, world_size
+from kit.fusion import fuse_normalization
+from kit.training import OutOfTime, predict, rank, world_size
 from kit.workers import restart_once
 
 _FLUSH_SECONDS = 60  # how much extraction a crash may cost
@@ -82,7 +84,7 @@ def extract_embeddings(
     directory: Path,
     device: torch.device,
     workers: int,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     description: str = "Embeddings",
     deadline: float | None = None,
 ) -> EmbeddingStore:
@@ -99,6 +101,7 @@ def extract_embeddings(
             return store
         (directory / "store.json").unlink()
     model = load_classifier(weights).to(device)
+    fuse_normalization(model.backbone)
     config = model.config
     spare_threads(config.image_size)
     opt_level = amp.choose_convolution_level(device, config.opt_level)
@@ -110,6 +113,7 @@ def extract_embeddings(
         embeddings = embed(batch["image"])
         return embeddings, model.head(embeddings.to(model.head.weight.dtype))
 
+    batch_size = batch_size or images.choose_batch(config.image_size, device)
     starts = range(writer.done, writer.end, batch_size)
     batches = [np.arange(start, min(start + batch_size, writer.end)) for start in starts]
     loader = writer.note_failures(images.load_batches(dataset, batches, workers))

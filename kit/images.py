@@ -102,6 +102,15 @@ def make_augmentation() -> albumentations.Compose:
     )
 
 
+def choose_batch(size: int, device: torch.device) -> int:
+    """How many images of `size` pixels a side go through a model at once, without gradients.
+
+    A CPU computes more of them on memory that the system has to clear first: ResNeXt-101 at 480
+    pixels was measured to take 0.59 s an image by 32, 0.44 s by 4.
+    """
+    return 32 if device.type != "cpu" else max(1, min(32, 2**20 // size**2))
+
+
 def load_batches(dataset: SliceDataset, batches: list[np.ndarray], workers: int) -> Iterator[dict]:
     """A batch for each array of rows: `image` (B, S, S, 3), `labels`, `rows`, `names`, `failed`.
 

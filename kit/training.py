@@ -30,6 +30,7 @@ from kit.checkpoints import (
     write_json,
 )
 from kit.competition import LABEL_WEIGHTS
+from kit.cpu import keep_memory
 from kit.events import write_events
 
 
@@ -88,6 +89,7 @@ def fit(
     Raises `TrainingError` for a loss or weight that is not finite, and `OutOfTime` past `deadline`
     (of `time.monotonic`).
     """
+    keep_memory()
     directory.mkdir(parents=True, exist_ok=True)
     optimizer = make_optimizer(model, config)
     model, optimizer = amp.initialize(model, optimizer, config.opt_level)
@@ -158,6 +160,7 @@ def predict(
     opt_level: str = "O1",
 ) -> Iterator[tuple[dict, torch.Tensor]]:
     """Yield (batch, forward(batch)) for every batch, moved to the device and in its precision."""
+    keep_memory()
     for batch in batches:
         with torch.inference_mode(), amp.autocast(device, opt_level):
             output = forward(move_batch(batch, device))
@@ -177,16 +180,6 @@ def choose_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     return torch.device("cpu")
-
-
-def spare_threads(image_size: int) -> None:
-    """Compute small images on one thread, unless OMP_NUM_THREADS says otherwise.
-
-    At 64 pixels a second thread gains nothing, and where another program takes a core the threads
-    wait for one another: measured, an epoch of 10 s became one of minutes.
-    """
-    if image_size <= 128 and "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(1)
 
 
 def rank() -> int:

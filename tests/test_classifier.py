@@ -187,3 +187,43 @@ def test_a_saved_classifier_comes_back_with_its_configuration(tmp_path):
     loaded = load_classifier(tmp_path / "epoch1.safetensors")
     assert loaded.config == model.config
     assert torch.equal(loaded(make_images()), model(make_images()))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"),
+    [
+        # Places of windows and their masks are computed, and in no file.
+        (
+            "swin_tiny_patch4_window7_224",
+            {"img_size": 64, "embed_dim": 24, "depths": [1, 2, 1, 1], "num_heads": [1, 1, 1, 1]},
+        ),
+        ("mobilenetv3_small_050", {}),
+    ],
+)
+def test_any_architecture_comes_back_whole(architecture, options, tmp_path):
+    torch.manual_seed(0)
+    chosen = ClassifierConfig(architecture=architecture, architecture_options=options)
+    model = Classifier(chosen).eval()
+    save_weights(tmp_path / "epoch1.safetensors", model)
+    loaded = load_classifier(tmp_path / "epoch1.safetensors")
+    assert not any(value.is_meta for value in [*loaded.parameters(), *loaded.buffers()])
+    expected = {name: (value.dtype, value.shape) for name, value in model.state_dict().items()}
+    found = {name: (value.dtype, value.shape) for name, value in loaded.state_dict().items()}
+    assert found == expected
+    assert torch.equal(loaded(make_images()), model(make_images()))
+
+
+def test_an_architecture_that_computes_while_it_is_made_comes_back_too(tmp_path, monkeypatch):
+    """On no device there is nothing to compute with."""
+    create = timm.create_model
+
+    def create_computing(*arguments, **options):
+        assert torch.ones(1).item() == 1
+        return create(*arguments, **options)
+
+    monkeypatch.setattr("timm.create_model", create_computing)
+    torch.manual_seed(0)
+    model = Classifier(config()).eval()
+    save_weights(tmp_path / "epoch1.safetensors", model)
+    loaded = load_classifier(tmp_path / "epoch1.safetensors")
+    assert torch.equal(loaded(make_images()), model(make_images()))
