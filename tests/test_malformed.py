@@ -283,6 +283,7 @@ def compare_ways(paths, monkeypatch) -> int:
     return sum(parsed is not None for parsed in given)
 
 
+@pytest.mark.filterwarnings("ignore:VR lookup failed")
 def test_a_spoiled_header_is_read_alike_the_quick_and_the_careful_way(
     phantom, tmp_path, monkeypatch
 ):
