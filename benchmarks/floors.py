@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 from pathlib import Path
 
 
@@ -23,16 +21,6 @@ def _read_batch(paths: list[str]) -> int:
 
     pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     return len([pydicom.dcmread(path, stop_before_pixels=True) for path in paths])
-
-
-def release_memory() -> None:
-    """Undo `kit.cpu.keep_memory`: glibc's own thresholds, as they come to stand in a long process.
-
-    They rise with what is freed, to 32 MB a block and twice that at the end of the heap.
-    """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        for option, value in ((-4, 65536), (-3, 32 << 20), (-1, 64 << 20)):
-            library.mallopt(option, value)
 
 
 def predict(folder: str, run: str, out: str) -> None:

@@ -31,7 +31,7 @@ PANELS = {
     "rows of the slice table": (rows.make_slices, 11_762),
     "series to draw 20 batches of 4 from": (rows.make_batch, 8),
     "series by the LSTM, hidden 256": (partial(rows.make_lstm_prediction, hidden=256), 8),
-    "series in a training step, hidden 256": (partial(rows.make_lstm_step, hidden=256), 1),
+    "series in each of 3 training steps, hidden 256": (partial(rows.make_lstm_step, hidden=256), 1),
     "files embedded, ResNeXt-101 at 96 px": (partial(rows.make_extraction, size=96), 1),
     "slices by `kit predict`, full size": (rows.make_prediction, 1),
     "rows of a submission": (rows.make_submission, 11_364),

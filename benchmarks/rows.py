@@ -285,7 +285,7 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
     import torch
 
     from kit import amp
-    from kit.classifier import load_classifier
+    from kit.classifier import ClassifierConfig, load_classifier
     from kit.cpu import keep_memory
     from kit.embeddings import extract_embeddings
     from kit.fusion import fuse_normalization
@@ -295,7 +295,6 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
     weights = samples.write_classifier(directory, size)
     table = pd.DataFrame({"path": paths, "SOPInstanceUID": [Path(p).stem for p in paths]})
     images = torch.from_numpy(np.stack([read_image(path, size) for path in paths]))
-    architecture = load_classifier(weights).config.architecture
     device, out = torch.device("cpu"), directory / "store"
 
     def extract():
@@ -303,8 +302,11 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
         return extract_embeddings(table, weights, out, device, workers=1)
 
     def extract_published():
-        backbone = published.load_backbone(weights, architecture)
-        return published.extract_embeddings(backbone, paths, size, device)
+        backbone = published.load_backbone(weights, ClassifierConfig.architecture)
+        # One by one is its fastest way on two cores at 480 px: 0.89 s an image; by 2 0.99 s, by 4
+        # 1.17 s.
+        at_once = 1 if size == 480 else choose_batch(size, device)
+        return published.extract_embeddings(backbone, paths, size, device, batch_size=at_once)
 
     def embed_views():
         keep_memory()

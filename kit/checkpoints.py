@@ -56,7 +56,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
 
 
 def load_trained(path: Path, kind: type[Config]) -> tuple[dict[str, torch.Tensor], Config]:
-    """Float32 weights of a trained model and its configuration, of the dataclass `kind`.
+    """The weights of a trained model and its configuration, of the dataclass `kind`.
 
     Raises `TrainingError` naming the file where it holds no such configuration, or weights that
     are not finite.
@@ -69,21 +69,18 @@ def load_trained(path: Path, kind: type[Config]) -> tuple[dict[str, torch.Tensor
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise TrainingError(f"{path}: the weights {name} are not finite")
-    for name, value in weights.items():
-        if value.is_floating_point():
-            weights[name] = value.float()
     return weights, config
 
 
-def fill_model(
-    model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path, assign: bool = False
-) -> None:
-    """Give a model its weights, read from `path`; with `assign` these very tensors.
+def fill_model(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Give a model the weights read from `path`, these very tensors where their types are its own.
 
     Raises `TrainingError` where they do not fit.
     """
+    types = {name: value.dtype for name, value in model.state_dict().items()}
+    weights = {name: value.to(types.get(name, value.dtype)) for name, value in weights.items()}
     try:
-        model.load_state_dict(weights, assign=assign)
+        model.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise TrainingError(f"{path}: its weights do not fit its configuration") from error
 

@@ -179,7 +179,7 @@ def load_classifier(path: Path) -> Classifier:
         model = _make_empty(config)
     except ValueError as error:
         raise TrainingError(f"{path}: {error}") from error
-    fill_model(model, weights, path, assign=True)
+    fill_model(model, weights, path)
     return model.to(memory_format=torch.channels_last).eval()
 
 

@@ -6,7 +6,7 @@ from collections import Counter
 
 import torch
 from torch import fx, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 
 def fuse_normalization(model: nn.Module) -> None:
@@ -18,24 +18,34 @@ def fuse_normalization(model: nn.Module) -> None:
     cannot be traced, as where its course depends on values, is left as it is.
     """
     try:
-        nodes = fx.symbolic_trace(model).graph.nodes
-    except (TypeError, ValueError, RuntimeError, AttributeError):
+        nodes = fx.Tracer().trace(model).nodes
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError):
         return
     calls = Counter(node.target for node in nodes if node.op == "call_module")
     for node in nodes:
-        if node.op != "call_module" or type(model.get_submodule(node.target)) is not nn.BatchNorm2d:
-            continue
-        before = node.args[0]
-        if before.op != "call_module" or len(before.users) > 1:
+        before = next(iter(node.all_input_nodes), None)
+        if node.op != "call_module" or before is None or before.op != "call_module":
             continue
         convolution, normalization = map(model.get_submodule, (before.target, node.target))
-        once = calls[before.target] == calls[node.target] == 1
-        if once and type(convolution) is nn.Conv2d:
-            with torch.no_grad():
-                _replace(model, before.target, fuse_conv_bn_eval(convolution, normalization))
-            _replace(model, node.target, nn.Identity())
+        alone = len(before.users) == calls[before.target] == calls[node.target] == 1
+        if alone and type(convolution) is nn.Conv2d and _is_scale_and_shift(normalization):
+            _fuse(convolution, normalization)
+            parent, _, name = node.target.rpartition(".")
+            setattr(model.get_submodule(parent), name, nn.Identity())
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, last = name.rpartition(".")
-    setattr(model.get_submodule(parent), last, module)
+def _is_scale_and_shift(module: nn.Module) -> bool:
+    return type(module) is nn.BatchNorm2d and module.running_mean is not None
+
+
+def _fuse(convolution: nn.Conv2d, normalization: nn.BatchNorm2d) -> None:
+    with torch.no_grad():
+        convolution.weight, convolution.bias = fuse_conv_bn_weights(
+            convolution.weight,
+            convolution.bias,
+            normalization.running_mean,
+            normalization.running_var,
+            normalization.eps,
+            normalization.weight,
+            normalization.bias,
+        )

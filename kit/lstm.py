@@ -215,7 +215,7 @@ def load_lstm(path: Path) -> SequenceLSTM:
     weights, config = load_trained(path, LSTMConfig)
     with torch.device("meta"):  # no random weights to be replaced: two seconds at the full size
         model = SequenceLSTM(config)
-    fill_model(model, weights, path, assign=True)
+    fill_model(model, weights, path)
     return model.eval()
 
 

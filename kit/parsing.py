@@ -54,9 +54,11 @@ PARSE_ERRORS = (
 # The first group of a file that was saved without the 128 bytes and `DICM` in front.
 _BARE_STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
-# What a plain file has after its first 128 bytes: the length of the file's own group comes first.
+# What a plain file has after its first 128 bytes: the length of the file meta comes first.
 _PLAIN_START = b"DICM\x02\x00\x00\x00UL\x04\x00"
 _PLAIN_BYTES = 1 << 14  # the competition's headers have one thousand, most scanners' some more
+# Of a zip's member as many as `zipfile` unpacks at once: damage behind a header must not cost it.
+_MEMBER_BYTES = 1 << 12
 
 # Whether the elements' types are left out, by transfer syntax. The others (big-endian, deflated,
 # private) need more care.
@@ -121,33 +123,33 @@ def parse_file(path: str | Path, tags: list[int] | None = None) -> tuple[pydicom
 def _parse_plain(file: BinaryIO, size: int, tags: list[int]) -> tuple[pydicom.Dataset, int] | None:
     """As `_parse`, in half of its time, of a short header as the standard has it; else None.
 
-    `dcmread` asks the file for eight bytes at a time, and makes an object of the file's own group,
-    of which the transfer syntax alone is of use.
+    `dcmread` asks the file for eight bytes at a time, and makes an object of the file meta, of
+    which the transfer syntax alone is of use.
     """
-    start = file.read(_PLAIN_BYTES)
+    start = file.read(_MEMBER_BYTES if isinstance(file, zipfile.ZipExtFile) else _PLAIN_BYTES)
     if not start.startswith(_PLAIN_START, 128):
         return None
     content = io.BytesIO(start)
     content.seek(132)
     try:
-        own = read_dataset(
-            content, False, True, stop_when=_is_no_own_tag, specific_tags=[_TRANSFER_SYNTAX]
+        meta = read_dataset(
+            content, False, True, stop_when=_is_past_file_meta, specific_tags=[_TRANSFER_SYNTAX]
         )
-        implicit = _PLAIN_SYNTAXES.get(own.get("TransferSyntaxUID"))
+        implicit = _PLAIN_SYNTAXES.get(meta.get("TransferSyntaxUID"))
         if implicit is None or start[content.tell()] == 0:  # a group of commands
             return None
         dataset = read_dataset(content, implicit, True, stop_when=_is_pixel_tag, specific_tags=tags)
     except (*PARSE_ERRORS, OSError):  # the latter from pydicom: the bytes are read
         return None  # what is wrong is said by who reads with care
     end = content.tell()
-    as_declared = dataset.original_encoding[0] == implicit
+    as_declared = dataset and dataset.original_encoding[0] == implicit
     if not as_declared or start[end : end + 4] not in _PIXEL_STARTS:
         return None
-    dataset.file_meta = own
+    dataset.file_meta = meta
     return dataset, size - end
 
 
-def _is_no_own_tag(tag: int, *_: object) -> bool:
+def _is_past_file_meta(tag: int, *_: object) -> bool:
     return tag >> 16 != 2
 
 

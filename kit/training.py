@@ -89,7 +89,8 @@ def fit(
     Raises `TrainingError` for a loss or weight that is not finite, and `OutOfTime` past `deadline`
     (of `time.monotonic`).
     """
-    keep_memory()
+    if next(model.parameters()).device.type == "cpu":
+        keep_memory()
     directory.mkdir(parents=True, exist_ok=True)
     optimizer = make_optimizer(model, config)
     model, optimizer = amp.initialize(model, optimizer, config.opt_level)
@@ -160,7 +161,8 @@ def predict(
     opt_level: str = "O1",
 ) -> Iterator[tuple[dict, torch.Tensor]]:
     """Yield (batch, forward(batch)) for every batch, moved to the device and in its precision."""
-    keep_memory()
+    if device.type == "cpu":
+        keep_memory()
     for batch in batches:
         with torch.inference_mode(), amp.autocast(device, opt_level):
             output = forward(move_batch(batch, device))

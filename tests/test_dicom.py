@@ -377,6 +377,18 @@ def test_a_member_of_a_zip_is_read_in_place_and_a_bomb_is_not(tmp_path, monkeypa
     np.testing.assert_array_equal(read_hounsfield(tmp_path / "A.ZIP/in/a.dcm"), stored)
 
 
+def test_damage_behind_the_header_of_a_zips_member_does_not_cost_the_header(tmp_path):
+    path = write_slice(tmp_path / "a.dcm", np.arange(4096, dtype=np.int16).reshape(64, 64))
+    archive = tmp_path / "a.zip"
+    with zipfile.ZipFile(archive, "w") as stored:
+        stored.write(path, "a.dcm")
+    content = bytearray(archive.read_bytes())
+    content[content.index(path.read_bytes()[-64:])] ^= 1
+    archive.write_bytes(content)
+    assert read_header(archive / "a.dcm").values == read_header(path).values
+    assert "Bad CRC-32" in reason_of(archive / "a.dcm", UnreadableError)
+
+
 def test_errors_pass_between_processes_with_their_reason():
     error = pickle.loads(pickle.dumps(PixelError("a.dcm", "cut short")))  # noqa: S301
     assert isinstance(error, PixelError)
