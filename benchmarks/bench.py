@@ -96,9 +96,11 @@ def time_forms(row: rows.Row, rounds: int) -> dict[str, tuple[float, float]]:
     """Median seconds of each form, (wall, processors), measured in turn."""
     forms = {form: getattr(row, form) for form in FORMS if getattr(row, form)}
     measured = {form: [] for form in forms}
+    release_memory()
     for _ in range(rounds):
         for form, work in forms.items():
-            release_memory()
+            if row.keeps_memory:
+                release_memory()
             wall, processors = time.perf_counter(), processor_seconds()
             work()
             wall, processors = time.perf_counter() - wall, processor_seconds() - processors
@@ -110,7 +112,7 @@ def time_forms(row: rows.Row, rounds: int) -> dict[str, tuple[float, float]]:
 
 
 def release_memory() -> None:
-    """Give each form memory as glibc deals it out by itself; the kit sets that otherwise.
+    """Have memory dealt out as glibc does by itself; the kit sets that otherwise.
 
     Its thresholds rise with what is freed: these are where they end, 32 MB a block and 64 MB at
     the end of the heap. What an earlier form kept is given back.

@@ -38,6 +38,7 @@ class Row:
     seconds: float | None = None
     memory: float | None = None
     rounds: int = 5
+    keeps_memory: bool = False  # by `kit.cpu.keep_memory`: then each form starts without it
 
 
 def make_window(directory: Path, amount: int) -> Row:
@@ -201,6 +202,7 @@ def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> 
         check=check,
         faster=3,
         rounds=1,
+        keeps_memory=True,
     )
 
 
@@ -242,6 +244,7 @@ def make_lstm_step(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
         check=check,
         faster=1.5,
         rounds=3,
+        keeps_memory=True,
     )
 
 
@@ -331,6 +334,7 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
         faster=2,
         above_floor=1 / 0.95,
         rounds=3,
+        keeps_memory=True,
     )
 
 

@@ -118,8 +118,7 @@ def extract_embeddings(
     batches = [np.arange(start, min(start + batch_size, writer.end)) for start in starts]
     loader = writer.note_failures(images.load_batches(dataset, batches, workers))
     bar = progress.open_bar(description, writer.end - writer.begin, "slices", writer.finished)
-    # Around all batches: what is cast to half precision once, all weights, is kept within.
-    with bar, amp.autocast(device, opt_level):
+    with bar:
         for batch, outputs in predict(forward, loader, device, opt_level):
             writer.write(batch, *outputs)
             bar.update(writer.finished - bar.n)
