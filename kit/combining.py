@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -123,7 +125,7 @@ def _read_fold(run: Run, recipe: Recipe, slices: pd.DataFrame, fold: int | str):
 
 
 def read_members(paths: list[Path]) -> Iterator[pd.DataFrame]:
-    """Predictions from their files (images × `LABELS`), the next one read while one is used."""
+    """Predictions from their files (images × `LABELS`), the next two read while one is used."""
     return _read_ahead(_read_predictions, paths)
 
 
@@ -132,14 +134,13 @@ def _read_predictions(path: Path) -> pd.DataFrame:
 
 
 def _read_ahead(read: Callable[[Path], pd.DataFrame], paths: list[Path]) -> Iterator[pd.DataFrame]:
-    """What `read` gives of each path; the next is read while one is used."""
-    with ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(read, paths[0]) if paths else None
-        for following in [*paths[1:], None]:
-            if coming is None:
-                return
-            found = coming.result()
-            coming = None if following is None else pool.submit(read, following)
+    """What `read` gives of each path; the next two are read while one is used."""
+    with ThreadPoolExecutor(2) as pool:
+        rest = iter(paths)
+        coming = deque(pool.submit(read, path) for path in islice(rest, 2))
+        while coming:
+            found = coming.popleft().result()
+            coming.extend(pool.submit(read, path) for path in islice(rest, 1))
             yield found
 
 

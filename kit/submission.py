@@ -154,7 +154,7 @@ def _format_ids(images: pd.Index) -> pa.Array:
 
 def _format_probabilities(values: np.ndarray) -> pa.Array:
     """(N, 6) in (0, 1) → texts of the form 0.dddddd; digit by digit, for formatting is slow."""
-    millionths = np.rint(values.ravel() * 1e6).astype(np.int64)
+    millionths = np.rint(values.ravel() * 1e6).astype(np.int32)
     digits = np.empty((len(millionths), 8), dtype=np.uint8)
     digits[:, 0], digits[:, 1] = ord("0"), ord(".")
     for place in range(7, 1, -1):
