@@ -2,26 +2,26 @@
 
     python benchmarks/bench.py [--rows NAME ...] [--quick] [--directory SCRATCH]
 
-Every row asserts equal results first. Then the kit, the published form and the floor are timed in
-turn, round after round; the table shows medians, wall-clock and, in parentheses, the ratio of the
-processors' time, which other programs on the machine disturb less. The full table goes to
-`benchmarks/RESULTS.md`.
+Every row has a process of its own and, where it has a published form, first asserts equal results.
+Then the kit, the published form and the floor are timed in turn, round after round; the table shows
+medians, wall-clock and, in parentheses, the ratio of the processors' time, which other programs on
+the machine disturb less. The full table goes to `benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
-import gc
-import json
+import multiprocessing
 import os
 import platform
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -48,12 +48,13 @@ ROWS = {
     "submission": (rows.make_submission, 727_392, 6000),
     "bag": (rows.make_bag, 727_392, 6000),
     "memory-train": (limits.make_training_memory, 752_803, 2000),
+    "memory-step": (limits.make_step_memory, 752_803, 2000),
     "memory-index": (limits.make_index_memory, 752_803, 2000),
     "open": (limits.make_opening, 752_803, 2000),
     "import": (limits.make_import, 1, 1),
     "help": (limits.make_help, 1, 1),
 }
-FORMS = ("published", "kit", "floor")  # as timed: kit and floor, which differ least, in a row
+FORMS = ("published", "kit", "floor")
 
 
 def main() -> None:
@@ -62,49 +63,59 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--quick", action="store_true", help="small amounts, two rounds")
     parser.add_argument("--directory", type=Path, help="keeps the inputs for the next call")
-    parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)  # row, amount
     options = parser.parse_args()
-    progress.quiet = True
     with tempfile.TemporaryDirectory(prefix="kit-bench") as scratch:
         directory = options.directory or Path(scratch)
         directory.mkdir(parents=True, exist_ok=True)
-        if options.child:
-            measure_memory(directory, options.child[0], int(options.child[1]))
-            return
         started, lines = time.monotonic(), []
         print(format_head())
         for name in options.rows:
-            maker, full, quick = ROWS[name]
-            amount = quick if options.quick else full
-            lines.append(measure_row(directory, name, maker(directory, amount), amount, options))
+            lines.append(call_alone(measure_row, directory, name, options.quick))
             print(lines[-1], flush=True)
-            gc.collect()  # models and optimizers hold each other
         minutes = (time.monotonic() - started) / 60
     if not options.quick and options.rows == list(ROWS):
         write_results(lines, minutes)
 
 
-def measure_row(directory: Path, name: str, row: rows.Row, amount: int, options) -> str:
+def call_alone(work: Callable, *arguments):
+    """The result of a call in a new process, where no earlier work has shaped the memory."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, initializer=be_quiet) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def be_quiet() -> None:
+    progress.quiet = True
+
+
+def measure_row(directory: Path, name: str, quick: bool) -> str:
     """Check, time and format one row."""
+    maker, full, small = ROWS[name]
+    amount = small if quick else full
+    row = maker(directory, amount)
     row.check()
-    times = time_forms(row, 2 if options.quick else row.rounds)
-    peak = run_memory(directory, name, amount) if row.memory else None
+    times = time_forms(row, 2 if quick else row.rounds)
+    peak = call_alone(measure_memory, directory, name, amount) if row.memory else None
     return format_row(row, times, peak)
 
 
 def time_forms(row: rows.Row, rounds: int) -> dict[str, tuple[float, float]]:
-    """Median seconds of each form, (wall, processors), measured in turn."""
-    forms = {form: getattr(row, form) for form in FORMS if getattr(row, form)}
+    """Median seconds of each form, (wall, processors), measured in turn.
+
+    Kit and floor, which differ least, run one after the other, and every other round the other
+    way round: the machine's speed drifts.
+    """
+    forms = [form for form in FORMS if getattr(row, form)]
     measured = {form: [] for form in forms}
-    release_memory()
     for _ in range(rounds):
-        for form, work in forms.items():
+        for form in forms:
             if row.keeps_memory:
                 release_memory()
             wall, processors = time.perf_counter(), processor_seconds()
-            work()
+            getattr(row, form)()
             wall, processors = time.perf_counter() - wall, processor_seconds() - processors
             measured[form].append((wall, processors))
+        forms.reverse()
     return {
         form: tuple(statistics.median(column) for column in zip(*values, strict=True))
         for form, values in measured.items()
@@ -112,7 +123,7 @@ def time_forms(row: rows.Row, rounds: int) -> dict[str, tuple[float, float]]:
 
 
 def release_memory() -> None:
-    """Have memory dealt out as glibc does by itself; the kit sets that otherwise.
+    """Have memory dealt out again as glibc does by itself, after the kit has set that otherwise.
 
     Its thresholds rise with what is freed: these are where they end, 32 MB a block and 64 MB at
     the end of the heap. What an earlier form kept is given back.
@@ -129,19 +140,12 @@ def processor_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in usage)
 
 
-def run_memory(directory: Path, name: str, amount: int) -> dict:
-    """The peak of a process that does the kit's form once: bytes in all, and before the work."""
-    command = [sys.executable, __file__, "--child", name, str(amount), "--directory", directory]
-    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(output.splitlines()[-1])
-
-
-def measure_memory(directory: Path, name: str, amount: int) -> None:
-    """In the child: do the work, print the peak."""
+def measure_memory(directory: Path, name: str, amount: int) -> dict[str, int]:
+    """Do the kit's form once: the peak of this process in all, and before the work, in bytes."""
     row = ROWS[name][0](directory, amount)
     before = peak_bytes()
     row.kit()
-    print(json.dumps({"before": before, "peak": peak_bytes()}))
+    return {"before": before, "peak": peak_bytes()}
 
 
 def peak_bytes() -> int:
@@ -161,6 +165,7 @@ def format_head() -> str:
 
 def format_row(row: rows.Row, times: dict, peak: dict | None) -> str:
     """A line of the table; what misses its target is bold."""
+    gigabytes = peak["peak"] / 1e9 - row.model if peak else None
     cells = [row.work, mark(format_seconds(times["kit"][0]), row.seconds, times["kit"][0])]
     for form in ("published", "floor"):
         cells.append(format_seconds(times[form][0]) if form in times else "")
@@ -175,9 +180,7 @@ def format_row(row: rows.Row, times: dict, peak: dict | None) -> str:
         missed = target and (wall < target if sign == "≥" else wall > target)
         text = f"**{text}**" if missed else text
         cells.append(f"{text}, {sign} {target:.3g}" if target else text)
-    cells.append(
-        mark(f"{peak['peak'] / 1e9:.2f} GB", row.memory, peak["peak"] / 1e9) if peak else ""
-    )
+    cells.append(mark(f"{gigabytes:.2f} GB", row.memory, gigabytes) if peak else "")
     return "| " + " | ".join(cells) + " |"
 
 

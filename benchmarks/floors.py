@@ -6,30 +6,37 @@ import os
 from pathlib import Path
 
 
-def read_headers(folder: str, workers: int | None = None) -> list:
-    """Every header by `dcmread`, over the same number of processes as the kit's index."""
-    import joblib
+def read_headers(folder: str) -> list[int]:
+    """Every header by `dcmread`, over as many forked processes as the kit's index has."""
+    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
 
+    import pydicom
+
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     paths = sorted(entry.path for entry in os.scandir(folder))
     batches = [paths[start : start + 64] for start in range(0, len(paths), 64)]
-    parallel = joblib.Parallel(n_jobs=workers or joblib.cpu_count())
-    return parallel(joblib.delayed(_read_batch)(batch) for batch in batches)
+    cores, context = len(os.sched_getaffinity(0)), multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(cores, context) as pool:
+        return list(pool.map(_read_batch, batches))
 
 
 def _read_batch(paths: list[str]) -> int:
     import pydicom
 
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     return len([pydicom.dcmread(path, stop_before_pixels=True) for path in paths])
 
 
 def predict(folder: str, run: str, out: str) -> None:
-    """Load both models of a run and call them on the images of a folder of one series."""
+    """Load both models of a run and call them on the images of a folder of one axial series."""
     import numpy as np
+    import pandas as pd
+    import pydicom
     import torch
 
     from kit import amp
     from kit.classifier import load_classifier
+    from kit.competition import LABELS
     from kit.cpu import keep_memory
     from kit.fusion import fuse_normalization
     from kit.images import choose_batch, read_image
@@ -37,8 +44,9 @@ def predict(folder: str, run: str, out: str) -> None:
     from kit.run import Run
 
     keep_memory()
-    files = sorted(os.listdir(folder))
-    images = np.stack([read_image(os.path.join(folder, name), 480) for name in files])
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in Path(folder).iterdir()]
+    headers.sort(key=lambda header: header.ImagePositionPatient[2])
+    images = np.stack([read_image(header.filename, 480) for header in headers])
     classifier = load_classifier(Run(Path(run)).classifier("all") / "epoch1.safetensors")
     lstm = load_lstm(Run(Path(run)).lstm("all", 1) / "epoch1.safetensors")
     fuse_normalization(classifier.backbone)
@@ -49,4 +57,6 @@ def predict(folder: str, run: str, out: str) -> None:
         embeddings = torch.cat([classifier.embed(part) for part in parts])[None].half()
     with torch.inference_mode(), amp.autocast(device, "O1"):
         logits = lstm(embeddings, torch.ones(embeddings.shape[:2], dtype=torch.bool))
-    np.savetxt(out, torch.sigmoid(logits[0].double()).numpy())
+    names = pd.Index([header.SOPInstanceUID for header in headers], name="SOPInstanceUID")
+    probabilities = torch.sigmoid(logits[0].double()).numpy()
+    pd.DataFrame(probabilities, index=names, columns=list(LABELS)).to_csv(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,38 @@ def make_training_memory(directory: Path, amount: int) -> rows.Row:
     )
 
 
+def make_step_memory(directory: Path, amount: int, hidden: int = rows.HIDDEN) -> rows.Row:
+    """Half a minute of training the LSTM of full size over the same, and a checkpoint."""
+    import shutil
+    import time
+
+    import torch
+
+    from kit.lstm import LSTMConfig, SequenceLSTM, train_lstm
+    from kit.pipeline import make_series
+    from kit.training import OutOfTime
+
+    store, table = write_store(directory, amount)
+    config = LSTMConfig(hidden_size=hidden, epochs=1)
+    with torch.device("meta"):
+        weights = sum(value.numel() for value in SequenceLSTM(config).parameters()) * 4
+
+    def train():
+        out = directory / "begun"
+        shutil.rmtree(out, ignore_errors=True)
+        series = make_series(open_store(store), table)
+        with contextlib.suppress(OutOfTime):
+            train_lstm(series, config, out, torch.device("cpu"), deadline=time.monotonic() + 30)
+
+    return rows.Row(
+        f"the same with {hidden} units, 30 s; beyond weights, gradients and optimizer",
+        train,
+        memory=2.0,
+        model=4 * weights / 1e9,  # the weights, their gradients, Adam's two moments
+        rounds=1,
+    )
+
+
 def make_index_memory(directory: Path, amount: int) -> rows.Row:
     """Index `amount` slices; headers come from a table, for so many files would take hours."""
     from kit import dicom
@@ -48,8 +81,8 @@ def make_index_memory(directory: Path, amount: int) -> rows.Row:
 
     def read_header(path: str) -> Header:
         row = {name: values[int(path)] for name, values in columns.items()}
-        place = row["ImagePositionPatient"]
-        row["ImagePositionPatient"] = place.strip("[]").replace("'", "").replace(", ", "\\")
+        for name in ("ImagePositionPatient", "ImageOrientationPatient"):
+            row[name] = row[name].strip("[]").replace("'", "").replace(", ", "\\")
         return header._replace(values={**header.values, **row})
 
     def index():

@@ -42,15 +42,20 @@ def write_slices(directory: Path, count: int) -> list[str]:
 
 
 def write_series(directory: Path, slices: int) -> Path:
-    """A folder with one series of `slices` files at full size."""
+    """A folder with one series of `slices` different files at full size, named in no order."""
     import pydicom
 
     folder = directory / f"series{slices}"
     folder.mkdir(exist_ok=True)
-    dataset = pydicom.dcmread(write_slices(directory, 20)[10])
-    for number in range(slices):
+    numbers = np.random.default_rng(4).permutation(slices)
+    for place, (path, number) in enumerate(
+        zip(write_slices(directory, slices), numbers, strict=True)
+    ):
+        dataset = pydicom.dcmread(path)
         dataset.SOPInstanceUID = f"ID_{number:09x}"
-        dataset.ImagePositionPatient = [-125, -100, 5 * number]
+        dataset.PatientID, dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "ID_p", "t", "s"
+        dataset.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        dataset.ImagePositionPatient = [-125, -100, 5 * place]
         dataset.save_as(folder / f"{dataset.SOPInstanceUID}.dcm")
     return folder
 
@@ -139,8 +144,8 @@ def _write_header(path: Path, row) -> None:
     dataset.file_meta = meta
     for name in ("SOPInstanceUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID"):
         setattr(dataset, name, getattr(row, name))
-    dataset.ImagePositionPatient = ast.literal_eval(row.ImagePositionPatient)
-    dataset.ImageOrientationPatient = ["1", "0", "0", "0", "1", "0"]
+    for name in ("ImagePositionPatient", "ImageOrientationPatient"):
+        setattr(dataset, name, ast.literal_eval(getattr(row, name)))
     dataset.Modality, dataset.StudyID = "CT", ""
     dataset.PhotometricInterpretation, dataset.SamplesPerPixel = "MONOCHROME2", 1
     dataset.Rows = dataset.Columns = 512
@@ -161,9 +166,14 @@ def make_slice_table(count: int) -> pd.DataFrame:
     """Header columns of `count` slices in a random order, positions as the competition's texts.
 
     x is the same over a series, y and z rise together: the published order by x, y, z is then the
-    one along the normal.
+    one along the normal, tilted as gantries are.
     """
     random = np.random.default_rng(5)
+    tilts = np.radians(np.random.default_rng(3).normal(0, 12, 500))
+    planes = [
+        str([f"{number:.6f}" for number in (1, 0, 0, 0, np.cos(tilt), np.sin(tilt))])
+        for tilt in tilts
+    ]
     lengths = draw_lengths(count // 30 + 2)
     series = np.repeat(np.arange(len(lengths)), lengths)[:count]
     place = np.arange(count) - np.searchsorted(series, series)
@@ -178,6 +188,7 @@ def make_slice_table(count: int) -> pd.DataFrame:
             "ImagePositionPatient": [
                 f"['-125.000000', '{a:.6f}', '{b:.6f}']" for a, b in zip(y, z, strict=True)
             ],
+            "ImageOrientationPatient": np.array(planes, object)[series % len(planes)],
         }
     )
     return table.iloc[random.permutation(count)].reset_index(drop=True)

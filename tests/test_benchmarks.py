@@ -145,8 +145,14 @@ def test_what_misses_its_target_is_bold():
     )
 
 
+def test_memory_is_counted_beyond_the_model():
+    row = rows.Row("work", print, memory=1.0, model=1.5)
+    line = bench.format_row(row, {"kit": (1.0, 1.0)}, {"peak": 2e9})
+    assert line.endswith("| 0.50 GB, < 1 |")
+
+
 def test_memory_is_measured_in_a_process_of_its_own(scratch):
-    peak = bench.run_memory(scratch, "slices", 2000)
+    peak = bench.call_alone(bench.measure_memory, scratch, "slices", 2000)
     assert 20e6 < peak["before"] <= peak["peak"] < 2e9
 
 

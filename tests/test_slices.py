@@ -13,6 +13,7 @@ from conftest import shared
 from dicom_files import replace_once, write_slice
 
 from kit.entries import HEADER_COLUMNS
+from kit.order import _sort_places
 from kit.slices import index_files, index_slices, list_files, order_slices
 
 AXIAL = [1, 0, 0, 0, 1, 0]
@@ -90,6 +91,31 @@ def test_two_orientations_in_one_series_keep_each_ones_order():
     assert [uid for uid in ordered if uid >= "u0003"] == ["u0004", "u0005", "u0003"]
 
 
+def test_the_normal_is_the_mean_over_the_slices_whether_lists_or_texts():
+    # Three slices of one plane, one of another, a right angle apart: the mean leans to the three.
+    planes = [AXIAL] * 3 + [[1, 0, 0, 0, 0, -1]]  # normals along z and along y
+    positions = [[0, 10, 0], [0, 0, 3], [0, 0, 6], [0, 10, 9]]
+    table = series_of(positions, planes)
+    expected = np.array(positions) @ np.array([0, 1, 3]) / np.sqrt(10)
+    texts = table.assign(
+        ImageOrientationPatient=["\\".join(map(str, plane)) for plane in planes],
+        ImagePositionPatient=[str([str(mm) for mm in position]) for position in positions],
+    )
+    for given in (table, texts):
+        ordered = order_slices(given)
+        np.testing.assert_allclose(ordered["position"], np.sort(expected), rtol=1e-12)
+        assert ordered["SOPInstanceUID"].tolist() == ["u0001", "u0000", "u0002", "u0003"]
+
+
+@pytest.mark.parametrize("series", [1, 300, 200_000])  # as one, two and three bytes count
+def test_places_are_sorted_as_numpy_sorts_them(series):
+    random = np.random.default_rng(0)
+    codes = random.integers(0, series, 300_000)
+    positions = random.permutation(300_000) - 1e5
+    positions[:2] = np.nan, -np.inf
+    np.testing.assert_array_equal(_sort_places(codes, positions), np.lexsort((positions, codes)))
+
+
 def test_equal_positions_go_by_the_name_of_the_slice():
     table = series_of([[0, 0, 5]] * 3 + [[0, 0, 1]] * 2, uids=["c", "a", "b", "z", "y"])
     assert order_of(table) == ["y", "z", "a", "b", "c"]
@@ -101,6 +127,7 @@ def test_positions_of_every_form_are_the_same():
         "competition": [str([f"{value:.6f}" for value in position]) for position in positions],
         "dicom": ["\\".join(map(str, position)) for position in positions],
         "blanks": ["  ".join(map(str, position)) for position in positions],
+        "both": [" " + " ,\t".join(map(str, position)) for position in positions],
         "arrays": [np.array(position) for position in positions],
         "mixed": [positions[0], "-125.0\\-102.198\\121.749"],
     }
