@@ -2,8 +2,8 @@
 
     python benchmarks/bench.py [--rows NAME ...] [--quick] [--directory SCRATCH]
 
-Every row has a process of its own and, where it has a published form, first asserts equal results.
-Then the kit, the published form and the floor are timed in turn, round after round; the table shows
+Where a row has a published form, equal results are asserted first. Then the kit, the published form
+and the floor, each in a process of its own, are timed in turn, round after round; the table shows
 medians, wall-clock and, in parentheses, the ratio of the processors' time, which other programs on
 the machine disturb less. The full table goes to `benchmarks/RESULTS.md`.
 """
@@ -11,17 +11,17 @@ the machine disturb less. The full table goes to `benchmarks/RESULTS.md`.
 from __future__ import annotations
 
 import argparse
-import ctypes
+import contextlib
 import multiprocessing
 import os
 import platform
 import resource
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -35,8 +35,8 @@ HERE = Path(__file__).parent
 
 # name: (maker, amount in full, amount with --quick)
 ROWS = {
-    "window": (rows.make_window, 24, 4),
-    "crop": (rows.make_crop, 24, 4),
+    "window": (rows.make_window, 96, 4),
+    "crop": (rows.make_crop, 96, 4),
     "index": (rows.make_index, 5000, 200),
     "slices": (rows.make_slices, 752_803, 5000),
     "batch": (rows.make_batch, 500, 20),
@@ -70,68 +70,91 @@ def main() -> None:
         started, lines = time.monotonic(), []
         print(format_head())
         for name in options.rows:
-            lines.append(call_alone(measure_row, directory, name, options.quick))
+            lines.append(measure_row(directory, name, options.quick))
             print(lines[-1], flush=True)
         minutes = (time.monotonic() - started) / 60
     if not options.quick and options.rows == list(ROWS):
         write_results(lines, minutes)
 
 
-def call_alone(work: Callable, *arguments):
-    """The result of a call in a new process, where no earlier work has shaped the memory."""
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(1, context, initializer=be_quiet) as pool:
-        return pool.submit(work, *arguments).result()
-
-
-def be_quiet() -> None:
-    progress.quiet = True
-
-
 def measure_row(directory: Path, name: str, quick: bool) -> str:
     """Check, time and format one row."""
     maker, full, small = ROWS[name]
     amount = small if quick else full
-    row = maker(directory, amount)
-    row.check()
-    times = time_forms(row, 2 if quick else row.rounds)
-    peak = call_alone(measure_memory, directory, name, amount) if row.memory else None
+    call_alone(check_row, maker, directory, amount)
+    row, times = time_forms(maker, directory, amount, rounds=2 if quick else None)
+    peak = call_alone(measure_memory, maker, directory, amount) if row.memory else None
     return format_row(row, times, peak)
 
 
-def time_forms(row: rows.Row, rounds: int) -> dict[str, tuple[float, float]]:
-    """Median seconds of each form, (wall, processors), measured in turn.
+def start_process(form: str = "") -> ProcessPoolExecutor:
+    """A new interpreter: no other work has shaped the memory that it has."""
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, context, initializer=begin, initargs=(form,))
 
-    Kit and floor, which differ least, run one after the other, and every other round the other
-    way round: the machine's speed drifts.
+
+def begin(form: str) -> None:
+    """In a new process: no progress bars; the published form without the kit's huge pages."""
+    progress.quiet = True
+    if form == "published":
+        os.environ["THP_MEM_ALLOC_ENABLE"] = "0"  # see kit/__init__.py
+
+
+def call_alone(work: Callable, *arguments):
+    """The result of a call in a process of its own."""
+    with start_process() as process:
+        return process.submit(work, *arguments).result()
+
+
+def check_row(maker: Callable, directory: Path, amount: int) -> None:
+    maker(directory, amount).check()
+
+
+def time_forms(
+    maker: Callable,
+    directory: Path,
+    amount: int,
+    forms: Sequence[str] = FORMS,
+    rounds: int | None = None,
+) -> tuple[rows.Row, dict[str, tuple[float, float]]]:
+    """The row, without its work, and the median seconds, (wall, processors), of each form.
+
+    Each form has a process of its own. They take turns: kit and floor, which differ least, one
+    after the other, and every other round the other way round, for the machine's speed drifts.
     """
-    forms = [form for form in FORMS if getattr(row, form)]
-    measured = {form: [] for form in forms}
-    for _ in range(rounds):
-        for form in forms:
-            if row.keeps_memory:
-                release_memory()
-            wall, processors = time.perf_counter(), processor_seconds()
-            getattr(row, form)()
-            wall, processors = time.perf_counter() - wall, processor_seconds() - processors
-            measured[form].append((wall, processors))
-        forms.reverse()
-    return {
+    with contextlib.ExitStack() as stack:
+        processes = {form: stack.enter_context(start_process(form)) for form in forms}
+        made = {
+            form: process.submit(keep_row, maker, directory, amount).result()
+            for form, process in processes.items()
+        }
+        row = made[forms[0]]
+        present = [form for form in forms if getattr(row, form)]
+        measured = {form: [] for form in present}
+        for _ in range(rounds or row.rounds):
+            for form in present:
+                measured[form].append(processes[form].submit(time_form, form).result())
+            present.reverse()
+    medians = {
         form: tuple(statistics.median(column) for column in zip(*values, strict=True))
         for form, values in measured.items()
     }
+    return row, medians
 
 
-def release_memory() -> None:
-    """Have memory dealt out again as glibc does by itself, after the kit has set that otherwise.
+def keep_row(maker: Callable, directory: Path, amount: int) -> rows.Row:
+    """Make the row in this process, where its work stays; return the rest of it."""
+    global kept
+    kept = maker(directory, amount)
+    has = {form: getattr(kept, form) is not None for form in FORMS}
+    return replace(kept, check=None, **has)
 
-    Its thresholds rise with what is freed: these are where they end, 32 MB a block and 64 MB at
-    the end of the heap. What an earlier form kept is given back.
-    """
-    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
-        for option, value in ((-4, 65536), (-3, 32 << 20), (-1, 64 << 20)):  # see kit.cpu
-            library.mallopt(option, value)
-        library.malloc_trim(0)
+
+def time_form(form: str) -> tuple[float, float]:
+    """Do one form of the row kept here once: seconds, (wall, processors)."""
+    wall, processors = time.perf_counter(), processor_seconds()
+    getattr(kept, form)()
+    return time.perf_counter() - wall, processor_seconds() - processors
 
 
 def processor_seconds() -> float:
@@ -140,9 +163,9 @@ def processor_seconds() -> float:
     return sum(one.ru_utime + one.ru_stime for one in usage)
 
 
-def measure_memory(directory: Path, name: str, amount: int) -> dict[str, int]:
+def measure_memory(maker: Callable, directory: Path, amount: int) -> dict[str, int]:
     """Do the kit's form once: the peak of this process in all, and before the work, in bytes."""
-    row = ROWS[name][0](directory, amount)
+    row = maker(directory, amount)
     before = peak_bytes()
     row.kit()
     return {"before": before, "peak": peak_bytes()}

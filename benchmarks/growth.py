@@ -18,8 +18,6 @@ import bench
 import matplotlib
 import rows
 
-from kit import progress
-
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
@@ -29,7 +27,7 @@ PANELS = {
     "DICOM files → 480 px images": (rows.make_crop, 2),
     "headers indexed, cold process": (rows.make_index, 80),
     "rows of the slice table": (rows.make_slices, 11_762),
-    "series to draw 20 batches of 4 from": (rows.make_batch, 8),
+    "series to draw 200 batches of 4 from": (rows.make_batch, 8),
     "series by the LSTM, hidden 256": (partial(rows.make_lstm_prediction, hidden=256), 8),
     "series in each of 3 training steps, hidden 256": (partial(rows.make_lstm_step, hidden=256), 1),
     "files embedded, ResNeXt-101 at 96 px": (partial(rows.make_extraction, size=96), 1),
@@ -48,7 +46,6 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "growth.png")
     options = parser.parse_args()
-    progress.quiet = True
     with tempfile.TemporaryDirectory(prefix="kit-growth") as scratch:
         directory = options.directory or Path(scratch)
         directory.mkdir(parents=True, exist_ok=True)
@@ -61,9 +58,8 @@ def measure_panel(directory: Path, name: str, sizes: list[int]) -> dict[str, lis
     maker, amount = PANELS[name]
     seconds = {}
     for size in sizes:
-        row = maker(directory, amount * size)
-        row.floor = None
-        times = bench.time_forms(row, 1 if name == SLOW else ROUNDS)
+        forms, rounds = ("published", "kit"), 1 if name == SLOW else ROUNDS
+        _, times = bench.time_forms(maker, directory, amount * size, forms, rounds)
         for form, (wall, _) in times.items():
             seconds.setdefault(form, []).append(wall)
         shown = ", ".join(

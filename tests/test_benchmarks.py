@@ -152,8 +152,15 @@ def test_memory_is_counted_beyond_the_model():
 
 
 def test_memory_is_measured_in_a_process_of_its_own(scratch):
-    peak = bench.call_alone(bench.measure_memory, scratch, "slices", 2000)
+    peak = bench.call_alone(bench.measure_memory, rows.make_slices, scratch, 2000)
     assert 20e6 < peak["before"] <= peak["peak"] < 2e9
+
+
+def test_each_form_is_timed_in_a_process_of_its_own(scratch):
+    row, times = bench.time_forms(rows.make_submission, scratch, 600, rounds=1)
+    assert row.work == "writing and validating 600 rows"
+    assert set(times) == {"kit", "published", "floor"}
+    assert all(wall > 0 for wall, _ in times.values())
 
 
 def test_the_limits_rows_run_on_small_inputs(scratch):
