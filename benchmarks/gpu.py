@@ -1,22 +1,26 @@
 """Speed and memory on a GPU: one table. Says so, and ends well, where there is none.
 
-    python benchmarks/gpu.py [--workers 16] [--files 2048]
+    python benchmarks/gpu.py [--batch 32] [--workers 16] [--files 4096]
 
-Classifier training and extraction of ResNeXt-101 32x8d at 480 px: the published form in float32,
-the kit's O1 in channels-last layout (to extract, with fused normalization), and O1 compiled.
-Extraction fed from DICOM files by worker processes, against the bare forward pass. An epoch of the
-LSTM over as many series as the competition has, against the published form in the same mixed
-precision. Rates are also given as a share of the card's own half-precision matrix rate, measured
-here. At the end: the hours that the whole of stage 2 would take on this card.
+Classifier training and extraction of ResNeXt-101 32x8d at 480 px: the published form in float32
+(in which cards from Ampere on let convolutions use TF32), the kit's O1 in the plain and the
+channels-last layout (to extract, with fused normalization), and O1 compiled. Extraction fed from
+DICOM files by worker processes, against the bare forward pass. An epoch of the LSTM over as many
+series as the competition has, against the published form in the same mixed precision, both loading
+in the process that trains. Rates are also given as a share of the card's own float16 matrix rate,
+measured here. A batch that does not fit is halved. At the end: the hours that the whole of stage 2
+would take on this card, if its files are read as fast as it trains.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import itertools
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +29,7 @@ import pandas as pd
 import published
 import samples
 import torch
+from torch import nn
 
 from kit import amp
 from kit.classifier import Classifier, ClassifierConfig, load_classifier
@@ -47,7 +52,7 @@ class Sizes:
     architecture: str = "resnext101_32x8d"
     matrix: int = 8192
     steps: int = 20
-    files: int = 2048
+    files: int = 4096
     workers: int = 16
 
 
@@ -60,11 +65,13 @@ class Line:
     unit: str
     operations: float = 0.0
     peak: int = 0
+    batch: int = 0
 
 
 def main() -> None:
     """Measure and print everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=Sizes.batch, help="images at once")
     parser.add_argument("--workers", type=int, default=Sizes.workers)
     parser.add_argument("--files", type=int, default=Sizes.files, help="DICOM files to embed")
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # on any device
@@ -73,21 +80,29 @@ def main() -> None:
         print("No GPU is at hand: nothing measured. Every other benchmark runs without one.")
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sizes = Sizes(workers=options.workers, files=options.files)
+    sizes = Sizes(batch=options.batch, workers=options.workers, files=options.files)
     if options.tiny:
         sizes = Sizes(32, 2, 16, "resnext50_32x4d", 64, 1, 4, 0)
     print(describe(device), "\n")
-    print("| work | rate | share of the matrix rate | peak memory |\n|---|---|---|---|")
-    matrix = measure_matrix_rate(device, sizes)
-    print(f"| half-precision matrix product | {matrix / 1e12:.1f} TFLOPS | | |", flush=True)
+    print("| work | batch | rate | share of the matrix rate | peak memory |\n" + "|---" * 5 + "|")
+    matrix = {}
+    for dtype in (torch.bfloat16, half(device)):
+        matrix[dtype] = measure_matrix_rate(device, sizes, dtype)
+        name = str(dtype).removeprefix("torch.")
+        print(f"| {name} matrix product | | {matrix[dtype] / 1e12:.1f} TFLOPS | | |", flush=True)
     lines = {}
     for measure in (measure_training, measure_forward, measure_extraction, measure_sequences):
         for line in measure(device, sizes):
             lines[line.work] = line
-            share = f"{line.rate * line.operations / matrix:.1%}" if line.operations else ""
-            memory = f"{line.peak / 1e9:.2f} GB" if line.peak else ""
-            print(f"| {line.work} | {line.rate:.1f} {line.unit} | {share} | {memory} |", flush=True)
+            print(format_line(line, matrix[half(device)]), flush=True)
     print("\n" + summarize(lines))
+
+
+def format_line(line: Line, matrix: float) -> str:
+    share = f"{line.rate * line.operations / matrix:.1%}" if line.operations else ""
+    memory = f"{line.peak / 1e9:.2f} GB" if line.peak else ""
+    rate = f"{line.rate:.1f} {line.unit}"
+    return "| " + " | ".join([line.work, str(line.batch or ""), rate, share, memory]) + " |"
 
 
 def describe(device: torch.device) -> str:
@@ -118,10 +133,35 @@ def time_calls(work, device: torch.device, calls: int) -> tuple[float, int]:
     return seconds, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
-def measure_matrix_rate(device: torch.device, sizes: Sizes) -> float:
-    """Operations a second of a large square product in half precision."""
+def free_memory(device: torch.device) -> None:
+    """Give back what the last line held, so that the next is measured by itself."""
+    torch._dynamo.reset()  # it keeps the compiled model
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def time_batches(
+    make_step: Callable[[int], Callable], device: torch.device, sizes: Sizes
+) -> tuple[float, int, int]:
+    """Items a second, peak bytes, and the batch: halved from `sizes.batch` until it fits."""
+    batch = sizes.batch
+    while True:
+        try:
+            seconds, peak = time_calls(make_step(batch), device, sizes.steps)
+            return batch / seconds, peak, batch
+        except torch.cuda.OutOfMemoryError:
+            if batch == 1:
+                raise
+        finally:
+            free_memory(device)
+        batch //= 2
+
+
+def measure_matrix_rate(device: torch.device, sizes: Sizes, dtype: torch.dtype) -> float:
+    """Operations a second of a large square product."""
     left, right = (
-        torch.randn(sizes.matrix, sizes.matrix, device=device, dtype=half(device)) for _ in "ab"
+        torch.randn(sizes.matrix, sizes.matrix, device=device, dtype=dtype) for _ in "ab"
     )
     seconds, _ = time_calls(lambda: left @ right, device, 20)
     return 2 * sizes.matrix**3 / seconds
@@ -143,36 +183,47 @@ def count_operations(model: Classifier, device: torch.device, sizes: Sizes) -> f
     return counter.get_total_flops()
 
 
-def make_images(device: torch.device, sizes: Sizes) -> torch.Tensor:
-    shape = (sizes.batch, sizes.image, sizes.image, 3)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+# name: (opt level, channels last, compiled)
+LAYOUTS = {
+    "published form (float32)": ("O0", False, False),
+    "O1, contiguous": ("O1", False, False),
+    "O1, channels last": ("O1", True, False),
+    "O1, channels last, compiled": ("O1", True, True),
+}
+
+
+def make_images(batch: int, channels_last: bool, device: torch.device, sizes: Sizes):
+    """uint8 as the kit's model takes them; else normalized, channels first, as published."""
+    if channels_last:
+        shape = (batch, sizes.image, sizes.image, 3)
+        return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
+    return torch.randn(batch, 3, sizes.image, sizes.image, device=device)
+
+
+def lay_out(model: Classifier, channels_last: bool) -> nn.Module:
+    """The kit's model; else its backbone and head in the plain layout."""
+    if channels_last:
+        return model
+    return nn.Sequential(model.backbone.to(memory_format=torch.contiguous_format), model.head)
 
 
 def measure_training(device: torch.device, sizes: Sizes):
     """A step of the classifier, batches on the device already."""
-    images = make_images(device, sizes)
-    labels = torch.randint(0, 2, (sizes.batch, 6), device=device).float()
-    for name, opt_level, compiled in (
-        ("classifier training, published form (float32)", "O0", False),
-        ("classifier training, O1, channels last", "O1", False),
-        ("classifier training, O1, channels last, compiled", "O1", True),
-    ):
-        model = make_classifier(device, sizes)
-        operations = 3 * count_operations(model, device, sizes)
-        model.train()
-        if opt_level == "O0":
-            model.backbone.to(memory_format=torch.contiguous_format)
-        optimizer = make_optimizer(model, model.config)
-        model, optimizer = amp.initialize(model, optimizer, opt_level)
-        forward = torch.compile(model) if compiled else model
+    operations = 3 * count_operations(make_classifier(device, sizes), device, sizes)
+    for name, (opt_level, channels_last, compiled) in LAYOUTS.items():
 
-        def step(forward=forward, optimizer=optimizer):
-            batch = {"image": images, "labels": labels}
-            _step(forward, optimizer, batch, compute_image_loss, "benchmark")
+        def make_step(batch, opt_level=opt_level, channels_last=channels_last, compiled=compiled):
+            classifier = make_classifier(device, sizes)
+            model = lay_out(classifier, channels_last).train()
+            optimizer = make_optimizer(model, classifier.config)
+            model, optimizer = amp.initialize(model, optimizer, opt_level)
+            forward = torch.compile(model) if compiled else model
+            labels = torch.randint(0, 2, (batch, 6), device=device).float()
+            data = {"image": make_images(batch, channels_last, device, sizes), "labels": labels}
+            return lambda: _step(forward, optimizer, data, compute_image_loss, "benchmark")
 
-        seconds, peak = time_calls(step, device, sizes.steps)
-        yield Line(name, sizes.batch / seconds, "images/s", operations, peak)
-        del model, optimizer, forward, step
+        rate, peak, batch = time_batches(make_step, device, sizes)
+        yield Line(f"classifier training, {name}", rate, "images/s", operations, peak, batch)
 
 
 def compute_image_loss(model, batch: dict) -> torch.Tensor:
@@ -180,68 +231,84 @@ def compute_image_loss(model, batch: dict) -> torch.Tensor:
 
 
 def measure_forward(device: torch.device, sizes: Sizes):
-    """The bare forward pass, one view."""
-    images = make_images(device, sizes)
-    for name, level, compiled in (
-        ("bare forward pass, published form (float32)", "O0", False),
-        ("bare forward pass, O1", "O1", False),
-        ("bare forward pass, O1, compiled", "O1", True),
-    ):
-        model = make_classifier(device, sizes).eval()
-        operations = count_operations(model, device, sizes)
-        if level == "O0":
-            model.backbone.to(memory_format=torch.contiguous_format)
-        else:
-            fuse_normalization(model.backbone)  # as extraction does
-        embed = torch.compile(model.embed) if compiled else model.embed
+    """The bare forward pass to the embedding, one view."""
+    operations = count_operations(make_classifier(device, sizes), device, sizes)
+    for name, (level, channels_last, compiled) in LAYOUTS.items():
 
-        def forward(embed=embed, level=level):
-            with torch.inference_mode(), amp.autocast(device, level):
-                embed(images)
+        def make_step(batch, level=level, channels_last=channels_last, compiled=compiled):
+            model = make_classifier(device, sizes).eval()
+            if channels_last:
+                fuse_normalization(model.backbone)  # as extraction does
+            embed = model.embed if channels_last else lay_out(model, False)[0]
+            embed = torch.compile(embed) if compiled else embed
+            images = make_images(batch, channels_last, device, sizes)
 
-        seconds, peak = time_calls(forward, device, sizes.steps)
-        yield Line(name, sizes.batch / seconds, "views/s", operations, peak)
+            def forward():
+                with torch.inference_mode(), amp.autocast(device, level):
+                    embed(images)
+
+            return forward
+
+        rate, peak, batch = time_batches(make_step, device, sizes)
+        yield Line(f"bare forward pass, {name}", rate, "views/s", operations, peak, batch)
 
 
 def measure_extraction(device: torch.device, sizes: Sizes):
-    """Three views of DICOM files, from the files to the store; the published form reads thrice."""
+    """Three views of DICOM files, from weights and files to embeddings; published: read thrice."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         paths = samples.write_slices(directory, min(64, sizes.files))
         paths = (paths * (sizes.files // len(paths) + 1))[: sizes.files]
         table = pd.DataFrame({"path": paths, "SOPInstanceUID": samples.name_images(len(paths))})
         weights = samples.write_classifier(directory, sizes.image, sizes.architecture)
-        model = load_classifier(weights).to(device)
-        operations = count_operations(model, device, sizes)
-        started = time.perf_counter()
-        published.extract_embeddings(
-            model.backbone.to(memory_format=torch.contiguous_format),
-            paths[: max(1, len(paths) // 4)],
-            sizes.image,
-            device,
-            sizes.workers,
-            sizes.batch,
-        )
-        rate = 3 * max(1, len(paths) // 4) / (time.perf_counter() - started)
-        yield Line("extraction from files, published form (float32)", rate, "views/s", operations)
-        del model
-        started = time.perf_counter()
-        extract_embeddings(table, weights, directory / "store", device, sizes.workers, sizes.batch)
-        rate = 3 * len(paths) / (time.perf_counter() - started)
-        yield Line("extraction from files, O1", rate, "views/s", operations)
+        operations = count_operations(load_classifier(weights).to(device), device, sizes)
+        image, workers = sizes.image, sizes.workers
+
+        def extract_published(batch: int):
+            backbone = published.load_backbone(weights, sizes.architecture).to(device)
+            published.extract_embeddings(backbone, paths, image, device, workers, batch)
+
+        def extract(batch: int):
+            extract_embeddings(table, weights, directory / f"{batch}", device, workers, batch)
+
+        for name, work in (("published form (float32)", extract_published), ("O1", extract)):
+            seconds, peak = time_once(lambda work=work: work(sizes.batch), device)
+            rate = 3 * len(paths) / seconds
+            yield Line(
+                f"extraction from files, {name}", rate, "views/s", operations, peak, sizes.batch
+            )
+
+
+def time_once(work: Callable, device: torch.device) -> tuple[float, int]:
+    """Seconds from the start to the end, and the peak of the device's memory."""
+    free_memory(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    started = time.perf_counter()
+    work()
+    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+    return time.perf_counter() - started, peak
 
 
 def measure_sequences(device: torch.device, sizes: Sizes):
     """Series a second in training, 4 a batch from the host's memory, and the device's peak."""
     embeddings, table = samples.make_series(4 * sizes.steps, sizes.hidden)
+    operations = 3 * count_sequence_operations(sizes.hidden) * len(table) / (4 * sizes.steps)
     for name, make_step in (
         ("LSTM training, published form (mixed)", make_published_step),
         ("LSTM training, O1", make_kit_step),
     ):
         step = make_step(embeddings, table, device, sizes)
         seconds, peak = time_calls(step, device, sizes.steps)
-        yield Line(name, 4 / seconds, "series/s", 0, peak)
+        yield Line(name, 4 / seconds, "series/s", operations, peak, 4)
         del step
+        free_memory(device)
+
+
+def count_sequence_operations(hidden: int) -> float:
+    """Floating-point operations of the LSTM's forward pass of one slice, embeddings as wide."""
+    layers = 2 * 4 * hidden * (3 + 1) * hidden + 2 * 4 * hidden * (2 + 1) * hidden
+    return 2.0 * (layers + 2 * (2 * hidden) ** 2 + 2 * hidden * 6)
 
 
 def make_published_step(embeddings, table, device, sizes: Sizes):
@@ -282,7 +349,8 @@ def compute_sequence_loss(model, batch: dict) -> torch.Tensor:
 def summarize(lines: dict[str, Line]) -> str:
     """Ratios, and what the cheapest published route would take: 3 epochs, embeddings, 12 epochs."""
     training = lines["classifier training, O1, channels last"].rate
-    fed, bare = lines["extraction from files, O1"].rate, lines["bare forward pass, O1"].rate
+    fed = lines["extraction from files, O1"].rate
+    bare = lines["bare forward pass, O1, channels last"].rate
     ours, theirs = (
         lines[f"LSTM training, {name}"].rate for name in ("O1", "published form (mixed)")
     )

@@ -1,10 +1,11 @@
-"""How cost grows: every row at four sizes, ×1, ×4, ×16 and ×64, as `growth.png`.
+"""How cost grows: the rows that work on an amount, at ×1, ×4, ×16 and ×64, as `growth.png`.
 
     python benchmarks/growth.py [--directory SCRATCH] [--sizes 1 4 16 64]
 
-The kit's time and the published form's, median of three; the dashed line is linear growth from the
-kit's time at ×64, so that a row under its line has a fixed part and grows no faster than linear.
-Models are smaller than the published ones where the size asks for it; each panel says so.
+The kit's time and the published form's, median of three (`kit predict`: once). The dashed line is
+linear growth that ends in the kit's time at ×64: where the kit lies above it at small sizes there
+is a part that does not grow, and where it lies below it grows faster than linear. Models are
+smaller than the published ones where the amount asks for it; each panel says so.
 """
 
 from __future__ import annotations

@@ -59,8 +59,8 @@ def read_hounsfield(path: str | Path, repair: bool = True) -> np.ndarray:
     Raises a `DicomError` naming the file and the reason: unreadable, not a CT slice, pixels cut
     short or not decodable, or values that cannot be Hounsfield units.
     """
-    dataset, pixel_bytes = parse_file(path)
-    header = check_header(dataset, pixel_bytes, path)
+    dataset, meta, pixel_bytes = parse_file(path)
+    header = check_header(dataset, meta, pixel_bytes, path)
     stored = _decode_pixels(dataset, header, path)
     slope, intercept = (float(header.values[f"Rescale{name}"]) for name in ("Slope", "Intercept"))
     if repair and has_wrong_intercept(header):

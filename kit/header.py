@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,7 +80,9 @@ def read_header(path: str | Path) -> Header:
     return check_header(*parse_file(path, list(_TAGS.values())), path)
 
 
-def check_header(dataset: pydicom.Dataset, bytes_left: int, path: str | Path) -> Header:
+def check_header(
+    dataset: pydicom.Dataset, meta: Mapping, bytes_left: int, path: str | Path
+) -> Header:
     """The header's values; `NotACTSliceError` unless they are a single CT slice's in HU."""
     implicit, little = dataset.original_encoding
     bare = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
@@ -87,7 +90,7 @@ def check_header(dataset: pydicom.Dataset, bytes_left: int, path: str | Path) ->
     tag = 8 if implicit else 12  # bytes before the pixels: tag, type, length
     values, keyword = {}, "TransferSyntaxUID"
     try:
-        syntax = UID(dataset.file_meta.get(keyword) or bare)
+        syntax = UID(meta.get(keyword) or bare)
         for keyword in HEADER_TAGS:
             values[keyword] = _read_value(dataset, keyword)
     except PARSE_ERRORS as error:

@@ -8,13 +8,14 @@ import struct
 import warnings
 import zipfile
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import pydicom
 import pydicom.config
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import read_dataset
+from pydicom.filereader import data_element_generator, read_dataset
 from pydicom.uid import (
     ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
@@ -97,8 +98,10 @@ class MissingError(UnreadableError):
     """Not there, or not permitted: what is wrong is not in the file."""
 
 
-def parse_file(path: str | Path, tags: list[int] | None = None) -> tuple[pydicom.Dataset, int]:
-    """The parsed file, and how many bytes follow what was parsed.
+def parse_file(
+    path: str | Path, tags: list[int] | None = None
+) -> tuple[pydicom.Dataset, Mapping, int]:
+    """The parsed file, its file meta by keyword, and how many bytes follow what was parsed.
 
     With `tags` those elements alone, and nothing from the pixels on. Raises `UnreadableError`.
     """
@@ -120,7 +123,9 @@ def parse_file(path: str | Path, tags: list[int] | None = None) -> tuple[pydicom
         ) from error
 
 
-def _parse_plain(file: BinaryIO, size: int, tags: list[int]) -> tuple[pydicom.Dataset, int] | None:
+def _parse_plain(
+    file: BinaryIO, size: int, tags: list[int]
+) -> tuple[pydicom.Dataset, Mapping, int] | None:
     """As `_parse`, in half of its time, of a short header as the standard has it; else None.
 
     `dcmread` asks the file for eight bytes at a time, and makes an object of the file meta, of
@@ -132,10 +137,12 @@ def _parse_plain(file: BinaryIO, size: int, tags: list[int]) -> tuple[pydicom.Da
     content = io.BytesIO(start)
     content.seek(132)
     try:
-        meta = read_dataset(
+        elements = data_element_generator(
             content, False, True, stop_when=_is_past_file_meta, specific_tags=[_TRANSFER_SYNTAX]
         )
-        implicit = _PLAIN_SYNTAXES.get(meta.get("TransferSyntaxUID"))
+        values = {element.tag: element.value for element in elements}
+        syntax = values.get(_TRANSFER_SYNTAX, b"").decode("ascii").rstrip("\0 ")
+        implicit = _PLAIN_SYNTAXES.get(syntax)
         if implicit is None or start[content.tell()] == 0:  # a group of commands
             return None
         dataset = read_dataset(content, implicit, True, stop_when=_is_pixel_tag, specific_tags=tags)
@@ -145,8 +152,7 @@ def _parse_plain(file: BinaryIO, size: int, tags: list[int]) -> tuple[pydicom.Da
     as_declared = dataset and dataset.original_encoding[0] == implicit
     if not as_declared or start[end : end + 4] not in _PIXEL_STARTS:
         return None
-    dataset.file_meta = meta
-    return dataset, size - end
+    return dataset, {"TransferSyntaxUID": syntax}, size - end
 
 
 def _is_past_file_meta(tag: int, *_: object) -> bool:
@@ -159,7 +165,7 @@ def _is_pixel_tag(tag: int, *_: object) -> bool:
 
 def _parse(
     file: BinaryIO, size: int, tags: list[int] | None, path: str | Path
-) -> tuple[pydicom.Dataset, int]:
+) -> tuple[pydicom.Dataset, Mapping, int]:
     """As `parse_file`, whatever the file's form."""
     file.seek(0)
     stop = tags is not None
@@ -180,7 +186,7 @@ def _parse(
             )
         if "Modality" not in dataset:
             raise UnreadableError(path, "not a DICOM file") from error
-    return dataset, content.size - content.tell()
+    return dataset, dataset.file_meta, content.size - content.tell()
 
 
 def describe_error(error: BaseException) -> str:

@@ -183,24 +183,53 @@ def test_without_a_gpu_the_script_says_so():
     assert done.stdout.startswith("No GPU is at hand")
 
 
-def test_the_gpu_script_measures_sequences_and_the_forward_pass_anywhere():
+def test_the_gpu_script_counts_operations_and_measures_anywhere():
     sizes = gpu.Sizes(32, 2, 16, "resnet18", 64, 1, 4, 0)
     device = torch.device("cpu")
-    matrix = gpu.measure_matrix_rate(device, sizes)
-    assert matrix > 0
+    assert gpu.measure_matrix_rate(device, sizes, torch.bfloat16) > 0
     lines = list(gpu.measure_sequences(device, sizes))
     assert [line.unit for line in lines] == ["series/s"] * 2
+    # Of the published model: lstm1 2·2·8192·8192, lstm2 2·2·8192·6144, linear1 and 2, linear
+    expected = 268_435_456 + 201_326_592 + 2 * 2 * 4096**2 + 2 * 4096 * 6
+    assert gpu.count_sequence_operations(2048) == expected
     model = gpu.make_classifier(device, sizes)
     # resnet18: 1.81 GMAC at 224 px (He et al., 2015), twice that in operations, and the head
     operations = gpu.count_operations(model, device, gpu.Sizes(image=224, architecture="resnet18"))
     assert operations == pytest.approx(3.63e9, rel=0.01)
 
 
+def test_a_batch_that_does_not_fit_the_gpu_is_halved():
+    tried = []
+
+    def make_step(batch):
+        tried.append(batch)
+        if batch > 2:
+            raise torch.cuda.OutOfMemoryError("too little")
+        return lambda: None
+
+    sizes = gpu.Sizes(batch=8, steps=1)
+    rate, _, batch = gpu.time_batches(make_step, torch.device("cpu"), sizes)
+    assert (tried, batch) == ([8, 4, 2], 2)
+    assert rate > 0
+
+
+@pytest.mark.slow
+def test_the_whole_gpu_script_runs_on_a_cpu_with_small_sizes():
+    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (
+        done.stdout.count("classifier training, ") == done.stdout.count("bare forward pass, ") == 4
+    )
+    assert done.stdout.count("extraction from files, ") == done.stdout.count("LSTM training, ") == 2
+    assert "of the bare forward pass" in done.stdout
+    assert "The whole of stage 2" in done.stdout
+
+
 def test_the_hours_of_stage_2_follow_from_the_rates():
     rates = {
         "classifier training, O1, channels last": 3 * 752_803 / 3600,
         "extraction from files, O1": 874_035 / 7200,
-        "bare forward pass, O1": 874_035 / 7200 / 0.95,
+        "bare forward pass, O1, channels last": 874_035 / 7200 / 0.95,
         "LSTM training, O1": 21_744 / 100,
         "LSTM training, published form (mixed)": 21_744 / 300,
     }
