@@ -87,17 +87,16 @@ def measure_row(directory: Path, name: str, quick: bool) -> str:
     return format_row(row, times, peak)
 
 
-def start_process(form: str = "") -> ProcessPoolExecutor:
+def start_process() -> ProcessPoolExecutor:
     """A new interpreter: no other work has shaped the memory that it has."""
     context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(1, context, initializer=begin, initargs=(form,))
+    return ProcessPoolExecutor(1, context, initializer=begin)
 
 
-def begin(form: str) -> None:
-    """In a new process: no progress bars; the published form without the kit's huge pages."""
+def begin() -> None:
+    """In a new process: no progress bars; workers start as from any other program."""
     progress.quiet = True
-    if form == "published":
-        os.environ["THP_MEM_ALLOC_ENABLE"] = "0"  # see kit/__init__.py
+    multiprocessing.set_start_method(None, force=True)
 
 
 def call_alone(work: Callable, *arguments):
@@ -123,7 +122,7 @@ def time_forms(
     after the other, and every other round the other way round, for the machine's speed drifts.
     """
     with contextlib.ExitStack() as stack:
-        processes = {form: stack.enter_context(start_process(form)) for form in forms}
+        processes = {form: stack.enter_context(start_process()) for form in forms}
         made = {
             form: process.submit(keep_row, maker, directory, amount).result()
             for form, process in processes.items()

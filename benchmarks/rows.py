@@ -471,6 +471,7 @@ def make_bag(directory: Path, amount: int, members: int = 30) -> Row:
         check,
         faster=5,
         memory=1.5,
+        rounds=9,
     )
 
 

@@ -27,11 +27,10 @@ def keep_memory() -> None:
     """Have this process keep up to 512 MB that it freed for what it asks for next.
 
     glibc gives memory back at once, and every step asks for it again: the system clears and maps
-    each page anew. Blocks over 32 MB, as of weights and gradients, are still mapped one by one, in
-    huge pages (see `kit/__init__.py`): kept, they would break up what is free, which in training
-    the LSTM of 2048 units took 1.4 GB more after 25 steps, and rising. Measured on two cores,
-    a step of that training takes 1.5 s instead of 1.9, in as much memory, and an image through
-    ResNeXt-101 at 480 pixels nine tenths of the time. Other C libraries are left as they are.
+    each page anew. Measured on two cores, an image through ResNeXt-101 at 480 pixels takes nine
+    tenths of the time. Blocks over 32 MB, as of weights and gradients, are still mapped one by
+    one: kept, they broke up what was free, so that training the LSTM of 2048 units took 1.4 GB more
+    after 25 steps, and rising, for a fifth less time. Other C libraries are left as they are.
     """
     if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
         library.mallopt(_MAP_THRESHOLD, _MAPPED_FROM)

@@ -3,7 +3,6 @@
 import platform
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -41,23 +40,6 @@ def test_memory_that_is_kept_is_not_mapped_again():
         pytest.skip("this system maps memory in huge pages")
     assert left > 4.5 * pages
     assert kept < pages / 10
-
-
-SHOW_HUGE_PAGES = """
-import kit, torch
-ones = torch.ones(50_000_000)
-text = open("/proc/self/smaps_rollup").read()
-print(next(line.split()[1] for line in text.splitlines() if line.startswith("AnonHugePages")))
-"""
-
-
-def test_large_tensors_lie_in_huge_pages():
-    switch = Path("/sys/kernel/mm/transparent_hugepage/enabled")
-    if not switch.exists() or "[never]" in switch.read_text(encoding="utf-8"):
-        pytest.skip("this system has no huge pages for who asks")
-    command = [sys.executable, "-c", SHOW_HUGE_PAGES]
-    kilobytes = int(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
-    assert kilobytes > 100_000  # of 200 MB; some may find no huge page free
 
 
 def test_a_cpu_takes_few_large_images_at_once_and_many_small_ones():
