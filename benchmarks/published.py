@@ -4,8 +4,8 @@ Written anew from the description of the 2nd-place solution (2019): windows in f
 read again for every view, differences formed by the loader in float64, padding that passes through
 the LSTM, everything in float32, pandas over text. Nothing here is made slower than that: library
 calls are used where they are the plain way, and what the description leaves open is done the faster
-way but for two plain ones whose cost `RESULTS.md` tells: whole files are read for an index, and texts
-of lists as Python. `tests/test_benchmarks.py` checks that the results are the kit's.
+way, but for two plain ones whose cost `RESULTS.md` tells: an index reads whole files, and texts of
+lists as Python. `tests/test_benchmarks.py` checks that the results are the kit's.
 """
 
 from __future__ import annotations
