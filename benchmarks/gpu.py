@@ -8,8 +8,9 @@ channels-last layout (to extract, with fused normalization), and O1 compiled. Ex
 DICOM files by worker processes, against the bare forward pass. An epoch of the LSTM over as many
 series as the competition has, against the published form in the same mixed precision, both loading
 in the process that trains. Rates are also given as a share of the card's own float16 matrix rate,
-measured here. A batch that does not fit is halved. At the end: the hours that the whole of stage 2
-would take on this card, if its files are read as fast as it trains.
+measured here. A batch of training or of the bare forward pass that does not fit is halved. At the
+end: the hours that the whole of stage 2 would take on this card, if its files are read as fast as
+it trains.
 """
 
 from __future__ import annotations

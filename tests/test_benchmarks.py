@@ -166,6 +166,11 @@ def test_each_form_is_timed_in_a_process_of_its_own(scratch):
 def test_the_limits_rows_run_on_small_inputs(scratch):
     for maker in (limits.make_training_memory, limits.make_index_memory, limits.make_opening):
         maker(scratch, 300).kit()
+    row = limits.make_step_memory(scratch, 300, hidden=16)
+    row.kit()
+    # lstm1 2·(64·(6144+16) + 2·64), lstm2 2·(64·(32+16) + 2·64), linear1 and 2, linear, skip
+    weights = 788_736 + 6400 + 2 * (32 * 32 + 32) + (32 * 6 + 6) + 4096 * 32
+    assert row.model == 4 * 4 * weights / 1e9
 
 
 def test_the_headers_written_are_slices_of_full_size(scratch):

@@ -38,7 +38,7 @@ def test_memory_that_is_kept_is_not_mapped_again():
     left, kept = count_faults("leave"), count_faults("keep")
     if left < pages:
         pytest.skip("this system maps memory in huge pages")
-    assert left > 4.5 * pages
+    assert left > 4.9 * pages  # of five rounds; a little is kept at the end of the heap
     assert kept < pages / 10
 
 
