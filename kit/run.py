@@ -177,9 +177,10 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
     """Write a table, CSV or parquet by its name, beside its place; then move it there."""
     with replacing(path) as part:
         if path.suffix == ".parquet":
-            # Numbers gain nothing from a dictionary, and would be read half as fast.
-            texts = list(frame.select_dtypes(exclude="number"))
-            frame.to_parquet(part, index=False, compression="lz4", use_dictionary=texts)
+            # Numbers and ids gain nothing from a dictionary, and would be read half as fast.
+            texts = frame.select_dtypes(exclude="number")
+            repeated = [name for name in texts if not texts[name].is_unique]
+            frame.to_parquet(part, index=False, compression="lz4", use_dictionary=repeated)
         else:
             frame.to_csv(part, index=False, float_format="%.6g")
 
