@@ -7,6 +7,7 @@ and the step alone. So a run that was stopped goes on to the same weights.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
 import time
@@ -208,6 +209,10 @@ def join_processes() -> Iterator[None]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(choose_device())
+    # DDP imports this, and its functions hold the group of that time as a default argument for
+    # good. A gloo group that is held keeps its threads, and they abort a process that ends while
+    # they let go of a gradient (https://github.com/pytorch/pytorch/issues/190489).
+    importlib.import_module("torch.distributed.nn.functional")
     # The first process works alone for hours where it indexes or predicts: the others must wait.
     distributed.init_process_group(
         "nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1)
