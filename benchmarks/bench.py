@@ -61,7 +61,7 @@ def main() -> None:
     """Measure the rows asked for; print the table; keep it where it is complete."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
-    parser.add_argument("--quick", action="store_true", help="small amounts, two rounds")
+    parser.add_argument("--quick", action="store_true", help="small amounts, three rounds")
     parser.add_argument("--directory", type=Path, help="keeps the inputs for the next call")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="kit-bench") as scratch:
@@ -82,7 +82,7 @@ def measure_row(directory: Path, name: str, quick: bool) -> str:
     maker, full, small = ROWS[name]
     amount = small if quick else full
     call_alone(check_row, maker, directory, amount)
-    row, times = time_forms(maker, directory, amount, rounds=2 if quick else None)
+    row, times = time_forms(maker, directory, amount, rounds=3 if quick else None)
     peak = call_alone(measure_memory, maker, directory, amount) if row.memory else None
     return format_row(row, times, peak)
 

@@ -29,7 +29,8 @@ def write_slices(directory: Path, count: int) -> list[str]:
 
     folder = directory / "phantom"
     if not folder.exists():
-        write_phantom(folder, patients=6, size=512, seed=3)
+        # Without workers: joblib's stay for five minutes, and this process would wait for them.
+        write_phantom(folder, patients=6, size=512, seed=3, workers=1)
     found = sorted(str(path) for path in folder.rglob("*.dcm"))
     headers = {path: read_header(path) for path in found}
     sound = [
