@@ -126,7 +126,7 @@ def parse_file(
 def _parse_plain(
     file: BinaryIO, size: int, tags: list[int]
 ) -> tuple[pydicom.Dataset, Mapping, int] | None:
-    """As `_parse`, in half of its time, of a short header as the standard has it; else None.
+    """As `_parse`, in two fifths of its time, of a short header as the standard has it; else None.
 
     `dcmread` asks the file for eight bytes at a time, and makes an object of the file meta, of
     which the transfer syntax alone is of use.
