@@ -186,7 +186,7 @@ def make_batch(directory: Path, amount: int, deltas: bool = False) -> Row:
         each(lambda numbers: published.load_batch(theirs, numbers, device), draws),
         keeping(each(copy, draws)),
         check,
-        faster=None if deltas else 10,
+        faster=10,
         rounds=9,
     )
 
@@ -231,7 +231,7 @@ def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> 
         keeping(forward),
         check,
         faster=3,
-        rounds=1,
+        rounds=3,
     )
 
 

@@ -17,40 +17,44 @@ def add_deltas(embeddings, mask=None):
     NumPy or torch, in the given type. `mask` (..., T), True where a slice is real, makes the ends
     those of the real slices: a difference to a padded place is zero.
     """
-    array = torch if isinstance(embeddings, torch.Tensor) else np
-    size = embeddings.shape[-1]
+    size, shape = embeddings.shape[-1], (*embeddings.shape[:-1], 3 * embeddings.shape[-1])
+    tensor = isinstance(embeddings, torch.Tensor)
+    joined = embeddings.new_empty(shape) if tensor else np.empty(shape, embeddings.dtype)
+    joined[..., :size] = embeddings
+    to_previous, to_next = joined[..., size : 2 * size], joined[..., 2 * size :]
+    to_previous[..., 0, :] = to_next[..., -1, :] = 0
     steps = embeddings[..., 1:, :] - embeddings[..., :-1, :]
     if mask is not None:
         real = mask > 0
         steps *= (real[..., 1:] & real[..., :-1])[..., None]
-    # Written into their places: each further copy of a batch costs a tenth of all this.
-    joined = array.concatenate([embeddings, embeddings, embeddings], -1)
-    to_previous, to_next = joined[..., size : 2 * size], joined[..., 2 * size :]
     to_previous[..., 1:, :], to_next[..., :-1, :] = steps, -steps
-    to_previous[..., 0, :] = to_next[..., -1, :] = 0
     return joined
 
 
 def collate_series(items: list[dict]) -> dict[str, torch.Tensor]:
     """Stack series of different lengths, padded in front to the longest.
 
-    Items hold `emb` (T, E), `embidx` (T,) and `labels` (T, 6), NumPy or torch. The result holds
-    `emb` (B, T, E), `embidx` (B, T) with −1, `labels` (B, T, 6) and the Boolean `mask` (B, T) with
-    False at padded places; zeros elsewhere there.
+    Items hold `emb` (T, E), `embidx` (T,) from 0 on and `labels` (T, 6), NumPy or torch. The result
+    holds `emb` (B, T, E), `embidx` (B, T) with −1, `labels` (B, T, 6) and the Boolean `mask` (B, T)
+    with False at padded places; zeros elsewhere there.
     """
-    longest = max(len(item["embidx"]) for item in items)
-    first = {name: torch.as_tensor(items[0][name]) for name in ("emb", "embidx", "labels")}
+    padding = {"emb": 0, "embidx": -1, "labels": 0}
     batch = {
-        name: value.new_full((len(items), longest, *value.shape[1:]), -1 if name == "embidx" else 0)
-        for name, value in first.items()
+        name: _pad_in_front([item[name] for item in items], value)
+        for name, value in padding.items()
     }
-    batch["mask"] = torch.zeros(len(items), longest, dtype=torch.bool)
-    for row, item in enumerate(items):
-        start = longest - len(item["embidx"])
-        for name in first:
-            batch[name][row, start:] = torch.as_tensor(item[name])
-        batch["mask"][row, start:] = True
+    batch["mask"] = batch["embidx"] >= 0
     return batch
+
+
+def _pad_in_front(arrays: list, value: float) -> torch.Tensor:
+    """(T, …) arrays, each filled up to the longest → (B, T, …)."""
+    longest, first = max(map(len, arrays)), np.asarray(arrays[0])
+    # NumPy: torch takes twice as long over copies as small as these.
+    padded = np.full((len(arrays), longest, *first.shape[1:]), value, first.dtype)
+    for row, array in enumerate(arrays):
+        padded[row, longest - len(array) :] = array
+    return torch.from_numpy(padded)
 
 
 class SeriesDataset(torch.utils.data.Dataset):

@@ -20,7 +20,7 @@ def count():
 letter = sys.argv[1][:1].encode()  # a variable: a constant's product would be made once
 before = 0
 for _ in range(6):
-    blocks = [letter * 20_000_000 for _ in range(10)]
+    blocks = [letter * 20_500_000 for _ in range(10)]
     del blocks
     before = before or count()
 print(count() - before)
@@ -38,7 +38,8 @@ def test_memory_that_is_kept_is_not_mapped_again():
     left, kept = count_faults("leave"), count_faults("keep")
     if left < pages:
         pytest.skip("this system maps memory in huge pages")
-    assert left > 4.9 * pages  # of five rounds; a little is kept at the end of the heap
+    # Of 205 MB a round, five times: the last few stay at the end of the heap even so.
+    assert left >= 5 * int(pages)
     assert kept < pages / 10
 
 
