@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = next(
@@ -18,8 +18,8 @@ setup(
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
-    packages=["kit"],
-    package_data={"kit": ["*.html", "*.css", "*.js"]},
+    packages=find_packages(include=["kit", "kit.*"]),
+    package_data={"kit.report": ["assets/*"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.4",

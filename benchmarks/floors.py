@@ -34,14 +34,14 @@ def predict(folder: str, run: str, out: str) -> None:
     import pydicom
     import torch
 
-    from kit import amp
     from kit.classifier import load_classifier
     from kit.competition import LABELS
     from kit.cpu import keep_memory
     from kit.fusion import fuse_normalization
     from kit.images import choose_batch, read_image
     from kit.lstm import load_lstm
-    from kit.run import Run
+    from kit.runs.directory import Run
+    from kit.training import amp
 
     keep_memory()
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in Path(folder).iterdir()]

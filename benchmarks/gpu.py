@@ -32,13 +32,13 @@ import samples
 import torch
 from torch import nn
 
-from kit import amp
 from kit.classifier import Classifier, ClassifierConfig, load_classifier
 from kit.embeddings import extract_embeddings
 from kit.fusion import fuse_normalization
 from kit.lstm import LSTMConfig, SequenceLSTM, sequence_loss
 from kit.sequences import SeriesDataset, collate_series
-from kit.training import _step, make_optimizer, move_batch, weighted_loss
+from kit.training import amp
+from kit.training.loop import _step, make_optimizer, move_batch, weighted_loss
 
 IMAGES, TEST_IMAGES, SERIES = 752_803, 121_232, 21_744  # of the competition's stage 2
 

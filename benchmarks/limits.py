@@ -45,7 +45,7 @@ def make_step_memory(directory: Path, amount: int, hidden: int = rows.HIDDEN) ->
 
     from kit.lstm import LSTMConfig, SequenceLSTM, train_lstm
     from kit.pipeline import make_series
-    from kit.training import OutOfTime
+    from kit.training.loop import OutOfTime
 
     store, table = write_store(directory, amount)
     config = LSTMConfig(hidden_size=hidden, epochs=1)
@@ -70,9 +70,9 @@ def make_step_memory(directory: Path, amount: int, hidden: int = rows.HIDDEN) ->
 
 def make_index_memory(directory: Path, amount: int) -> rows.Row:
     """Index `amount` slices; headers come from a table, for so many files would take hours."""
-    from kit import dicom
-    from kit.header import Header
-    from kit.slices import index_files
+    from kit.dicom import pixels as dicom
+    from kit.dicom.header import Header
+    from kit.slices.index import index_files
 
     table = samples.make_slice_table(amount)
     header = dicom.read_header(next((samples.write_headers(directory, 1)).iterdir()))
@@ -98,7 +98,7 @@ def make_index_memory(directory: Path, amount: int) -> rows.Row:
 def make_opening(directory: Path, amount: int) -> rows.Row:
     """Open a run of `amount` slices: recipe, slice table, embeddings with their ids."""
     from kit.recipes import RECIPES
-    from kit.run import Run, begin, read_recipe, read_slices, write_frame
+    from kit.runs.directory import Run, begin, read_recipe, read_slices, write_frame
 
     store, table = write_store(directory, amount)
     run = Run(directory / f"opened{amount}")

@@ -47,7 +47,7 @@ def make_window(directory: Path, amount: int) -> Row:
     """DICOM file → three-window uint8."""
     import pydicom
 
-    from kit.dicom import read_hounsfield
+    from kit.dicom.pixels import read_hounsfield
     from kit.windowing import window_image
 
     paths = samples.write_slices(directory, amount)
@@ -102,7 +102,7 @@ def make_index(directory: Path, amount: int) -> Row:
     folder = samples.write_headers(directory, amount)
 
     def check():
-        from kit.slices import index_slices
+        from kit.slices.index import index_slices
 
         slices, skipped = index_slices(folder)
         expected = published.index_folder(folder)
@@ -125,7 +125,7 @@ def make_index(directory: Path, amount: int) -> Row:
 
 def make_slices(directory: Path, amount: int) -> Row:
     """Header columns → series, order, seq."""
-    from kit.slices import order_slices
+    from kit.slices.index import order_slices
 
     table = samples.make_slice_table(amount)
     codes = pd.factorize(table["SeriesInstanceUID"])[0]
@@ -150,7 +150,7 @@ def make_batch(directory: Path, amount: int, deltas: bool = False) -> Row:
     import torch
 
     from kit.sequences import SeriesDataset, add_deltas, collate_series
-    from kit.training import move_batch
+    from kit.training.loop import move_batch
 
     embeddings, table = samples.make_series(amount, EMBEDDING)
     ours = SeriesDataset(embeddings, table, table["embidx"])
@@ -195,9 +195,9 @@ def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> 
     """Logits of `amount` series. One round: it takes minutes, over which disturbances even out."""
     import torch
 
-    from kit import amp
     from kit.lstm import predict_logits
     from kit.sequences import SeriesDataset, batch_by_length, collate_series
+    from kit.training import amp
 
     ours, theirs = make_models(hidden)
     exact, _ = make_models(hidden, theirs.state_dict(), opt_level="O0")
@@ -237,8 +237,8 @@ def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> 
 
 def make_lstm_step(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
     """Three training steps, each on other `amount` series: forward, backward, Adam."""
-    from kit import amp
-    from kit.training import _step, make_optimizer
+    from kit.training import amp
+    from kit.training.loop import _step, make_optimizer
 
     def prepare(hidden, amount=amount, **options):
         """Three steps of the kit, of the published form, and bare: each goes on where it was."""
@@ -325,11 +325,11 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
 
     import torch
 
-    from kit import amp
     from kit.classifier import ClassifierConfig, load_classifier
     from kit.embeddings import extract_embeddings
     from kit.fusion import fuse_normalization
     from kit.images import choose_batch, read_image
+    from kit.training import amp
 
     paths = samples.write_slices(directory, amount)[:amount]
     weights = samples.write_classifier(directory, size)
@@ -438,8 +438,8 @@ def make_bag(directory: Path, amount: int, members: int = 30) -> Row:
     """Members from their files → the submission; the published ones are CSV files."""
     import pyarrow.parquet as pq
 
-    from kit.combining import read_members
     from kit.ensemble import bag
+    from kit.runs.scoring import read_members
     from kit.submission import write_submission
 
     tables, texts = samples.write_members(directory, amount // 6, members)

@@ -24,8 +24,8 @@ def draw_lengths(series: int, seed: int = 0) -> np.ndarray:
 
 def write_slices(directory: Path, count: int) -> list[str]:
     """The first `count` sound 512×512 files of a phantom; what no other form reads is left out."""
-    from kit.dicom import find_missing_pixels, has_wrong_intercept, read_header
-    from kit.phantom import write_phantom
+    from kit.dicom.pixels import find_missing_pixels, has_wrong_intercept, read_header
+    from kit.phantom.write import write_phantom
 
     folder = directory / "phantom"
     if not folder.exists():
@@ -65,8 +65,8 @@ def write_classifier(directory: Path, size: int, architecture: str = "resnext101
     """Weights of a classifier, not trained."""
     import torch
 
-    from kit.checkpoints import save_weights
     from kit.classifier import Classifier, ClassifierConfig
+    from kit.training.checkpoints import save_weights
 
     path = directory / f"classifier{size}.safetensors"
     if not path.exists():
@@ -80,11 +80,11 @@ def write_run(directory: Path) -> Path:
     """A complete run of full size: recipe `single` cut down to one epoch of each, not trained."""
     import torch
 
-    from kit.checkpoints import save_weights
     from kit.classifier import Classifier
     from kit.lstm import SequenceLSTM
     from kit.recipes import find_recipe
-    from kit.run import Run, begin
+    from kit.runs.directory import Run, begin
+    from kit.training.checkpoints import save_weights
 
     run = Run(directory / "run")
     if not run.path.exists():
@@ -104,7 +104,7 @@ def write_run(directory: Path) -> Path:
 def write_members(directory: Path, images: int, members: int) -> tuple[list[Path], list[Path]]:
     """Members of a bag as parquet (the kit's) and as CSV, not rounded: three, over and over."""
     from kit.competition import to_submission
-    from kit.run import write_frame
+    from kit.runs.directory import write_frame
 
     tables, texts = [], []
     for number in range(3):

@@ -82,10 +82,10 @@ def study_seed(seed: int, patients: int, directory: Path) -> None:
 
     from kit.competition import LABELS, weighted_log_loss
     from kit.ensemble import name_columns, rolling_mean
-    from kit.phantom import write_phantom
+    from kit.phantom.write import write_phantom
     from kit.pipeline import run_recipe
     from kit.recipes import RECIPES
-    from kit.run import Run
+    from kit.runs.directory import Run
 
     if not (directory / "data").exists():
         directory.mkdir(parents=True, exist_ok=True)
@@ -150,8 +150,8 @@ def train_variant(run, recipe, oof, name: str, directory: Path):
     from kit.competition import LABELS
     from kit.embeddings import EmbeddingStore
     from kit.lstm import load_lstm, predict_logits, train_lstm
-    from kit.prediction import make_series
-    from kit.run import list_folds, read_slices
+    from kit.runs.directory import list_folds, read_slices
+    from kit.runs.prediction import make_series
 
     cpu, slices = torch.device("cpu"), read_slices(run)
     slices = slices[slices["split"] == "train"]
@@ -185,9 +185,9 @@ def extract_one_view(run, recipe, fold, slices, directory: Path):
     """Embeddings of the upright view alone, by the run's own classifier."""
     import torch
 
-    from kit.checkpoints import save_weights
     from kit.classifier import load_classifier
     from kit.embeddings import extract_embeddings
+    from kit.training.checkpoints import save_weights
 
     model = load_classifier(run.classifier(fold) / f"epoch{recipe.classifier.epochs}.safetensors")
     model.config = replace(model.config, test_augmentation=False)

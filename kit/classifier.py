@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from kit import images
-from kit.checkpoints import TrainingError, fill_model, load_trained, load_weights
 from kit.competition import LABELS, TRAINING_PRIOR
 from kit.cpu import spare_threads
-from kit.training import TrainingConfig, fit, predict, weighted_loss
+from kit.training.checkpoints import TrainingError, fill_model, load_trained, load_weights
+from kit.training.loop import TrainingConfig, fit, predict, weighted_loss
 from kit.workers import restart_once
 
 # Of the windowed training images, channels in the order of `windowing.WINDOWS` (published code).

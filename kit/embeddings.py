@@ -16,14 +16,15 @@ import pandas as pd
 import torch
 from torch import distributed
 
-from kit import amp, images, progress
-from kit.checkpoints import TrainingError, write_json
+from kit import images, progress
 from kit.classifier import load_classifier
 from kit.competition import LABELS
 from kit.cpu import spare_threads
 from kit.files import naming, replacing
 from kit.fusion import fuse_normalization
-from kit.training import OutOfTime, predict, rank, world_size
+from kit.training import amp
+from kit.training.checkpoints import TrainingError, write_json
+from kit.training.loop import OutOfTime, predict, rank, world_size
 from kit.workers import restart_once
 
 _FLUSH_SECONDS = 60  # how much extraction a crash may cost

@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 
 from kit.competition import LABELS
-from kit.dicom import DicomError, MissingError, read_hounsfield
+from kit.dicom.pixels import DicomError, MissingError, read_hounsfield
 from kit.windowing import crop_to_head, resize_image, window_image
 from kit.workers import WorkerError
 

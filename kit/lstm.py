@@ -12,7 +12,6 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from kit.checkpoints import TrainingError, fill_model, load_trained
 from kit.competition import LABELS
 from kit.recurrence import run_lstm
 from kit.sequences import (
@@ -22,7 +21,8 @@ from kit.sequences import (
     collate_series,
     read_rows,
 )
-from kit.training import TrainingConfig, fit, predict, weighted_loss
+from kit.training.checkpoints import TrainingError, fill_model, load_trained
+from kit.training.loop import TrainingConfig, fit, predict, weighted_loss
 
 
 @dataclass(frozen=True, kw_only=True)

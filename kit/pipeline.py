@@ -16,18 +16,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from kit.checkpoints import write_json
 from kit.classifier import train_classifier
-from kit.combining import combine
 from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore, extract_embeddings, import_published
-from kit.folds import assign_folds
-from kit.layout import index_competition
 from kit.lstm import train_lstm
-from kit.prediction import choose_workers, make_series, note_unreadable, predict_slices
 from kit.recipes import Recipe
-from kit.report import write_report
-from kit.run import (
+from kit.report.run_page import write_report
+from kit.runs.directory import (
     ALL_DATA,
     Run,
     RunError,
@@ -41,7 +36,12 @@ from kit.run import (
     timed,
     write_frame,
 )
-from kit.training import choose_device, rank, wait_for_all
+from kit.runs.prediction import choose_workers, make_series, note_unreadable, predict_slices
+from kit.runs.scoring import combine
+from kit.slices.competition_files import index_competition
+from kit.slices.folds import assign_folds
+from kit.training.checkpoints import write_json
+from kit.training.loop import choose_device, rank, wait_for_all
 
 
 def run_recipe(

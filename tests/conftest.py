@@ -35,7 +35,7 @@ SMALL = {
 @pytest.fixture(scope="session")
 def small_data(tmp_path_factory) -> Path:
     """A synthetic competition of 24 patients at 64 pixels; not to be written to."""
-    from kit.phantom import write_phantom
+    from kit.phantom.write import write_phantom
 
     directory = tmp_path_factory.mktemp("phantom") / "data"
     write_phantom(directory, patients=24, size=64, seed=1)
@@ -47,7 +47,7 @@ def small_run(small_data, tmp_path_factory):
     """A finished run of the shortened demo recipe on `small_data`; not to be written to."""
     from kit.pipeline import run_recipe
     from kit.recipes import find_recipe
-    from kit.run import Run
+    from kit.runs.directory import Run
 
     run = Run(tmp_path_factory.mktemp("run") / "run")
     run_recipe(small_data, find_recipe("demo", SMALL), run, workers=1)

@@ -108,7 +108,7 @@ def test_the_index_row_gives_equal_tables(scratch):
 
 
 def test_real_slices_look_the_same_in_the_published_form():
-    from kit.dicom import read_hounsfield
+    from kit.dicom.pixels import read_hounsfield
     from kit.images import read_image
     from kit.windowing import window_image
 
@@ -174,7 +174,7 @@ def test_the_limits_rows_run_on_small_inputs(scratch):
 
 
 def test_the_headers_written_are_slices_of_full_size(scratch):
-    from kit.dicom import find_missing_pixels, read_header
+    from kit.dicom.pixels import find_missing_pixels, read_header
 
     path = next(samples.write_headers(scratch, 60).iterdir())
     assert find_missing_pixels(read_header(path)) is None

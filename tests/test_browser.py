@@ -11,9 +11,9 @@ import pandas as pd
 import pytest
 
 from kit.competition import LABELS
-from kit.explain import explain_series
-from kit.report import write_report
-from kit.run import Run
+from kit.report.explain import explain_series
+from kit.report.run_page import write_report
+from kit.runs.directory import Run
 
 selenium = pytest.importorskip("selenium", reason="selenium is not installed")
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -68,7 +68,7 @@ def hostile_run(small_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def scans_page(small_data, small_run, tmp_path_factory):
     """The page of one's own scans, some of whose files have hostile names."""
-    from kit.prediction import predict_folder
+    from kit.runs.prediction import predict_folder
 
     work = tmp_path_factory.mktemp("scans")
     folder = shutil.copytree(small_data / "stage_2_test", work / HOSTILE_FILE)

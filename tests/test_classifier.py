@@ -6,7 +6,6 @@ import timm
 import torch
 from safetensors.torch import save_file
 
-from kit.checkpoints import TrainingError, save_tensors, save_weights
 from kit.classifier import (
     MEAN,
     STD,
@@ -16,10 +15,11 @@ from kit.classifier import (
     measure_loss,
 )
 from kit.competition import LABELS, TRAINING_PRIOR, weighted_log_loss
-from kit.dicom import DicomError
+from kit.dicom.pixels import DicomError
 from kit.images import read_image
 from kit.recipes import RECIPES, SMALL_RESNEXT
-from kit.run import read_slices
+from kit.runs.directory import read_slices
+from kit.training.checkpoints import TrainingError, save_tensors, save_weights
 
 
 def config(**changes):

@@ -14,15 +14,15 @@ import pandas as pd
 import pytest
 import torch
 
-from kit.__main__ import main
-from kit.checkpoints import save_tensors, write_json
+from kit.cli.commands import main
 from kit.competition import LABELS
 from kit.embeddings import seal_store
-from kit.events import write_events
-from kit.page import write_page
-from kit.run import write_frame
-from kit.slices import index_files, list_files
+from kit.report.page import write_page
+from kit.runs.directory import write_frame
+from kit.slices.index import index_files, list_files
 from kit.submission import write_submission
+from kit.training.checkpoints import save_tensors, write_json
+from kit.training.events import write_events
 
 FLAGS = ["--recipe", "demo", "--folds", "2", "--train-folds", "0", "--workers", "1", "--quiet"]
 FLAGS += ["--classifier-epochs", "1", "--classifier-image-size", "32", "--lstm-epochs", "2"]

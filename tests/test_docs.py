@@ -120,7 +120,7 @@ def test_commands_stand_in_blocks_that_are_run(page):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_that_is_mentioned_exists(page):
-    from kit.__main__ import COMMANDS
+    from kit.cli.commands import COMMANDS
 
     text = page.read_text(encoding="utf-8")
     mentioned = set(re.findall(r"(?:^|`|\s{4})kit ([a-z][a-z-]+)", text, re.MULTILINE))

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from kit import embeddings
-from kit.checkpoints import TrainingError, load_weights, save_tensors
 from kit.classifier import load_classifier
 from kit.embeddings import EmbeddingStore, extract_embeddings, import_published
 from kit.images import read_image
-from kit.run import read_slices
-from kit.training import OutOfTime
+from kit.runs.directory import read_slices
+from kit.training.checkpoints import TrainingError, load_weights, save_tensors
+from kit.training.loop import OutOfTime
 
 CPU = torch.device("cpu")
 

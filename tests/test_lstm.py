@@ -3,9 +3,9 @@ import pytest
 import torch
 from conftest import golden
 
-from kit import amp
 from kit.lstm import LSTMConfig, SequenceLSTM, SpatialDropout, sequence_loss
-from kit.training import make_optimizer
+from kit.training import amp
+from kit.training.loop import make_optimizer
 
 
 def load_published(**options):

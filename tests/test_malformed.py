@@ -25,12 +25,12 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from kit import parsing
-from kit.content import MAX_PIXELS
-from kit.dicom import DicomError, read_header, read_hounsfield
+from kit.dicom import parsing
+from kit.dicom.content import MAX_PIXELS
+from kit.dicom.pixels import DicomError, read_header, read_hounsfield
 from kit.images import read_image
-from kit.phantom import write_phantom
-from kit.slices import index_files, index_slices
+from kit.phantom.write import write_phantom
+from kit.slices.index import index_files, index_slices
 
 # Reads the files that each line of its input names, as the pipeline does: the header for the table,
 # then the image. An exception or a file that takes ten seconds ends it. Of the memory that may be
@@ -39,9 +39,9 @@ READER = """
 import json, resource, signal, sys
 resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30))
 from kit import progress
-from kit.dicom import DicomError
+from kit.dicom.pixels import DicomError
 from kit.images import read_image
-from kit.slices import index_files
+from kit.slices.index import index_files
 progress.quiet = True
 for line in sys.stdin:
     found = {}

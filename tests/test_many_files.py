@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from kit.slices import index_slices
+from kit.slices.index import index_slices
 
 SECONDS = 60  # measured: 7 on two busy cores
 

@@ -13,19 +13,19 @@ from conftest import SMALL, shared
 from sklearn.metrics import log_loss
 
 from kit import images, pipeline
-from kit.checkpoints import TrainingError, load_weights, save_tensors
-from kit.combining import blend_runs, combine
+from kit.cli.tables import format_scores
 from kit.competition import LABELS, read_labels
 from kit.embeddings import EmbeddingStore
 from kit.ensemble import MODELS, name_columns
 from kit.lstm import load_lstm, predict_logits
 from kit.pipeline import run_recipe
-from kit.prediction import make_series, predict_folder
 from kit.recipes import find_recipe
-from kit.run import Run, RunError, hold, hold_folder, read_slices
-from kit.status import list_stages
+from kit.runs.directory import Run, RunError, hold, hold_folder, read_slices
+from kit.runs.prediction import make_series, predict_folder
+from kit.runs.scoring import blend_runs, combine
+from kit.runs.status import list_stages
 from kit.submission import read_sample, validate_submission
-from kit.tables import format_scores
+from kit.training.checkpoints import TrainingError, load_weights, save_tensors
 
 
 def copy(run: Run, directory) -> Run:

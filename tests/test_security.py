@@ -16,15 +16,15 @@ import torch
 from conftest import ROOT
 from dicom_files import write_slice
 
-from kit.__main__ import main
-from kit.checkpoints import save_weights
 from kit.classifier import Classifier, ClassifierConfig
+from kit.cli.commands import main
 from kit.embeddings import EmbeddingStore, import_published
-from kit.folds import assign_folds
 from kit.lstm import LSTMConfig, SequenceLSTM
 from kit.recipes import find_recipe
-from kit.run import Run, begin
-from kit.slices import index_slices
+from kit.runs.directory import Run, begin
+from kit.slices.folds import assign_folds
+from kit.slices.index import index_slices
+from kit.training.checkpoints import save_weights
 
 
 class Payload:

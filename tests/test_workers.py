@@ -14,13 +14,14 @@ import pytest
 import torch
 from joblib.externals.loky import get_reusable_executor
 
-from kit import entries, images
-from kit.__main__ import main
+from kit import images
 from kit.classifier import ClassifierConfig, train_classifier
+from kit.cli.commands import main
 from kit.embeddings import extract_embeddings
-from kit.layout import index_competition
-from kit.phantom import write_phantom
+from kit.phantom.write import write_phantom
 from kit.recipes import SMALL_RESNEXT
+from kit.slices import entries
+from kit.slices.competition_files import index_competition
 from kit.workers import WorkerError, restart_once
 
 CPU = torch.device("cpu")

@@ -1,0 +1,200 @@
+"""The Kaggle notebooks and the datasets they need, built into a folder ready to be pushed.
+
+FOLDER/datasets/{wheels,weights,backbone}/   each with its dataset-metadata.json
+FOLDER/kernels/{predict,train-classifier,train-lstm}/   notebook and kernel-metadata.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+BUILD = Path("build/kaggle")
+NOTEBOOKS = ("train-classifier", "train-lstm", "predict")
+REQUIREMENTS = "kit-requirements.txt"  # by it the notebooks find the wheels
+BACKBONE = "backbone.safetensors"  # by it train-classifier finds initial weights
+DECODERS = ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
+PYTHONS = ("3.12", "3.13")  # of Kaggle's images
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+# The earliest time that a zip can note: a rebuilt wheel has the same bytes.
+EPOCH = "315532800"
+
+
+class BuildError(RuntimeError):
+    """What is missing for building, in one sentence."""
+
+
+def build_kernels(
+    user: str,
+    runs: list[Path] | None = None,
+    fold: int = 0,
+    backbone: Path | None = None,
+    folder: Path = BUILD,
+    project: Path = Path(),
+) -> None:
+    """Build wheels, notebooks and, where given, the weights of `runs` and the `backbone`.
+
+    `user` owns everything on Kaggle; `fold` is the one that the training notebooks train. Raises
+    `BuildError` where `project` is not the project's folder or `user` is no Kaggle user name.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", user):
+        raise BuildError(f"KAGGLE_USER is {user!r}: set it to your Kaggle user name")
+    if not (project / "kernels").is_dir() or not (project / "setup.py").is_file():
+        raise BuildError(f"{project.absolute()} is not the project's folder: run this from there")
+    for name in ("datasets", "kernels"):  # and not the fetched output beside them
+        shutil.rmtree(folder / name, ignore_errors=True)
+    datasets = folder / "datasets"
+    build_wheels(project, datasets / "wheels")
+    _describe_dataset(datasets / "wheels", user)
+    if runs:
+        from kit.runs.directory import Run
+        from kit.runs.export import export_runs
+
+        export_runs([Run(run) for run in runs], datasets / "weights")
+        _describe_dataset(datasets / "weights", user)
+    if backbone:
+        (datasets / "backbone").mkdir()
+        shutil.copyfile(backbone, datasets / "backbone" / BACKBONE)
+        _describe_dataset(datasets / "backbone", user)
+    for name in NOTEBOOKS:
+        build_kernel(project / "kernels" / name, folder / "kernels" / name, user, fold)
+
+
+def build_kernel(source: Path, folder: Path, user: str, fold: int = 0) -> None:
+    """Write a notebook and its metadata, with user and fold filled in, to `folder`.
+
+    The notebook as it stands in its source is written beside the source too.
+    """
+    folder.mkdir(parents=True)
+    text = (source / "kernel-metadata.json").read_text(encoding="utf-8")
+    metadata = json.loads(text.replace("{user}", user).replace("{fold}", str(fold)))
+    _write_json(folder / "kernel-metadata.json", metadata)
+    cells = (source / f"{source.name}.py").read_text(encoding="utf-8")
+    (source / metadata["code_file"]).write_text(render_notebook(cells), encoding="utf-8")
+    parameters = {"FOLD": fold} if "\nFOLD = " in cells else {}
+    notebook = render_notebook(cells, parameters)
+    (folder / metadata["code_file"]).write_text(notebook, encoding="utf-8")
+
+
+def render_notebook(text: str, parameters: dict | None = None) -> str:
+    """A percent-format script as a notebook's JSON; the same text gives the same bytes.
+
+    Cells begin with `# %%`, `# %% [markdown]` or `# %% [parameters]`. `parameters` replace the
+    right sides of assignments in the last; `BuildError` where there is no such assignment.
+    """
+    cells = []
+    for part in re.split(r"^# %%", text, flags=re.MULTILINE)[1:]:
+        kind, _, source = part.partition("\n")
+        kind, source = kind.strip(" []") or "code", source.strip("\n")
+        if kind == "markdown":
+            source = re.sub(r"^# ?", "", source, flags=re.MULTILINE)
+        if kind == "parameters":
+            source = _set_parameters(source, parameters or {})
+        cells.append(_make_cell(kind, source, len(cells)))
+    kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
+    notebook = {
+        "cells": cells,
+        "metadata": {"kernelspec": kernelspec, "language_info": {"name": "python"}},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
+    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+
+
+def build_wheels(project: Path, directory: Path) -> None:
+    """The wheel of kit, decoder wheels for Kaggle's Pythons, and the list of what to install.
+
+    Where the decoders cannot be downloaded it says so and goes on: the competition's files are
+    not compressed.
+    """
+    directory.mkdir(parents=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        # A copy, for setuptools would take modules that are no more from an old build folder.
+        for name in ("setup.py", "pyproject.toml", "README.md"):
+            shutil.copyfile(project / name, Path(scratch) / name)
+        ignore = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(project / "kit", Path(scratch) / "kit", ignore=ignore)
+        # The build tools at hand, where there are any: no download.
+        local = ["--no-build-isolation"] if importlib.util.find_spec("setuptools") else []
+        _run_pip("wheel", "--no-deps", *local, "--wheel-dir", str(directory), scratch)
+    lines = [f"kit=={_read_version(next(directory.glob('kit-*.whl')))}"]
+    for python in PYTHONS:
+        lines += _download_decoders(python, directory)
+    (directory / REQUIREMENTS).write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def _download_decoders(python: str, directory: Path) -> list[str]:
+    """Download the decoders for one Python; their requirements, none where that fails."""
+    platforms = [f"--platform={platform}" for platform in PLATFORMS]
+    with tempfile.TemporaryDirectory() as scratch:
+        options = ["--no-deps", "--only-binary=:all:", f"--python-version={python}", *platforms]
+        try:
+            _run_pip("download", *options, "--dest", scratch, *DECODERS)
+        except BuildError as error:
+            print(
+                f"The decoders for Python {python} are left out: {error}. On Kaggle compressed "
+                "DICOM files will be skipped; the competition's are not compressed."
+            )
+            return []
+        wheels = sorted(Path(scratch).glob("*.whl"))
+        for wheel in wheels:
+            shutil.copyfile(wheel, directory / wheel.name)
+        return [
+            f'{wheel.name.split("-")[0]}=={_read_version(wheel)}; python_version == "{python}"'
+            for wheel in wheels
+        ]
+
+
+def _run_pip(*arguments: str) -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH},
+    )
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or ["no reason given"]
+        raise BuildError(f"pip {arguments[0]} failed ({lines[-1].strip()})")
+
+
+def _read_version(wheel: Path) -> str:
+    return wheel.name.split("-")[1]
+
+
+def _describe_dataset(directory: Path, user: str) -> None:
+    name = f"hemorrhage-{directory.name}"
+    metadata = {"id": f"{user}/{name}", "title": name, "licenses": [{"name": "other"}]}
+    _write_json(directory / "dataset-metadata.json", metadata)
+
+
+def _write_json(path: Path, value: dict) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _set_parameters(source: str, parameters: dict) -> str:
+    for name, value in parameters.items():
+        source, count = re.subn(
+            rf"^{name} = .*$", lambda _, v=value, n=name: f"{n} = {v!r}", source, flags=re.MULTILINE
+        )
+        if count != 1:
+            raise BuildError(f"the notebook has no parameter {name}")
+    return source
+
+
+def _make_cell(kind: str, source: str, number: int) -> dict:
+    """A cell whose id follows from its place and content."""
+    cell = {
+        "cell_type": "markdown" if kind == "markdown" else "code",
+        "id": hashlib.sha256(f"{number}\n{source}".encode()).hexdigest()[:12],
+        "metadata": {"tags": ["parameters"]} if kind == "parameters" else {},
+        "source": source,
+    }
+    return cell if kind == "markdown" else {**cell, "execution_count": None, "outputs": []}

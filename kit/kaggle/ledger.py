@@ -1,0 +1,226 @@
+"""The ledger of submissions: a JSON object a line, only ever added to; its table; Kaggle's list."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+from kit.competition import SLUG
+from kit.kaggle.connection import CompetitionClient, KaggleError
+
+LEDGER = Path("submissions/ledger.jsonl")
+SCORE_KEYS = ("public_score", "private_score", "error")
+
+TABLE_HEAD = """\
+# Submissions
+
+Rendered from `ledger.jsonl`, which `kit submit` writes; do not edit. Lower is better. The
+out-of-fold score is the run's own estimate; compare it with the private score: the public score of
+this competition's second stage says nothing.
+
+| sent (UTC) | ref | message | run | out of fold | public | private | status | file | commit |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def describe_submission(
+    csv: Path, content: bytes, message: str, competition: str, run: str | None = None
+) -> dict:
+    """The ledger entry of a submission that is not sent yet: ref None, status PENDING."""
+    message = " ".join(message.split())
+    if not message:
+        raise KaggleError("The message is empty: say in a few words what this submission is.")
+    metrics = csv.with_name("metrics.json")
+    return {
+        "time": datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S"),
+        "competition": competition,
+        "ref": None,
+        "file": csv.name,
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "message": message,
+        "commit": read_commit(),
+        "run": run or (csv.resolve().parent.name if metrics.exists() else None),
+        "out_of_fold": read_out_of_fold(metrics),
+        "status": "PENDING",
+        "public_score": None,
+        "private_score": None,
+        "error": None,
+    }
+
+
+def read_commit() -> str | None:
+    """The commit of the working folder, with `-dirty` where files differ; None outside git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return result.stdout.strip()
+
+
+def read_out_of_fold(metrics: Path) -> float | None:
+    """The run's out-of-fold score: the bag's over all folds in its `metrics.json`.
+
+    None where there is no such file, or where the run held nothing out.
+    """
+    if not metrics.exists():
+        return None
+    try:
+        scores = json.loads(metrics.read_text(encoding="utf-8"))["scores"]
+        return float(scores["bag"]["all"]["weighted"]) if scores else None
+    except (ValueError, KeyError, TypeError):
+        raise KaggleError(f"{metrics}: this is not what a run writes about its scores.") from None
+
+
+def append_entry(ledger: Path, entry: dict) -> None:
+    """Add `entry` as a line of `ledger`, on the disk before this returns, and render the table."""
+    read_entries(ledger)  # a line that cannot be read must be seen before another follows it
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    with open(ledger, "ab") as file:
+        file.write((json.dumps(entry) + "\n").encode())
+        file.flush()
+        os.fsync(file.fileno())
+    render_ledger(ledger)
+
+
+def read_entries(ledger: Path) -> list[dict]:
+    """The submissions of `ledger`, in the order they were sent; the last line about a ref holds.
+
+    No ledger is no submissions. Raises `KaggleError` naming the line that cannot be read.
+    """
+    if not ledger.exists():
+        return []
+    entries: dict[tuple, dict] = {}
+    for number, line in enumerate(ledger.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            entries[entry["competition"], entry["ref"]] = entry
+        except (ValueError, KeyError, TypeError):
+            raise KaggleError(
+                f"{ledger}: line {number} cannot be read as a submission: correct or remove it."
+            ) from None
+    return list(entries.values())
+
+
+def find_entry(ledger: Path, competition: str, sha256: str) -> dict | None:
+    """The last submission to `competition` of the file with this content, None if never sent."""
+    found = [
+        entry
+        for entry in read_entries(ledger)
+        if entry["competition"] == competition and entry.get("sha256") == sha256
+    ]
+    return found[-1] if found else None
+
+
+def render_ledger(ledger: Path = LEDGER) -> Path:
+    """Write `README.md` beside `ledger`: its submissions as a table, the newest first."""
+    rows = [_format_row(entry) for entry in reversed(read_entries(ledger))]
+    readme = ledger.with_name("README.md")
+    beside = readme.with_name(f".{readme.name}.{os.getpid()}")
+    beside.write_text(TABLE_HEAD + "".join(rows), encoding="utf-8")
+    os.replace(beside, readme)
+    return readme
+
+
+def list_submissions(
+    competition: str = SLUG,
+    ledger: str | Path = LEDGER,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[dict]:
+    """Ledger and server side by side, one dict a submission, the newest (largest ref) first.
+
+    Keys: ref, time, message, `ledger` and `kaggle` (the status, None where it is not known there),
+    public_score, private_score, error; Kaggle's where it knows the submission.
+    """
+    rows = {
+        entry["ref"]: {key: entry.get(key) for key in ("ref", "time", "message", *SCORE_KEYS)}
+        | {"ledger": entry["status"], "kaggle": None}
+        for entry in read_entries(Path(ledger))
+        if entry["competition"] == competition
+    }
+    for submission in iterate_submissions(CompetitionClient(competition, sleep)):
+        row = rows.setdefault(submission.ref, {"ledger": None})
+        row.update(
+            ref=submission.ref,
+            time=f"{submission.date:%Y-%m-%d %H:%M:%S}" if submission.date else row.get("time"),
+            message=submission.description,
+            kaggle=submission.status.name,
+            public_score=parse_score(submission.public_score),
+            private_score=parse_score(submission.private_score),
+            error=submission.error_description or None,
+        )
+    return [rows[ref] for ref in sorted(rows, reverse=True)]
+
+
+def format_submissions(rows: list[dict]) -> str:
+    """The rows of `list_submissions` as a table for the terminal; the message comes last."""
+    head = ("ref", "time (UTC)", "in ledger", "at Kaggle", "private", "public")
+    template = "{:<10} {:<19} {:<9} {:<9} {:>8} {:>8}  {}"
+    lines = [template.format(*head, "message")]
+    for row in rows:
+        cells = (row["ref"], row["time"], row["ledger"], row["kaggle"])
+        scores = (format_score(row["private_score"]), format_score(row["public_score"]))
+        said = row["message"] + (f" ({row['error']})" if row["error"] else "")
+        lines.append(template.format(*(cell or "-" for cell in cells + scores), said))
+    return "\n".join(lines)
+
+
+def iterate_submissions(client: CompetitionClient) -> Iterator:
+    """This account's submissions to the competition, as Kaggle lists them, page after page."""
+    place = {"page": 1}
+    while True:
+        answer = client.call("ListSubmissions", page_size=100, **place)
+        yield from answer.submissions
+        if not answer.next_page_token or not answer.submissions:
+            return
+        place = {"page_token": answer.next_page_token}
+
+
+def parse_score(text: str) -> float | None:
+    """Kaggle's score, which travels as text; None where it is hidden or missing."""
+    try:
+        score = float(text)
+    except ValueError:
+        return None
+    return score if math.isfinite(score) else None
+
+
+def describe_scores(entry: dict) -> str:
+    """The scores of a ledger entry in words."""
+    private = format_score(entry["private_score"]) or "hidden"
+    public = format_score(entry["public_score"]) or "hidden"
+    return f"private score {private}, public score {public}"
+
+
+def format_score(score: float | None) -> str:
+    """A score with Kaggle's five decimals, empty where there is none."""
+    return "" if score is None else f"{score:.5f}"
+
+
+def _format_row(entry: dict) -> str:
+    status = entry["status"] + (f": {entry['error']}" if entry.get("error") else "")
+    cells = (
+        entry["time"],
+        entry["ref"],
+        entry.get("message"),
+        entry.get("run"),
+        format_score(entry.get("out_of_fold")),
+        format_score(entry.get("public_score")),
+        format_score(entry.get("private_score")),
+        status,
+        f"`{entry['sha256'][:12]}`",
+        f"`{entry['commit'][:12]}`" if entry.get("commit") else None,
+    )
+    return "| " + " | ".join(_escape(cell) for cell in cells) + " |\n"
+
+
+def _escape(cell: object) -> str:
+    text = "" if cell is None else " ".join(str(cell).split())
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")

@@ -1,0 +1,204 @@
+"""What the cells of the Kaggle notebooks call: check the inputs, run on every GPU, show."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from kit.competition import LABELS, TRAINING_PRIOR, read_submission
+from kit.kernels.inputs import KernelError, find_data, find_marked, link_input, restore_run
+from kit.kernels.launch import run_stage
+from kit.runs.directory import Run, RunError
+from kit.runs.export import MANIFEST, check_export
+from kit.slices.competition_files import SAMPLE_FILE, find_competition
+from kit.submission import read_sample, validate_submission, write_submission
+from kit.training.checkpoints import write_json
+from kit.training.loop import OutOfTime
+
+OUTCOME = "outcome.json"  # what a notebook left, for whoever fetches its output
+BACKBONE = "backbone.safetensors"  # initial weights, in a dataset of one's own
+RUN = "run"  # the run directory in the output of a training notebook
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The inputs of a prediction and the submission it leaves."""
+
+    data: Path
+    run: Run
+    prior: np.ndarray  # (6,)
+    sample: Path
+    submission: Path
+
+
+def prepare_prediction(
+    root: Path | None = None, submission: Path = Path("submission.csv")
+) -> Prediction:
+    """Find and check the inputs; write a valid submission of the training prior at once.
+
+    Raises `KernelError`, saying in one sentence what is missing and what to do.
+    """
+    data = find_data(root)
+    files = find_competition(data, train=False)
+    if files.sample is None or not files.test:
+        raise KernelError(
+            f"{data} holds no {SAMPLE_FILE if files.test else 'test images'}: attach the whole "
+            "competition."
+        )
+    _write_prior(files.sample, submission)
+    weights = find_marked(MANIFEST, root)
+    if len(weights) != 1:
+        raise KernelError(
+            f"{len(weights) or 'No'} sets of trained weights are attached: attach exactly one "
+            f"dataset with {MANIFEST} in it; {submission} holds the training prior alone."
+        )
+    try:
+        manifest = check_export(weights[0])
+    except RunError as error:
+        raise KernelError(f"{error}; {submission} holds the training prior alone.") from None
+    prior = np.array([manifest["prior"][label] for label in LABELS])
+    score = manifest["out_of_fold"]
+    print(f"Data:     {data}, {len(files.test):,} test files")
+    print(f"Weights:  {weights[0]}, recipe {manifest['recipe']}, folds {manifest['folds']}")
+    print(f"Score:    {'not known' if score is None else f'{score:.4f} out of fold'}")
+    print(f"Machine:  {torch.cuda.device_count()} GPUs, {os.cpu_count()} cores")
+    print(f"{submission} holds the training prior until the prediction replaces it.")
+    return Prediction(data, Run(weights[0]), prior, Path(files.sample), submission)
+
+
+def predict(prediction: Prediction) -> None:
+    """Predict the test part on every GPU; say which submission is left, and why."""
+    try:
+        run_stage(
+            "predict",
+            data=str(prediction.data),
+            run=str(prediction.run),
+            out=str(prediction.submission),
+            prior=prediction.prior.tolist(),
+        )
+        left, reason = "predictions", ""
+    except (OSError, ValueError, RuntimeError) as error:
+        left, reason = "training prior", str(error)
+    validate_submission(prediction.submission, prediction.sample)
+    write_json(prediction.submission.with_name(OUTCOME), {"left": left, "reason": reason})
+    if reason:
+        print(f"{prediction.submission} is valid, but still the training prior: {reason}")
+    else:
+        print(f"{prediction.submission} is valid and holds the predictions.")
+
+
+def tabulate_labels(prediction: Prediction) -> pd.DataFrame:
+    """What can be said without a score: rows, and each label's mean against the training prior."""
+    wide = read_submission(prediction.submission)
+    table = pd.DataFrame(
+        {
+            "mean": wide.mean(),
+            "training prior": prediction.prior,
+            "ratio": wide.mean() / prediction.prior,
+            "lowest": wide.min(),
+            "highest": wide.max(),
+        }
+    )
+    filled = prediction.submission.with_name(f"{prediction.submission.stem}.filled.csv")
+    count = len(pd.read_csv(filled)) if filled.exists() else len(wide)
+    print(
+        f"{len(wide) * len(LABELS):,} rows for {len(wide):,} images; {count:,} images could not "
+        "be read and were filled in."
+    )
+    return table.round(4)
+
+
+def show_slices(prediction: Prediction):
+    """A figure: for each label the slice with its highest probability. Not a medical device."""
+    from matplotlib import pyplot
+
+    from kit.images import read_image
+
+    table = prediction.submission.with_suffix(".parquet")
+    if not table.exists():
+        print("There are no predictions to show.")
+        return
+    slices = pd.read_parquet(table).dropna(subset=list(LABELS))
+    figure, axes = pyplot.subplots(2, 3, figsize=(11, 8), layout="constrained")
+    for axis, label in zip(axes.flat, LABELS, strict=True):
+        row = slices.loc[slices[label].idxmax()]
+        axis.imshow(read_image(row["path"], 512, crop=False)[..., 0], cmap="gray")
+        axis.set_title(f"{label} {row[label]:.3f}\n{row['SOPInstanceUID']}", fontsize=9)
+        axis.axis("off")
+    figure.suptitle("Most probable slice of each label, brain window. Not a medical device.")
+
+
+def train_classifier(
+    recipe: str, fold: int, hours: float, changes: dict | None = None, root: Path | None = None
+) -> None:
+    """Index the data, train one fold's classifier and embed every slice, within `hours`.
+
+    Goes on from this notebook's own earlier output where that is attached. `changes` are fields
+    of the recipe, named as the flags of `kit run`.
+    """
+    deadline = time.monotonic() + hours * 3600
+    changes = {**(changes or {}), "train_folds": (fold,)}
+    backbone = find_marked(BACKBONE, root)
+    if backbone:
+        changes["classifier.weights"] = str(link_input(backbone[0] / BACKBONE, BACKBONE))
+    else:
+        changes.setdefault("classifier.weights", "")  # there is no network to fetch them by
+    print(f"Initial weights: {changes['classifier.weights'] or 'none attached, random ones'}")
+    data, run = link_input(find_data(root), "competition"), Run(Path(RUN))
+    restore_run(run, [folder / RUN for folder in find_marked(f"{RUN}/config.json", root)])
+    _train("train-classifier", run, fold, deadline, data=str(data), recipe=recipe, changes=changes)
+
+
+def train_lstm(fold: int, hours: float, root: Path | None = None) -> None:
+    """Train one fold's LSTM on the attached output of `train-classifier`, within `hours`.
+
+    Goes on from this notebook's own earlier output where that is attached too. At the end it
+    scores the fold and leaves its `submission.csv`.
+    """
+    deadline = time.monotonic() + hours * 3600
+    run, part = Run(Path(RUN)), Path(f"fold{fold}") / "embeddings"
+    attached = [folder / RUN for folder in find_marked(f"{RUN}/config.json", root)]
+    embedded = [folder for folder in attached if (folder / part).is_dir()]
+    if len(embedded) != 1:
+        raise KernelError(
+            f"{len(embedded) or 'No'} attached notebooks hold embeddings of fold {fold}: attach "
+            "the output of exactly one, of train-classifier."
+        )
+    link_input(find_data(root), "competition")
+    earlier = [folder for folder in attached if folder not in embedded]
+    restore_run(run, embedded + earlier, ("embeddings", "classifier/checkpoint.safetensors"))
+    # The embeddings are too large for this notebook's output: they are read where they lie.
+    link = run.path / part
+    link.symlink_to(embedded[0] / part)
+    try:
+        _train("train-lstm", run, fold, deadline)
+    finally:
+        link.unlink()
+    if run.submission.exists():
+        shutil.copyfile(run.submission, "submission.csv")
+
+
+def _train(stage: str, run: Run, fold: int, deadline: float, **arguments) -> None:
+    """Run a training stage; say whether it came to its end."""
+    seconds = max(0.0, deadline - time.monotonic())
+    try:
+        run_stage(stage, run=str(run), fold=fold, seconds=seconds, **arguments)
+        left, reason = "finished", ""
+        print(f"Fold {fold}: {stage} is finished; the run is in {run.path.absolute()}.")
+    except OutOfTime as stop:
+        left, reason = "unfinished", str(stop)
+        print(f"{reason}. Push the notebook again: it goes on from this version's output.")
+    except RunError as error:
+        raise KernelError(str(error)) from error
+    write_json(Path(OUTCOME), {"left": left, "reason": reason})
+
+
+def _write_prior(sample: str, submission: Path) -> None:
+    write_submission(pd.DataFrame(TRAINING_PRIOR, read_sample(sample)), submission, sample)

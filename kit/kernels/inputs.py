@@ -1,0 +1,94 @@
+"""What is attached to a Kaggle notebook, in both mount layouts, and going on from it.
+
+Inputs are looked for at fixed places of the new layout (`competitions/SLUG`,
+`datasets/OWNER/SLUG`, …) and of the old, flat one (`SLUG`); no input's own tree is walked.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from kit.competition import SLUG
+from kit.recipes import to_dict
+from kit.runs.directory import Run, read_recipe
+
+# Below the root, as kind: where its inputs lie.
+LAYOUT = {"datasets": "*/*", "notebooks": "*/*", "models": "*/*/*/*/*"}
+
+
+class KernelError(RuntimeError):
+    """What keeps a notebook from going on, in one sentence; shown without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [f"{type(self).__name__}: {self}"]
+
+
+def find_root(root: Path | None = None) -> Path:
+    """Where inputs are mounted: as given, else `KIT_INPUT`, else Kaggle's place."""
+    return root or Path(os.environ.get("KIT_INPUT", "/kaggle/input"))
+
+
+def list_inputs(root: Path | None = None) -> list[Path]:
+    """The folders of the attached datasets, models' versions and notebooks' outputs."""
+    root = find_root(root)
+    new = [path for kind, depth in LAYOUT.items() for path in (root / kind).glob(depth)]
+    old = [path for path in root.glob("*") if path.name not in (*LAYOUT, "competitions", SLUG)]
+    return sorted(path for path in new + old if path.is_dir())
+
+
+def find_marked(marker: str, root: Path | None = None) -> list[Path]:
+    """The attached inputs that hold the file `marker`."""
+    return [folder for folder in list_inputs(root) if (folder / marker).is_file()]
+
+
+def find_data(root: Path | None = None) -> Path:
+    """The competition's folder. Raises `KernelError` where it is not attached."""
+    root = find_root(root)
+    for path in (root / "competitions" / SLUG, root / SLUG):
+        if path.is_dir():
+            return path
+    raise KernelError(
+        f"The competition's data are not attached: add the competition {SLUG} to the notebook's "
+        f"inputs (looked for in {root} and {root}/competitions)."
+    )
+
+
+def link_input(target: Path, name: str) -> Path:
+    """A path to `target` that is the same in every session, however inputs are mounted.
+
+    A run remembers where its data lie, and must find them there again.
+    """
+    link = Path(tempfile.gettempdir()) / "kit-input" / name
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(target)
+    return link
+
+
+def restore_run(run: Run, earlier: list[Path], leave: tuple[str, ...] = ()) -> None:
+    """Copy earlier run directories to `run`, the later over the former; what matches `leave` stays.
+
+    The copies can be written to, unlike what is attached. Raises `KernelError` where the runs were
+    not begun with the same recipe.
+    """
+    recipes = [to_dict(read_recipe(Run(folder))) for folder in earlier]
+    if any(recipe != recipes[0] for recipe in recipes):
+        names = " and ".join(map(str, earlier))
+        raise KernelError(f"{names} hold different runs: detach the one that is out of date.")
+    for folder in earlier:
+        print(f"Going on from {folder}")
+        _copy(folder, run.path, leave)
+
+
+def _copy(source: Path, target: Path, leave: tuple[str, ...]) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    for path in sorted(source.iterdir()):
+        if any(path.match(pattern) for pattern in leave):
+            continue
+        if path.is_dir():
+            _copy(path, target / path.name, leave)
+        else:
+            shutil.copyfile(path, target / path.name)

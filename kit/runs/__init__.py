@@ -1,0 +1,1 @@
+"""A trained run on disk: its directory, scores, predictions, state and export."""

@@ -1,0 +1,262 @@
+"""The run directory: the name of every file in it, its configuration, its lock."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+import kit
+from kit import progress, recipes
+from kit.files import replacing
+from kit.recipes import Recipe
+from kit.training.checkpoints import write_json
+from kit.training.loop import choose_device, rank, world_size
+
+ALL_DATA = "all"  # the fold of a model that was trained on everything
+
+
+class RunError(ValueError):
+    """A run directory that cannot be gone on with; the text says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One trained set of folds, as a directory. A file is named here and nowhere else."""
+
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def slices(self) -> Path:
+        return self.path / "slices.parquet"
+
+    @property
+    def skipped(self) -> Path:
+        return self.path / "skipped.csv"
+
+    @property
+    def filled(self) -> Path:
+        return self.path / "filled.csv"
+
+    @property
+    def oof(self) -> Path:
+        return self.path / "oof.parquet"
+
+    @property
+    def test(self) -> Path:
+        return self.path / "test.parquet"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.json"
+
+    @property
+    def timings(self) -> Path:
+        return self.path / "timings.json"
+
+    @property
+    def submission(self) -> Path:
+        return self.path / "submission.csv"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report.html"
+
+    def explanation(self, series: str) -> Path:
+        """The page that explains the series of a SeriesInstanceUID."""
+        return self.path / f"explain_{re.sub('[^A-Za-z0-9._-]', '_', series)[:100]}.html"
+
+    def classifier(self, fold: int | str) -> Path:
+        """Where a fold's classifier is trained: `epoch{n}.safetensors`, `history.json`."""
+        return self.path / f"fold{fold}" / "classifier"
+
+    def store(self, fold: int | str, epoch: int) -> Path:
+        """The embeddings made by classifier epoch `epoch`."""
+        return self.path / f"fold{fold}" / "embeddings" / f"epoch{epoch}"
+
+    def lstm(self, fold: int | str, epoch: int) -> Path:
+        """Where the LSTM on the embeddings of classifier epoch `epoch` is trained."""
+        return self.path / f"fold{fold}" / "lstm" / f"epoch{epoch}"
+
+    def predictions(self, fold: int | str, epoch: int, lstm_epoch: int) -> Path:
+        """A member of the bag: probabilities of the held-out and test slices."""
+        return self.lstm(fold, epoch) / f"predictions{lstm_epoch}.parquet"
+
+
+def begin(run: Run, recipe: Recipe, data: Path, fold_table: Path | None = None) -> None:
+    """Write `config.json`; where more than it is there, check that the run is the same.
+
+    Raises `RunError` naming the first field that differs.
+    """
+    wanted = {"data": str(data), "recipe": recipes.to_dict(recipe)}
+    if fold_table is not None:
+        wanted["fold_table_sha256"] = hashlib.sha256(fold_table.read_bytes()).hexdigest()
+    if run.config.exists() and (run.slices.exists() or any(run.path.glob("fold*"))):
+        found = read_config(run)
+        before, now = _flatten(found), _flatten(json.loads(json.dumps(wanted)))
+        for name in sorted((before.keys() | now.keys()) - {"kit"}):
+            if before.get(name) != now.get(name):
+                raise RunError(
+                    f"{run} was begun with {name} = {before.get(name)}, not {now.get(name)}: "
+                    "name another run directory, or go on with the same"
+                )
+    elif rank() == 0:
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_json(run.config, {"kit": kit.__version__, **wanted})
+
+
+def read_config(run: Run) -> dict:
+    """`config.json`: `recipe`, and where it is a run's own `kit` (the version) and `data`."""
+    if not run.config.exists():
+        raise RunError(f"{run}: there is no run here (begin one by kit run or kit index)")
+    try:
+        config = json.loads(run.config.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RunError(f"{run.config}: not a run's configuration ({error})") from error
+    if not isinstance(config, dict) or "recipe" not in config:
+        raise RunError(f"{run.config}: not a run's configuration")
+    return config
+
+
+def read_recipe(run: Run) -> Recipe:
+    """The recipe a run was begun with. Raises `RunError` where there is none."""
+    try:
+        return recipes.from_dict(read_config(run)["recipe"])
+    except (KeyError, TypeError, ValueError) as error:
+        if isinstance(error, RunError):
+            raise
+        raise RunError(f"{run.config}: not a run's configuration ({error})") from error
+
+
+def read_slices(run: Run) -> pd.DataFrame:
+    """The slice table of a run."""
+    require(run.slices, f"kit index DATA --run {run}")
+    return pd.read_parquet(run.slices)
+
+
+def list_folds(recipe: Recipe) -> list[int | str]:
+    """The folds a recipe trains; [`ALL_DATA`] for one model on everything."""
+    return list(recipe.train_folds) or [ALL_DATA]
+
+
+def kept_classifier_epochs(recipe: Recipe) -> range:
+    """The last classifier epochs, which are embedded."""
+    last = recipe.classifier.epochs
+    return range(last - recipe.bag_classifier_epochs + 1, last + 1)
+
+
+def kept_lstm_epochs(recipe: Recipe) -> range:
+    """The last LSTM epochs, which are averaged."""
+    return range(recipe.lstm.epochs - recipe.bag_lstm_epochs + 1, recipe.lstm.epochs + 1)
+
+
+def require(path: Path, command: str) -> None:
+    """Raise `RunError`, saying which command writes it, where `path` is missing."""
+    if not path.exists():
+        raise RunError(f"{path} is missing: run `{command}` first")
+
+
+def write_frame(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table, CSV or parquet by its name, beside its place; then move it there."""
+    with replacing(path) as part:
+        if path.suffix == ".parquet":
+            # Numbers and ids gain nothing from a dictionary, and would be read half as fast.
+            texts = frame.select_dtypes(exclude="number")
+            repeated = [name for name in texts if not texts[name].is_unique]
+            frame.to_parquet(part, index=False, compression="lz4", use_dictionary=repeated)
+        else:
+            frame.to_csv(part, index=False, float_format="%.6g")
+
+
+@contextlib.contextmanager
+def hold(run: Run, new: bool = False) -> Iterator[None]:
+    """Keep other processes off a run directory, which with `new` is made where it is missing.
+
+    Raises `RunError` where another is at work there, and without `new` where there is no run.
+    """
+    if int(os.environ.get("RANK", 0)) != 0:
+        yield
+        return
+    if new:
+        run.path.mkdir(parents=True, exist_ok=True)
+    else:
+        read_config(run)
+    with hold_folder(run.path):
+        yield
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes off a folder. Raises `RunError` where one is at work there."""
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RunError(f"{folder}: another process is at work here; wait for it") from error
+        yield
+
+
+@contextlib.contextmanager
+def timed(run: Run, stage: str, writes: Path) -> Iterator[None]:
+    """Say where a stage writes, and add what it costs to `timings.json`.
+
+    Seconds by the clock, of processors and of GPUs; the processors' are those of the first process
+    and of the readers it has waited for.
+    """
+    if rank() == 0 and not progress.quiet:
+        print(f"{stage} → {writes}", file=sys.stderr)
+    clock, processors = time.monotonic(), _processor_seconds()
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # a full disk is told by what failed first
+            _add_cost(run, stage, clock, processors)
+        raise
+    _add_cost(run, stage, clock, processors)
+
+
+def _processor_seconds() -> float:
+    """Processor time of this process and of those it has waited for."""
+    used = os.times()
+    return used.user + used.system + used.children_user + used.children_system
+
+
+def _add_cost(run: Run, stage: str, clock: float, processors: float) -> None:
+    """Add what was spent since the two readings `clock` and `processors`."""
+    if rank() == 0:
+        seconds = time.monotonic() - clock
+        cost = {
+            "seconds": seconds,
+            "processor_seconds": _processor_seconds() - processors,
+            "gpu_seconds": seconds * (choose_device().type == "cuda") * world_size(),
+        }
+        text = run.timings.read_text(encoding="utf-8") if run.timings.exists() else "{}"
+        timings = json.loads(text)
+        before = timings.get(stage, dict.fromkeys(cost, 0))
+        timings[stage] = {name: round(before[name] + value, 2) for name, value in cost.items()}
+        write_json(run.timings, timings)
+
+
+def _flatten(values: dict, prefix: str = "") -> dict:
+    flat = {}
+    for name, value in values.items():
+        name = f"{prefix}{name}"
+        flat.update(_flatten(value, name + ".") if isinstance(value, dict) else {name: value})
+    return flat

@@ -1,0 +1,109 @@
+"""Trained runs as a folder to hand on: the kept weights in float16, recipe, manifest with hashes.
+
+The folder is a run directory for prediction: `config.json` and the weights stand where a run has
+them. `kit-run.json` says what they are and hashes every file.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import kit
+from kit import progress, recipes
+from kit.competition import LABELS, TRAINING_PRIOR
+from kit.embeddings import hash_file
+from kit.runs.directory import Run, RunError, list_folds, read_recipe, read_slices
+from kit.runs.prediction import list_members
+from kit.training.checkpoints import load_weights, save_tensors, write_json
+
+MANIFEST = "kit-run.json"
+
+
+def export_runs(runs: list[Run], directory: Path) -> dict:
+    """Write the kept weights of `runs` to `directory` and return the manifest.
+
+    Several runs are one when they differ only in the folds they trained. Matrices and
+    convolutions become float16; vectors, which take no space, and what float16 cannot hold stay
+    float32. Raises `RunError` where a run is not complete or the runs do not belong together.
+    """
+    recipe = _join_recipes(runs)
+    files = {}
+    for run in runs:
+        for classifier, lstms in list_members(run, read_recipe(run)).items():
+            files.update({path.relative_to(run.path): path for path in (classifier, *lstms)})
+    for name, path in progress.track(sorted(files.items()), "Weights", unit="files"):
+        tensors, metadata = load_weights(path)
+        target = directory / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save_tensors(target, {key: _halve(value) for key, value in tensors.items()}, metadata)
+    write_json(Run(directory).config, {"kit": kit.__version__, "recipe": recipes.to_dict(recipe)})
+    names = sorted(["config.json", *map(str, files)])
+    manifest = {
+        "kit": kit.__version__,
+        "recipe": recipe.name,
+        "folds": list_folds(recipe),
+        "prior": _measure_prior(runs[0]),
+        "out_of_fold": _read_score(runs),
+        "sha256": {name: hash_file(directory / name) for name in names},
+    }
+    write_json(directory / MANIFEST, manifest)
+    return manifest
+
+
+def check_export(directory: Path) -> dict:
+    """The manifest of exported runs whose files are all there and as they were written.
+
+    Raises `RunError` naming the first file that is not.
+    """
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        hashes = manifest["sha256"]
+    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+        raise RunError(f"{directory / MANIFEST}: not a manifest of weights ({error})") from error
+    for name, digest in progress.track(hashes.items(), "Checking weights", unit="files"):
+        path = directory / name
+        if not path.is_file():
+            raise RunError(f"{path} is missing: export and upload the weights again")
+        if hash_file(path) != digest:
+            raise RunError(f"{path} is damaged: export and upload the weights again")
+    list_members(Run(directory), read_recipe(Run(directory)))
+    return manifest
+
+
+def _join_recipes(runs: list[Run]) -> recipes.Recipe:
+    """The recipe of the runs, with the folds of all of them."""
+    found = [read_recipe(run) for run in runs]
+    for run, recipe in zip(runs, found, strict=True):
+        if replace(recipe, train_folds=()) != replace(found[0], train_folds=()):
+            raise RunError(f"{run} was trained by another recipe than {runs[0]}")
+    folds = [fold for recipe in found for fold in recipe.train_folds]
+    if len(folds) != len(set(folds)) or (len(runs) > 1 and not folds):
+        raise RunError(f"{', '.join(map(str, runs))} hold the same fold twice: export it once")
+    return replace(found[0], train_folds=tuple(sorted(folds)))
+
+
+def _halve(tensor: torch.Tensor) -> torch.Tensor:
+    if tensor.ndim < 2 or not tensor.is_floating_point():
+        return tensor
+    half = tensor.half()
+    return half if torch.isfinite(half).all() else tensor
+
+
+def _measure_prior(run: Run) -> dict[str, float]:
+    """The share of positive training slices; the host's where the run's table is not at hand."""
+    if not run.slices.exists():
+        return TRAINING_PRIOR
+    slices = read_slices(run)
+    return slices.loc[slices["split"] == "train", list(LABELS)].mean().round(6).to_dict()
+
+
+def _read_score(runs: list[Run]) -> float | None:
+    """The out-of-fold score of the bag, where one run was scored."""
+    if len(runs) > 1 or not runs[0].metrics.exists():
+        return None
+    metrics = json.loads(runs[0].metrics.read_text(encoding="utf-8"))
+    return metrics["scores"]["bag"]["all"]["weighted"] if metrics["scores"] else None

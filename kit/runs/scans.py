@@ -1,0 +1,138 @@
+"""What is said of one's own scans beside the probabilities: a row a series, and a manifest."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+import kit
+from kit.competition import LABELS
+from kit.embeddings import hash_file
+from kit.runs.directory import Run
+from kit.training.checkpoints import write_json
+
+# Reasons that name another file; a folder's name may be a patient's.
+_NAMES_A_FILE = re.compile(
+    r"^(the same file as|repeats the SOPInstanceUID of|no such member in) .*?"
+    r"( with other content)?$",
+    re.DOTALL,
+)
+_BEGINS_WITH_A_FILE = re.compile(
+    r"^.*(is not a regular file|not a zip archive that can be read)", re.DOTALL
+)
+
+
+def summarize_series(table: pd.DataFrame, threshold: float = 0.5) -> pd.DataFrame:
+    """A row a series, in the table's order, from a row a slice (`prediction.predict_folder`).
+
+    Has the series' identity, `slices`, and for each label `{label}_maximum`, `{label}_slices` (how
+    many reach `threshold`) and `{label}_extent_mm`, the length along the slice normal that these
+    take up: every slice stands for half the way to each neighbour, at most the series' median
+    step, so that a gap counts for nothing. A single slice has no extent (NaN), nor has a series
+    that had to be ordered by InstanceNumber (`ImagePositionPatient` is missing).
+    """
+    keys = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
+    rows = []
+    for _, series in table.groupby("series", sort=False):
+        thickness = measure_thickness(series["position"].to_numpy(np.float64))
+        if "ImagePositionPatient" in series and series["ImagePositionPatient"].isna().any():
+            thickness[:] = np.nan
+        row = {**series.iloc[0][keys].to_dict(), "slices": len(series)}
+        for label in LABELS:
+            above = series[label].to_numpy() >= threshold
+            row[f"{label}_maximum"] = series[label].max()
+            row[f"{label}_slices"] = int(above.sum())
+            row[f"{label}_extent_mm"] = (thickness * above).sum()
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def measure_thickness(positions: np.ndarray) -> np.ndarray:
+    """The length (mm) each slice of an ordered series stands for, (T,); NaN for a single slice."""
+    steps = np.diff(positions)
+    if not len(steps):
+        return np.full(len(positions), np.nan)
+    median = np.median(steps[steps > 0]) if (steps > 0).any() else 0.0
+    # Outwards an end slice reaches half a median step.
+    halves = np.concatenate([[median], np.minimum(steps, median), [median]]) / 2
+    return halves[:-1] + halves[1:]
+
+
+def write_manifest(
+    path: Path,
+    run: Run,
+    members: dict[Path, list[Path]],
+    table: pd.DataFrame,
+    skipped: pd.DataFrame,
+    seconds: float,
+) -> dict:
+    """Write what the predictions came from, as JSON: versions, weights' hashes, what was skipped.
+
+    `members` as of `prediction.list_members`. Holds no patient's name, no path of a scan, no date.
+    """
+    weights = [path for classifier, lstms in members.items() for path in (classifier, *lstms)]
+    manifest = {
+        "not_a_medical_device": True,
+        "versions": list_versions(),
+        "run": run.path.absolute().name,
+        "weights_sha256": {str(file.relative_to(run.path)): hash_file(file) for file in weights},
+        "slices": len(table),
+        "series": int(table["series"].nunique()),
+        "skipped": count_reasons(skipped),
+        "seconds": round(seconds, 1),
+    }
+    write_json(path, manifest)
+    return manifest
+
+
+def count_reasons(skipped: pd.DataFrame) -> dict[str, int]:
+    """How many files were skipped for each reason, the most frequent first.
+
+    A reason is told without another file's path and without a quoted value of the header: either
+    may hold a patient's name.
+    """
+    counts = skipped["reason"].astype(str).map(_without_names).value_counts()
+    return {reason: int(count) for reason, count in counts.items()}
+
+
+def list_versions() -> dict[str, str]:
+    """Versions of what computes: kit, Python and the libraries that read and predict."""
+    return {
+        "kit": kit.__version__,
+        "Python": platform.python_version(),
+        "torch": torch.__version__,
+        "timm": version("timm"),
+        "pydicom": version("pydicom"),
+        "NumPy": np.__version__,
+    }
+
+
+def describe_machine() -> dict[str, str]:
+    """The processor, and the GPUs where there are any."""
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    processor = f"{_name_processor()}, {os.cpu_count()} threads"
+    return {"processor": processor, **({"GPU": ", ".join(gpus)} if gpus else {})}
+
+
+def _name_processor() -> str:
+    """The processor's model; Linux tells it in a file alone."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
+    return found[1] if found else platform.processor() or platform.machine()
+
+
+def _without_names(reason: str) -> str:
+    """The reason without another file's path and without a quoted value of the header."""
+    reason = _NAMES_A_FILE.sub(r"\1 another file\2", reason)
+    reason = _BEGINS_WITH_A_FILE.sub(r"\1", reason)
+    return re.sub(r" \(.*\)$", "", reason, flags=re.DOTALL)

@@ -1,0 +1,176 @@
+"""Members → bag: a run's scores, test predictions and submission; several runs → one."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from kit import ensemble
+from kit.competition import LABELS, read_submission
+from kit.embeddings import EmbeddingStore, hash_file
+from kit.ensemble import MODELS, name_columns
+from kit.recipes import Recipe
+from kit.runs.directory import (
+    Run,
+    kept_classifier_epochs,
+    kept_lstm_epochs,
+    list_folds,
+    read_config,
+    read_recipe,
+    read_slices,
+    require,
+    timed,
+    write_frame,
+)
+from kit.slices.competition_files import find_competition
+from kit.submission import fill_missing, read_sample, write_submission
+from kit.training.checkpoints import write_json
+from kit.training.loop import rank, wait_for_all
+
+
+def combine(run: Run) -> dict:
+    """Average all members; write out-of-fold and test predictions, scores and the submission."""
+    recipe, slices = read_recipe(run), read_slices(run)
+    if rank() == 0:
+        with timed(run, "ensemble", run.metrics):
+            folds = [_read_fold(run, recipe, slices, fold) for fold in list_folds(recipe)]
+            predictions = pd.concat([table for table, _ in folds])
+            is_test = predictions["split"] == "test"
+            scores, scored = _score(run, slices, predictions[~is_test])
+            filled = _write_test(run, slices, predictions[is_test])
+            members = [member for _, members in folds for member in members]
+            metrics = {"scores": scores, "slices": scored, "filled": filled, "members": members}
+            write_json(run.metrics, metrics)
+    wait_for_all()
+    return read_metrics(run)
+
+
+def read_metrics(run: Run) -> dict:
+    """What `combine` wrote to `metrics.json` last."""
+    require(run.metrics, f"kit ensemble {run}")
+    return json.loads(run.metrics.read_text(encoding="utf-8"))
+
+
+def blend_runs(runs: list[Run], out: Path) -> dict:
+    """Average the submissions of several complete runs into `out`; clipped and validated.
+
+    The members, by name and hash, are written to `*.members.json` beside it and returned, with the
+    `scores` of the mean of the runs' out-of-fold bags over so many `slices`; none where the runs
+    did not hold out the same ones. Raises `RunError` where a run has no submission, `ValueError`
+    where they are of different images.
+    """
+    for run in runs:
+        require(run.submission, f"kit ensemble {run}")
+    members = [{"path": str(r.submission), "sha256": hash_file(r.submission)} for r in runs]
+    files = [run.submission for run in runs]
+    write_submission(ensemble.bag(_read_ahead(read_submission, files)), out)
+    write_json(out.with_name(out.stem + ".members.json"), members)
+    scores, scored = _score_blend(runs)
+    return {"scores": scores, "slices": scored, "members": members}
+
+
+def _score_blend(runs: list[Run]) -> tuple[dict, int]:
+    """Scores of the mean of the runs' out-of-fold bags, and the number of slices."""
+    if not all(run.oof.exists() for run in runs):
+        return {}, 0
+    tables = [pd.read_parquet(run.oof).set_index("SOPInstanceUID") for run in runs]
+    first = tables[0]
+    if any(set(table.index) != set(first.index) for table in tables):
+        return {}, 0
+    mean = ensemble.bag(table[name_columns("bag")] for table in tables).to_numpy()
+    return {"bag": {"all": ensemble.score(first[list(LABELS)].to_numpy(), mean)}}, len(first)
+
+
+def find_places(run: Run) -> pd.DataFrame:
+    """`series` and `position` of every slice whose header could be read, by SOPInstanceUID."""
+    skipped = pd.read_csv(run.skipped, dtype={"SOPInstanceUID": str, "series": str})
+    return list_places(read_slices(run), skipped)
+
+
+def list_places(slices: pd.DataFrame, skipped: pd.DataFrame) -> pd.DataFrame:
+    """`series` and `position` (mm) by SOPInstanceUID, of the slice table and of skipped files."""
+    columns = ["SOPInstanceUID", "series", "position"]
+    places = pd.concat([slices[columns], skipped.loc[skipped["series"].notna(), columns]])
+    return places.drop_duplicates("SOPInstanceUID").set_index("SOPInstanceUID")
+
+
+def _read_fold(run: Run, recipe: Recipe, slices: pd.DataFrame, fold: int | str):
+    """A fold's predictions by every model (a row a slice), and the members of its bag."""
+    paths = [
+        run.predictions(fold, epoch, lstm_epoch)
+        for epoch in kept_classifier_epochs(recipe)
+        for lstm_epoch in kept_lstm_epochs(recipe)
+    ]
+    for path in paths:
+        require(path, f"kit train-lstm {run} --fold {fold}")
+    members = [{"path": str(p.relative_to(run.path)), "sha256": hash_file(p)} for p in paths]
+    bagged = ensemble.bag(read_members(paths))
+    store = EmbeddingStore(run.store(fold, kept_classifier_epochs(recipe)[-1]))
+    table = slices.set_index("SOPInstanceUID").loc[bagged.index]
+    classifier = store.probabilities(bagged.index)
+    rolling = ensemble.rolling_mean(classifier, table["series"])
+    values = (classifier, rolling, _read_predictions(paths[-1]), bagged)
+    parts = [
+        pd.DataFrame(np.asarray(value, np.float64), index=bagged.index, columns=name_columns(model))
+        for model, value in zip(MODELS, values, strict=True)
+    ]
+    return pd.concat([table[["split"]], *parts], axis=1).reset_index(), members
+
+
+def read_members(paths: list[Path]) -> Iterator[pd.DataFrame]:
+    """Predictions from their files (images × `LABELS`), the next two read while one is used."""
+    return _read_ahead(_read_predictions, paths)
+
+
+def _read_predictions(path: Path) -> pd.DataFrame:
+    return pd.read_parquet(path).set_index("SOPInstanceUID")
+
+
+def _read_ahead(read: Callable[[Path], pd.DataFrame], paths: list[Path]) -> Iterator[pd.DataFrame]:
+    """What `read` gives of each path; the next two are read while one is used."""
+    with ThreadPoolExecutor(2) as pool:
+        rest = iter(paths)
+        coming = deque(pool.submit(read, path) for path in islice(rest, 2))
+        while coming:
+            found = coming.popleft().result()
+            coming.extend(pool.submit(read, path) for path in islice(rest, 1))
+            yield found
+
+
+def _score(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> tuple[dict, int]:
+    """Write the out-of-fold table; return every model's scores and the number of slices."""
+    if predictions.empty:
+        return {}, 0
+    oof = slices.merge(predictions.drop(columns="split"), on="SOPInstanceUID")
+    write_frame(run.oof, oof)
+    models = {model: oof[name_columns(model)].to_numpy() for model in MODELS}
+    # Embeddings from elsewhere come without their classifier's own predictions.
+    models = {model: values for model, values in models.items() if np.isfinite(values).all()}
+    return ensemble.score_folds(oof, models), len(oof)
+
+
+def _write_test(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> int | None:
+    """Average the folds' test predictions, complete them to the sample's ids, write both.
+
+    Returns how many images had to be filled; None where a sample is missing, whose ids a
+    submission must have.
+    """
+    mean = predictions.drop(columns="split").groupby("SOPInstanceUID", sort=False).mean()
+    test = slices[slices["split"] == "test"].drop(columns=["fold", *LABELS])
+    write_frame(run.test, test.join(mean, on="SOPInstanceUID", how="inner"))
+    sample = find_competition(Path(read_config(run)["data"]), train=False).sample
+    if sample is not None and len(mean):
+        wide = mean[name_columns("bag")].set_axis(list(LABELS), axis=1)
+        prior = slices.loc[slices["split"] == "train", list(LABELS)].mean().to_numpy()
+        complete, filled = fill_missing(wide, read_sample(sample), find_places(run), prior)
+        write_frame(run.filled, filled)
+        write_submission(complete, run.submission, sample)
+        return len(filled)
+    return None if len(mean) else 0

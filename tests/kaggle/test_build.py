@@ -1,0 +1,248 @@
+"""Building: percent format to notebook, wheels, metadata; the same sources give the same bytes."""
+
+import hashlib
+import json
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import nbformat
+import pytest
+from conftest import ROOT
+
+import kit
+from kit.kaggle import build as notebooks
+from kit.kaggle.build import (
+    NOTEBOOKS,
+    REQUIREMENTS,
+    BuildError,
+    build_kernel,
+    build_kernels,
+    build_wheels,
+    render_notebook,
+)
+
+SOURCE = """\
+# %% [markdown]
+# # Title
+#
+# Text.
+
+# %%
+import os
+
+print(os.sep)
+
+# %% [parameters]
+FOLD = 0
+NAME = "blog"
+
+# %%
+import os
+
+print(os.sep)
+"""
+
+
+def _hash_tree(folder: Path) -> dict[str, str]:
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    """No downloads: the decoders are left out."""
+    monkeypatch.setattr(notebooks, "PYTHONS", ())
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A copy of the project, for building writes the notebooks beside their sources."""
+    copy = tmp_path / "project"
+    ignore = shutil.ignore_patterns("__pycache__")
+    for name in ("kit", "kernels"):
+        shutil.copytree(ROOT / name, copy / name, ignore=ignore)
+    for name in ("setup.py", "pyproject.toml", "README.md"):
+        shutil.copyfile(ROOT / name, copy / name)
+    return copy
+
+
+def test_a_percent_script_becomes_a_valid_notebook():
+    notebook = nbformat.reads(render_notebook(SOURCE), as_version=4)
+    nbformat.validate(notebook)
+    assert [cell.cell_type for cell in notebook.cells] == ["markdown", "code", "code", "code"]
+    assert notebook.cells[0].source == "# Title\n\nText."
+    assert notebook.cells[1].source == "import os\n\nprint(os.sep)"
+    assert notebook.cells[2].metadata.tags == ["parameters"]
+    assert notebook.metadata.kernelspec.name == "python3"
+    # Equal cells have ids of their own, all the same.
+    assert len({cell.id for cell in notebook.cells}) == 4
+
+
+def test_an_id_follows_from_place_and_content():
+    first, second = (json.loads(render_notebook(SOURCE))["cells"] for _ in range(2))
+    assert first == second
+    changed = json.loads(render_notebook(SOURCE.replace("Text.", "Other.")))["cells"]
+    assert [a["id"] == b["id"] for a, b in zip(first, changed, strict=True)] == [
+        False,
+        True,
+        True,
+        True,
+    ]
+    expected = hashlib.sha256(b'2\nFOLD = 0\nNAME = "blog"').hexdigest()[:12]
+    assert first[2]["id"] == expected
+
+
+def test_parameters_are_set_where_they_are_assigned():
+    notebook = json.loads(render_notebook(SOURCE, {"FOLD": 3, "NAME": "a\\1b"}))
+    assert notebook["cells"][2]["source"] == "FOLD = 3\nNAME = 'a\\\\1b'"
+    with pytest.raises(BuildError, match="the notebook has no parameter HOURS"):
+        render_notebook(SOURCE, {"HOURS": 1})
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_built_notebook_is_that_of_its_source(name):
+    folder = ROOT / "kernels" / name
+    built = (folder / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert built == render_notebook((folder / f"{name}.py").read_text(encoding="utf-8"))
+    notebook = nbformat.reads(built, as_version=4)
+    nbformat.validate(notebook)
+    assert len(notebook.cells) <= 6
+    assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 12
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_cells_hold_no_logic_but_calls_into_kit(name):
+    """All but the installation, which is the same in every notebook."""
+    text = (ROOT / "kernels" / name / f"{name}.py").read_text(encoding="utf-8")
+    cells = [cell.source for cell in nbformat.reads(render_notebook(text), 4).cells]
+    install = [cell for cell in cells if "pip" in cell]
+    predict = (ROOT / "kernels" / "predict" / "predict.py").read_text(encoding="utf-8")
+    assert len(install) == 1
+    assert install[0] in predict
+    assert not re.search(r"os\.walk|rglob|\*\*/", install[0])
+    for cell in cells[1:]:
+        if cell not in install:
+            assert not re.search(r"^\s*(if|for|while|def|class|try|with)\b", cell, re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_metadata_write_out_every_surprising_default(name, tmp_path):
+    build_kernel(_copy_kernel(name, tmp_path), tmp_path / "built", "some-one", fold=2)
+    metadata = json.loads((tmp_path / "built" / "kernel-metadata.json").read_text())
+    expected = {
+        "language": "python",
+        "kernel_type": "notebook",
+        "is_private": True,
+        "enable_gpu": True,
+        "enable_tpu": False,
+        "enable_internet": False,
+        "machine_shape": "NvidiaTeslaT4",
+        "docker_image_pinning_type": "latest",
+        "competition_sources": ["rsna-intracranial-hemorrhage-detection"],
+        "model_sources": [],
+        "keywords": [],
+    }
+    assert {key: metadata[key] for key in expected} == expected
+    owner, _, slug = metadata["id"].partition("/")
+    assert owner == "some-one"
+    # Kaggle makes the slug from the title; another one gives a second notebook.
+    assert re.sub(r"[^a-z0-9]+", "-", metadata["title"].lower()) == slug
+    assert "{" not in json.dumps(metadata["id"] + "".join(metadata["dataset_sources"]))
+    assert (tmp_path / "built" / metadata["code_file"]).is_file()
+
+
+def _copy_kernel(name: str, folder: Path) -> Path:
+    return Path(shutil.copytree(ROOT / "kernels" / name, folder / name))
+
+
+def test_the_fold_reaches_notebook_slug_and_sources(tmp_path):
+    build_kernel(_copy_kernel("train-lstm", tmp_path), tmp_path / "built", "me", fold=2)
+    metadata = json.loads((tmp_path / "built" / "kernel-metadata.json").read_text())
+    assert metadata["id"] == "me/hemorrhage-train-lstm-fold2"
+    assert metadata["kernel_sources"] == [
+        "me/hemorrhage-train-classifier-fold2",
+        "me/hemorrhage-train-lstm-fold2",
+    ]
+    notebook = nbformat.read(tmp_path / "built" / "train-lstm.ipynb", 4)
+    assert notebook.cells[2].source.splitlines()[0] == "FOLD = 2"
+
+
+def test_a_rebuild_has_the_same_bytes(project, tmp_path, offline, small_run):
+    first, second = tmp_path / "first", tmp_path / "second"
+    build_kernels("reader", [small_run.path], folder=first, project=project)
+    (second / "output").mkdir(parents=True)
+    (second / "output" / "kept").touch()
+    (second / "datasets" / "stale").mkdir(parents=True)
+    build_kernels("reader", [small_run.path], folder=second, project=project)
+    assert (second / "output" / "kept").exists()  # what was fetched is not built
+    shutil.rmtree(second / "output")
+    built = _hash_tree(first)
+    assert built == _hash_tree(second)
+    assert {name.split("/")[1] for name in built} == {"wheels", "weights", *NOTEBOOKS}
+
+
+def test_the_wheel_is_pure_and_complete(project, tmp_path, offline):
+    # What an earlier build left would be taken along by setuptools.
+    stale = project / "build" / "lib" / "kit" / "stale.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    build_wheels(project, tmp_path / "wheels")
+    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    assert wheel.name == f"kit-{kit.__version__}-py3-none-any.whl"
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("kit/")}
+    packaged = {".py", ".html", ".css", ".js"}
+    assert names == {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "kit").rglob("*.*")
+        if path.suffix in packaged
+    }
+    assert (tmp_path / "wheels" / REQUIREMENTS).read_text() == f"kit=={kit.__version__}\n"
+
+
+def test_decoders_are_required_of_the_pythons_they_were_built_for(tmp_path, monkeypatch):
+    asked = []
+
+    def run_pip(*arguments):
+        asked.append(arguments)
+        destination = Path(arguments[arguments.index("--dest") + 1])
+        (destination / "pylibjpeg_libjpeg-2.4.0-cp312-cp312-manylinux2014_x86_64.whl").touch()
+
+    monkeypatch.setattr(notebooks, "_run_pip", run_pip)
+    assert notebooks._download_decoders("3.12", tmp_path) == [
+        'pylibjpeg_libjpeg==2.4.0; python_version == "3.12"'
+    ]
+    assert "--only-binary=:all:" in asked[0]
+    assert "--python-version=3.12" in asked[0]
+
+
+def test_decoders_that_cannot_be_downloaded_are_said_to_be_left_out(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(notebooks, "DECODERS", (str(tmp_path / "nothing-here.whl"),))
+    assert notebooks._download_decoders("3.13", tmp_path) == []
+    said = capsys.readouterr().out
+    assert said.startswith("The decoders for Python 3.13 are left out: pip download failed (")
+    assert "the competition's are not compressed." in said
+
+
+@pytest.mark.parametrize("user", ["", "me/you", "{user}"])
+def test_an_owner_that_is_no_user_name_is_refused(user, tmp_path):
+    with pytest.raises(BuildError, match=r"KAGGLE_USER is '.*': set it to your Kaggle user name"):
+        build_kernels(user, folder=tmp_path, project=ROOT)
+
+
+def test_building_needs_the_projects_folder(tmp_path):
+    with pytest.raises(BuildError, match="is not the project's folder: run this from there"):
+        build_kernels("me", folder=tmp_path / "build", project=tmp_path)
+
+
+def test_the_command_names_what_is_missing_and_fails(tmp_path):
+    command = [sys.executable, "-m", "kit", "kernels", "--user", "me"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == f"kit: {tmp_path} is not the project's folder: run this from there\n"
