@@ -19,7 +19,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_packages(include=["kit", "kit.*"]),
-    package_data={"kit.report": ["assets/*"]},
+    package_data={"kit": ["py.typed"], "kit.report": ["assets/*"]},
     python_requires=">=3.11",
     install_requires=[
         "torch>=2.4",

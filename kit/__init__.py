@@ -1,7 +1,47 @@
 """Intracranial hemorrhage on head CT: from DICOM to per-slice probabilities.
 
-An open form of the 2nd-place solution of the RSNA Intracranial Hemorrhage Detection
+An open implementation of the 2nd-place solution of the RSNA Intracranial Hemorrhage Detection
 competition (2019). Not a medical device.
 """
 
-__version__ = "0.1.0"
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.2.0"
+
+__all__ = [
+    "InputError",
+    "KitError",
+    "index_slices",
+    "load_model",
+    "predict",
+    "read_hounsfield",
+    "window_image",
+]
+
+_HOMES = {
+    "index_slices": "kit.slices",
+    "load_model": "kit.runs.prediction",
+    "predict": "kit.runs.prediction",
+    "read_hounsfield": "kit.dicom",
+    "window_image": "kit.windowing",
+}
+
+
+class KitError(Exception):
+    """The base of every error that kit raises on purpose; its text is for the user."""
+
+
+class InputError(KitError, ValueError):
+    """A file, a folder or a value that was given cannot be used; the text says why."""
+
+
+def __getattr__(name: str) -> Any:
+    """Import what most people want when it is first used: `import kit` itself loads nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

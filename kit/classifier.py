@@ -15,9 +15,9 @@ from torch import nn
 from kit import images
 from kit.competition import LABELS, TRAINING_PRIOR
 from kit.cpu import spare_threads
+from kit.processes import restart_once
 from kit.training.checkpoints import TrainingError, fill_model, load_trained, load_weights
 from kit.training.loop import TrainingConfig, fit, predict, weighted_loss
-from kit.workers import restart_once
 
 # Of the windowed training images, channels in the order of `windowing.WINDOWS` (published code).
 MEAN = (0.22363983, 0.18190407, 0.2523437)

@@ -12,7 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv as arrow_csv
 
-from kit.archives import MAX_MEMBER_BYTES, list_archive, open_file, split_archive
+from kit import KitError
+from kit.files import MAX_MEMBER_BYTES, list_archive, open_file, split_archive
 
 SLUG = "rsna-intracranial-hemorrhage-detection"
 LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
@@ -24,7 +25,7 @@ TRAINING_PRIOR = dict(
 )
 
 
-class LabelError(ValueError):
+class LabelError(KitError, ValueError):
     """A label or submission file that cannot be believed; the text names file, row and reason."""
 
 

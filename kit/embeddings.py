@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import time
 import zipfile
@@ -20,12 +19,13 @@ from kit import images, progress
 from kit.classifier import load_classifier
 from kit.competition import LABELS
 from kit.cpu import spare_threads
-from kit.files import naming, replacing
+from kit.files import hash_file, name_errors, read_json, replace_file, write_json
 from kit.fusion import fuse_normalization
+from kit.processes import restart_once
 from kit.training import amp
-from kit.training.checkpoints import TrainingError, write_json
-from kit.training.loop import OutOfTime, predict, rank, world_size
-from kit.workers import restart_once
+from kit.training.checkpoints import TrainingError
+from kit.training.distributed import rank, world_size
+from kit.training.loop import OutOfTime, predict
 
 _FLUSH_SECONDS = 60  # how much extraction a crash may cost
 
@@ -43,7 +43,7 @@ class EmbeddingStore:
             self.embeddings = np.load(
                 directory / "embeddings.npy", mmap_mode="r", allow_pickle=False
             )
-            self.provenance = json.loads((directory / "store.json").read_text(encoding="utf-8"))
+            self.provenance = read_json(directory / "store.json")
             self.ids = np.array(
                 (directory / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
             )
@@ -147,7 +147,7 @@ class _StoreWriter:
         self.logits = _open_array(directory, "logits", (slices, len(LABELS)), np.float32, fresh)
         self.done = self.begin
         if self.marker.exists():
-            state = json.loads(self.marker.read_text(encoding="utf-8"))
+            state = read_json(self.marker)
             self.done = state["done"]
             self.failed = {int(row): reason for row, reason in state["failed"].items()}
         self.flushed = time.monotonic()
@@ -196,7 +196,7 @@ class _StoreWriter:
             failed = {}
             markers = sorted(self.directory.glob("progress*.json"))
             for marker in markers:
-                failed.update(json.loads(marker.read_text(encoding="utf-8"))["failed"])
+                failed.update(read_json(marker)["failed"])
             failed = {str(ids.iloc[int(row)]): reason for row, reason in failed.items()}
             if len(failed) == len(ids):
                 for marker in markers:
@@ -216,7 +216,7 @@ class _StoreWriter:
 def _find_markers(directory: Path, processes: int, provenance: dict) -> list[Path]:
     """How far an earlier extraction by these weights and as many processes came; none else."""
     markers = list(directory.glob("progress*.json"))
-    states = [json.loads(marker.read_text(encoding="utf-8")) for marker in markers]
+    states = [read_json(marker) for marker in markers]
     same = [state["weights_sha256"] == provenance["weights_sha256"] for state in states]
     fit = all(marker.stem.endswith(f"of{processes}") for marker in markers)
     begun = (directory / "embeddings.npy.part").exists()
@@ -225,7 +225,7 @@ def _find_markers(directory: Path, processes: int, provenance: dict) -> list[Pat
 
 def seal_store(directory: Path, ids, provenance: dict) -> None:
     """Write the ids and, last, `store.json`: with it the store is complete."""
-    with replacing(directory / "ids.txt") as part:
+    with replace_file(directory / "ids.txt") as part:
         part.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
     write_json(directory / "store.json", provenance)
 
@@ -316,7 +316,7 @@ def _open_array(directory: Path, name: str, shape, dtype, fresh: bool) -> np.nda
     """The memory-mapped `name.npy.part`, new where `fresh`; the same for every process."""
     path = directory / f"{name}.npy.part"
     if fresh:
-        with naming(path):
+        with name_errors(path):
             np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
             # Taken now: a disk that fills up under a memory map would kill the process.
             if hasattr(os, "posix_fallocate"):  # not on a Mac
@@ -325,9 +325,3 @@ def _open_array(directory: Path, name: str, shape, dtype, fresh: bool) -> np.nda
     if distributed.is_initialized():
         distributed.barrier()
     return np.load(path, mmap_mode="r+", allow_pickle=False)
-
-
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

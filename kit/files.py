@@ -1,15 +1,69 @@
-"""Files that are whole or not there."""
+"""The disk: files and members of zip archives, files that are whole or not there, hashes, JSON.
+
+`archive.zip/member` is a path like any other: the member is read in place.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
+import re
+import stat
+import zipfile
+from collections import Counter
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
+from typing import Any, BinaryIO
+
+# What a member may inflate to. The largest CT slice has 64 MB of pixels, the competition's label
+# file 120 MB; whatever is larger was made to fill the memory.
+MAX_MEMBER_BYTES = 1 << 29
+
+
+def open_file(path: str | Path) -> BinaryIO:
+    """Open a file, or a member of a zip archive written `archive.zip/member`, for reading.
+
+    Raises `OSError` also for what is neither a regular file nor a plain member: a pipe (which
+    would wait for ever), an encrypted member, one that inflates to more than `MAX_MEMBER_BYTES`,
+    and each of several members of one name, which cannot be told apart.
+    """
+    archive, member = split_archive(path)
+    if archive is not None:
+        return _open_member(archive, member)
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(f"{path} is not a regular file")
+    return open(path, "rb")
+
+
+def split_archive(path: str | Path) -> tuple[str | None, str]:
+    """`a/b.zip/c/d` → (`a/b.zip`, `c/d`) where `a/b.zip` is a file; else (None, path)."""
+    path = str(path)
+    for found in re.finditer(r"\.zip/", path, re.IGNORECASE):
+        archive = path[: found.end() - 1]
+        if os.path.isfile(archive):
+            return archive, path[found.end() :]
+    return None, path
+
+
+def file_size(path: str | Path, file: BinaryIO) -> int:
+    """Bytes of what `open_file(path)` opened as `file`."""
+    if not isinstance(file, zipfile.ZipExtFile):
+        return os.fstat(file.fileno()).st_size
+    archive, member = split_archive(path)
+    return _open_archive(archive)[0].getinfo(member).file_size
+
+
+def list_archive(archive: str | Path) -> list[str]:
+    """All members of a zip archive as paths, sorted. Raises `OSError` where it is none."""
+    members = _open_archive(str(archive))[0].infolist()
+    return sorted(f"{archive}/{member.filename}" for member in members if not member.is_dir())
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replace_file(path: str | Path) -> Iterator[Path]:
     """Yield a place beside `path` to write to; in the end it is moved to `path`.
 
     Where writing fails, what was written is removed and an earlier `path` stays as it was. An
@@ -18,7 +72,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
     path = Path(path)
     part = path.with_name(path.name + ".part")
     try:
-        with naming(path, part):
+        with name_errors(path, part):
             yield part
             # On the disk before it has its name: power may fail, and some disks complain only now.
             with open(part, "rb") as file:
@@ -30,7 +84,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def naming(path: Path, *others: Path) -> Iterator[None]:
+def name_errors(path: Path, *others: Path) -> Iterator[None]:
     """Let an `OSError` that names no file, or one of `others`, name `path`."""
     try:
         yield
@@ -40,3 +94,55 @@ def naming(path: Path, *others: Path) -> Iterator[None]:
         if error.errno is None:
             raise OSError(f"{path}: {error}") from error
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file. Raises `OSError` or `json.JSONDecodeError`."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON beside its place, then move it there."""
+    with replace_file(path) as part:
+        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def hash_file(path: str | Path) -> str:
+    """The SHA-256 of a file or zip member, in hexadecimal digits."""
+    with open_file(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _open_member(archive: str, member: str) -> BinaryIO:
+    opened, repeated = _open_archive(archive)
+    if member in repeated:
+        raise OSError(f"is one of {repeated[member]} members of this name")
+    try:
+        size = opened.getinfo(member).file_size
+        if size > MAX_MEMBER_BYTES:
+            raise OSError(f"inflates to {size / 1e6:.0f} MB, which no file of a head CT does")
+        return opened.open(member)
+    except KeyError as error:
+        raise FileNotFoundError(f"no such member in {archive}") from error
+    except (RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        # Encrypted, packed by an unknown method, or with a broken header of its own.
+        raise OSError(f"cannot be unpacked ({error})") from error
+
+
+def _open_archive(archive: str) -> tuple[zipfile.ZipFile, dict[str, int]]:
+    """The archive, and how often each name that is in it more than once."""
+    state = os.stat(archive)
+    # Keyed by process: a handle inherited through fork would share its file position.
+    return _open_version(archive, os.getpid(), state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=2)
+def _open_version(archive: str, *_: int) -> tuple[zipfile.ZipFile, dict[str, int]]:
+    try:
+        opened = zipfile.ZipFile(archive)
+    except (zipfile.BadZipFile, NotImplementedError) as error:
+        raise OSError(f"{archive}: not a zip archive that can be read ({error})") from error
+    names = opened.namelist()
+    if len(names) == len(set(names)):
+        return opened, {}
+    return opened, {name: count for name, count in Counter(names).items() if count > 1}

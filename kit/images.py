@@ -15,8 +15,8 @@ import torch
 
 from kit.competition import LABELS
 from kit.dicom.pixels import DicomError, MissingError, read_hounsfield
+from kit.processes import WorkerError
 from kit.windowing import crop_to_head, resize_image, window_image
-from kit.workers import WorkerError
 
 if TYPE_CHECKING:
     import albumentations

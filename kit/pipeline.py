@@ -9,7 +9,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,9 @@ import pandas as pd
 from kit.classifier import train_classifier
 from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore, extract_embeddings, import_published
+from kit.files import read_json, write_json
 from kit.lstm import train_lstm
+from kit.processes import choose_workers
 from kit.recipes import Recipe
 from kit.report.run_page import write_report
 from kit.runs.directory import (
@@ -36,12 +37,11 @@ from kit.runs.directory import (
     timed,
     write_frame,
 )
-from kit.runs.prediction import choose_workers, make_series, note_unreadable, predict_slices
+from kit.runs.prediction import make_series, note_unreadable, predict_slices
 from kit.runs.scoring import combine
 from kit.slices.competition_files import index_competition
 from kit.slices.folds import assign_folds
-from kit.training.checkpoints import write_json
-from kit.training.loop import choose_device, rank, wait_for_all
+from kit.training.distributed import choose_device, rank, wait_for_all
 
 
 def run_recipe(
@@ -250,7 +250,7 @@ def score(run: Run) -> pd.DataFrame:
 
 def _read_history(directory: Path) -> pd.DataFrame:
     path = directory / "history.json"
-    return pd.DataFrame(json.loads(path.read_text(encoding="utf-8")) if path.exists() else [])
+    return pd.DataFrame(read_json(path) if path.exists() else [])
 
 
 def _list_stores(run: Run, fold: int | str, recipe: Recipe) -> pd.DataFrame:
@@ -269,13 +269,13 @@ def _is_training(slices: pd.DataFrame, fold: int | str) -> np.ndarray:
 def _is_trained(directory: Path, epochs: int) -> bool:
     """Whether `fit` came to its end: the history, written last, has every epoch."""
     path = directory / "history.json"
-    return path.exists() and len(json.loads(path.read_text(encoding="utf-8"))) >= epochs
+    return path.exists() and len(read_json(path)) >= epochs
 
 
 def _is_imported(run: Run, recipe: Recipe, fold: int | str) -> bool:
     """Whether the fold's embeddings come from elsewhere: then it has no classifier."""
     path = run.store(fold, recipe.classifier.epochs) / "store.json"
-    return path.exists() and "imported" in json.loads(path.read_text(encoding="utf-8"))
+    return path.exists() and "imported" in read_json(path)
 
 
 def _derive_seed(recipe: Recipe, fold: int | str, part: int) -> int:
@@ -290,7 +290,7 @@ def _check_source(directory: Path, store: EmbeddingStore) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         if rank() == 0:
             write_json(path, {"embeddings_from": source})
-    elif json.loads(path.read_text(encoding="utf-8"))["embeddings_from"] != source:
+    elif read_json(path)["embeddings_from"] != source:
         raise RunError(
             f"{directory} was trained on other embeddings than {store.directory} now holds: "
             "remove it to train anew"

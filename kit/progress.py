@@ -1,7 +1,8 @@
-"""Progress bars: one look for every long stage."""
+"""What a person sees while kit works: progress bars and messages, one look for every long stage."""
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
@@ -11,6 +12,25 @@ from tqdm import tqdm
 Item = TypeVar("Item")
 
 quiet = False  # set by the command line's --quiet
+log = logging.getLogger("kit")
+
+
+class _Printer(logging.Handler):
+    """Prints where `print` would print now: warnings to stderr, the rest to stdout."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
+        print(self.format(record), file=stream, flush=True)
+
+
+def show_messages() -> None:
+    """Have this process print what kit's functions say; for the command line and notebooks.
+
+    Without it their messages go to the logger `kit`, for the caller to show or to drop.
+    """
+    log.setLevel(logging.INFO)
+    if not any(isinstance(handler, _Printer) for handler in log.handlers):
+        log.addHandler(_Printer())
 
 
 def track(

@@ -20,7 +20,7 @@ from kit.competition import (
     to_submission,
 )
 from kit.ensemble import CLIP
-from kit.files import replacing
+from kit.files import replace_file
 
 
 def read_sample(sample: str | Path) -> pd.Index:
@@ -73,7 +73,7 @@ def write_submission(
     ids = _format_ids(wide.index)
     table = pa.table({"ID": ids, "Label": _format_probabilities(values)})
     bare = arrow_csv.WriteOptions(include_header=False, quoting_style="none")
-    with replacing(path) as part:
+    with replace_file(path) as part:
         with open(part, "wb") as file:
             file.write(b"ID,Label\n")
             arrow_csv.write_csv(table, file, bare)

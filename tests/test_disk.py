@@ -17,11 +17,12 @@ import torch
 from kit.cli.commands import main
 from kit.competition import LABELS
 from kit.embeddings import seal_store
+from kit.files import write_json
 from kit.report.page import write_page
 from kit.runs.directory import write_frame
 from kit.slices.index import index_files, list_files
 from kit.submission import write_submission
-from kit.training.checkpoints import save_tensors, write_json
+from kit.training.checkpoints import save_tensors
 from kit.training.events import write_events
 
 FLAGS = ["--recipe", "demo", "--folds", "2", "--train-folds", "0", "--workers", "1", "--quiet"]

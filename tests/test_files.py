@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from kit.files import naming, replacing
+from kit.files import name_errors, replace_file
 
 
 def test_the_content_is_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
@@ -17,7 +17,7 @@ def test_the_content_is_on_the_disk_before_the_file_has_its_name(tmp_path, monke
         synchronize(number)
 
     monkeypatch.setattr(os, "fsync", note)
-    with replacing(path) as part:
+    with replace_file(path) as part:
         part.write_text("whole")
     assert seen == [(f"{path}.part", False)]
     assert path.read_text() == "whole"
@@ -30,7 +30,7 @@ def test_whatever_stops_the_writing_leaves_the_earlier_file(stop, tmp_path):
     path.write_text("earlier")
 
     def write():
-        with replacing(path) as part:
+        with replace_file(path) as part:
             part.write_text("ha")
             raise stop
 
@@ -45,9 +45,9 @@ def test_an_error_names_the_file_unless_it_names_another(tmp_path):
     for given, named in ((None, path), (path.with_name("file.part"), path), ("other", "other")):
         with (
             pytest.raises(OSError, match="No space left") as caught,
-            naming(path, path.with_name("file.part")),
+            name_errors(path, path.with_name("file.part")),
         ):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), given)
         assert str(caught.value.filename) == str(named)
-    with pytest.raises(OSError, match=rf"^{path}: no number$"), naming(path):
+    with pytest.raises(OSError, match=rf"^{path}: no number$"), name_errors(path):
         raise OSError("no number")

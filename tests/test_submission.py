@@ -186,7 +186,7 @@ def test_a_zip_that_cannot_be_unpacked_is_refused_by_its_name(tmp_path, monkeypa
     locked = write_zip(tmp_path / "locked.zip", {"l.csv": LABELLED}, locked=True)
     with pytest.raises(LabelError, match=r"locked\.zip: not a CSV file .*encrypted"):
         read_labels(locked)
-    monkeypatch.setattr("kit.archives.MAX_MEMBER_BYTES", 10)
+    monkeypatch.setattr("kit.files.MAX_MEMBER_BYTES", 10)
     bomb = write_zip(tmp_path / "bomb.zip", {"l.csv": LABELLED})
     with pytest.raises(LabelError, match=r"bomb\.zip: not a CSV file .*inflates to"):
         read_labels(bomb)

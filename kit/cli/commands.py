@@ -462,7 +462,7 @@ def _at_work(options, new: bool = False):
     from contextlib import ExitStack
 
     from kit.runs.directory import hold
-    from kit.training.loop import join_processes
+    from kit.training.distributed import join_processes
 
     _set_quiet(options)
     stack = ExitStack()

@@ -25,8 +25,9 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from kit.archives import file_size, open_file
+from kit import KitError
 from kit.dicom.content import MAX_SLICE_BYTES, Content, DeflatedError
+from kit.files import file_size, open_file
 
 # The competition's UIDs read `ID_…`, of which pydicom would warn once a tag; its other warnings
 # quote the header, and so the patient's name. What matters here is checked here.
@@ -79,7 +80,7 @@ _PIXEL_TAGS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
 _PIXEL_STARTS = {bytes((0xE0, 0x7F, tag & 0xFF, 0)) for tag in _PIXEL_TAGS}
 
 
-class DicomError(ValueError):
+class DicomError(KitError, ValueError):
     """A file that gives no CT slice. `reason` says why; the text names the file too."""
 
     def __init__(self, path: str | Path, reason: str):

@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from kit.files import write_json
+
 BUILD = Path("build/kaggle")
 NOTEBOOKS = ("train-classifier", "train-lstm", "predict")
 REQUIREMENTS = "kit-requirements.txt"  # by it the notebooks find the wheels
@@ -76,7 +78,7 @@ def build_kernel(source: Path, folder: Path, user: str, fold: int = 0) -> None:
     folder.mkdir(parents=True)
     text = (source / "kernel-metadata.json").read_text(encoding="utf-8")
     metadata = json.loads(text.replace("{user}", user).replace("{fold}", str(fold)))
-    _write_json(folder / "kernel-metadata.json", metadata)
+    write_json(folder / "kernel-metadata.json", metadata)
     cells = (source / f"{source.name}.py").read_text(encoding="utf-8")
     (source / metadata["code_file"]).write_text(render_notebook(cells), encoding="utf-8")
     parameters = {"FOLD": fold} if "\nFOLD = " in cells else {}
@@ -172,11 +174,7 @@ def _read_version(wheel: Path) -> str:
 def _describe_dataset(directory: Path, user: str) -> None:
     name = f"hemorrhage-{directory.name}"
     metadata = {"id": f"{user}/{name}", "title": name, "licenses": [{"name": "other"}]}
-    _write_json(directory / "dataset-metadata.json", metadata)
-
-
-def _write_json(path: Path, value: dict) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    write_json(directory / "dataset-metadata.json", metadata)
 
 
 def _set_parameters(source: str, parameters: dict) -> str:

@@ -17,6 +17,8 @@ from requests.adapters import HTTPAdapter
 from urllib3.exceptions import InvalidHeader
 from urllib3.util.retry import Retry
 
+from kit import KitError
+
 T = TypeVar("T")
 
 TIMEOUT = (10, 60)  # seconds to connect, and between two bytes; the client itself waits for ever
@@ -43,7 +45,7 @@ NO_CREDENTIALS = (
 )
 
 
-class KaggleError(RuntimeError):
+class KaggleError(KitError, RuntimeError):
     """What went wrong with Kaggle and what to do about it, in one plain sentence.
 
     `status` is the HTTP status of the answer (None: no answer), `passing` whether the same request

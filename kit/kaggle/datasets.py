@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tempfile
 import time
 import zipfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kit import progress
+from kit.files import read_json
 from kit.kaggle.connection import SENTENCES, Client, KaggleError, put_blob, retry
 
 READY_SECONDS = 3600.0  # how long Kaggle may take to unpack a dataset
@@ -46,7 +46,7 @@ class Account(Client):
 
 def push_dataset(account: Account, folder: Path) -> None:
     """Create the dataset or a new version of it, unless Kaggle has it as it is; wait till ready."""
-    metadata = json.loads((folder / "dataset-metadata.json").read_text(encoding="utf-8"))
+    metadata = read_json(folder / "dataset-metadata.json")
     owner, slug = account.about(metadata["id"], "datasets")
     mark = f"Content {hash_folder(folder)[:16]}"
     before = find_dataset(account, owner, slug)

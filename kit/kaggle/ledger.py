@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kit.competition import SLUG
+from kit.files import read_json
 from kit.kaggle.connection import CompetitionClient, KaggleError
 
 LEDGER = Path("submissions/ledger.jsonl")
@@ -73,7 +74,7 @@ def read_out_of_fold(metrics: Path) -> float | None:
     if not metrics.exists():
         return None
     try:
-        scores = json.loads(metrics.read_text(encoding="utf-8"))["scores"]
+        scores = read_json(metrics)["scores"]
         return float(scores["bag"]["all"]["weighted"]) if scores else None
     except (ValueError, KeyError, TypeError):
         raise KaggleError(f"{metrics}: this is not what a run writes about its scores.") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import requests
 
+from kit.files import read_json
 from kit.kaggle.build import BUILD, NOTEBOOKS
 from kit.kaggle.connection import PASSING_STATUSES, TIMEOUT, KaggleError, retry
 from kit.kaggle.datasets import POLL_DELAY, Account, find_dataset, poll, push_dataset
@@ -49,13 +49,13 @@ def push(
 
 
 def _needs(kernel: Path, dataset: Path) -> bool:
-    sources = _read_json(kernel / "kernel-metadata.json")["dataset_sources"]
-    return _read_json(dataset / "dataset-metadata.json")["id"] in sources
+    sources = read_json(kernel / "kernel-metadata.json")["dataset_sources"]
+    return read_json(dataset / "dataset-metadata.json")["id"] in sources
 
 
 def push_kernel(account: Account, folder: Path) -> str:
     """Push a notebook, unless it is at work already; its reference, OWNER/SLUG."""
-    metadata = _read_json(folder / "kernel-metadata.json")
+    metadata = read_json(folder / "kernel-metadata.json")
     reference = metadata["id"]
     owner, slug = account.about(reference, "code")
     state = read_state(account, owner, slug)
@@ -210,7 +210,7 @@ def report_outcome(reference: str, directory: Path) -> None:
     path = directory / "outcome.json"
     if not path.exists():
         raise KaggleError(f"{reference} left no outcome: read {directory}/log.txt.")
-    outcome = _read_json(path)
+    outcome = read_json(path)
     left, reason = outcome["left"], outcome["reason"].rstrip(".")
     if left == "training prior":
         raise KaggleError(
@@ -222,7 +222,3 @@ def report_outcome(reference: str, directory: Path) -> None:
             "from there."
         )
     print(f"{reference} left {'a finished run' if left == 'finished' else left}.", flush=True)
-
-
-def _read_json(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8"))

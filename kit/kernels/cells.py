@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import time
 from dataclasses import dataclass
@@ -13,13 +12,14 @@ import pandas as pd
 import torch
 
 from kit.competition import LABELS, TRAINING_PRIOR, read_submission
+from kit.files import write_json
 from kit.kernels.inputs import KernelError, find_data, find_marked, link_input, restore_run
 from kit.kernels.launch import run_stage
+from kit.processes import count_cores
 from kit.runs.directory import Run, RunError
 from kit.runs.export import MANIFEST, check_export
 from kit.slices.competition_files import SAMPLE_FILE, find_competition
 from kit.submission import read_sample, validate_submission, write_submission
-from kit.training.checkpoints import write_json
 from kit.training.loop import OutOfTime
 
 OUTCOME = "outcome.json"  # what a notebook left, for whoever fetches its output
@@ -68,7 +68,7 @@ def prepare_prediction(
     print(f"Data:     {data}, {len(files.test):,} test files")
     print(f"Weights:  {weights[0]}, recipe {manifest['recipe']}, folds {manifest['folds']}")
     print(f"Score:    {'not known' if score is None else f'{score:.4f} out of fold'}")
-    print(f"Machine:  {torch.cuda.device_count()} GPUs, {os.cpu_count()} cores")
+    print(f"Machine:  {torch.cuda.device_count()} GPUs, {count_cores()} cores")
     print(f"{submission} holds the training prior until the prediction replaces it.")
     return Prediction(data, Run(weights[0]), prior, Path(files.sample), submission)
 

@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from kit import KitError
 from kit.competition import SLUG
 from kit.recipes import to_dict
 from kit.runs.directory import Run, read_recipe
@@ -19,7 +20,7 @@ from kit.runs.directory import Run, read_recipe
 LAYOUT = {"datasets": "*/*", "notebooks": "*/*", "models": "*/*/*/*/*"}
 
 
-class KernelError(RuntimeError):
+class KernelError(KitError, RuntimeError):
     """What keeps a notebook from going on, in one sentence; shown without a traceback."""
 
     def _render_traceback_(self) -> list[str]:

@@ -15,13 +15,15 @@ import numpy as np
 import torch
 
 from kit import pipeline
+from kit.files import read_json, write_json
 from kit.kernels.inputs import KernelError
+from kit.processes import count_cores
 from kit.recipes import find_recipe
 from kit.runs import prediction
 from kit.runs import scoring as combining
 from kit.runs.directory import Run
-from kit.training.checkpoints import write_json
-from kit.training.loop import OutOfTime, join_processes, rank
+from kit.training.distributed import join_processes, rank
+from kit.training.loop import OutOfTime
 
 
 def run_stage(name: str, **arguments) -> None:
@@ -30,7 +32,7 @@ def run_stage(name: str, **arguments) -> None:
     Raises what the stage raises; from another process as `OutOfTime` or `KernelError`.
     """
     processes = count_processes()
-    arguments["workers"] = max(1, (os.cpu_count() or 1) // processes)
+    arguments["workers"] = max(1, count_cores() // processes)
     if processes == 1:
         STAGES[name](**arguments)
         return
@@ -40,7 +42,7 @@ def run_stage(name: str, **arguments) -> None:
         command = [sys.executable, "-m", "torch.distributed.run", *options]
         code = _stream([*command, name, json.dumps(arguments), str(outcome)])
         if outcome.exists():
-            ending = json.loads(outcome.read_text(encoding="utf-8"))
+            ending = read_json(outcome)
             raise (OutOfTime if ending["out_of_time"] else KernelError)(ending["reason"])
     if code:
         raise KernelError(f"A process of the stage {name} ended with exit code {code}.")

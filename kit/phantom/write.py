@@ -19,7 +19,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittle
 
 from kit import progress
 from kit.competition import LABELS, to_submission
-from kit.files import naming
+from kit.files import name_errors
 from kit.phantom.anatomy import (
     AIR,
     EPIDURAL,
@@ -35,7 +35,7 @@ from kit.phantom.anatomy import (
     render_planes,
     span,
 )
-from kit.workers import restart_once
+from kit.processes import restart_once
 
 # Shares of patients, not of slices: epidural is drawn more often than it is in the real data
 # (3 % of bleeding slices), so that a small phantom has all five.
@@ -187,7 +187,7 @@ def write_phantom(
     directory.parent.mkdir(parents=True, exist_ok=True)
     plan = plan_patients(patients, seed)
     with (
-        naming(directory),
+        name_errors(directory),
         TemporaryDirectory(dir=directory.parent, prefix=f"{directory.name}.") as beside,
     ):
         partial = Path(beside) / directory.name

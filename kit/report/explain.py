@@ -20,7 +20,7 @@ from kit.runs.directory import (
     list_folds,
     read_recipe,
 )
-from kit.training.loop import choose_device
+from kit.training.distributed import choose_device
 
 _BATCH = 2048  # slices that go through the LSTM at once
 

@@ -18,7 +18,7 @@ from kit.classifier import ClassifierConfig
 from kit.competition import LABELS
 from kit.dicom.pixels import DicomError
 from kit.ensemble import name_columns
-from kit.files import replacing
+from kit.files import replace_file
 from kit.images import read_image
 
 IMAGE_BYTES = 18_000_000  # of all images and maps of a page, which keeps it under 20 MB
@@ -33,7 +33,7 @@ _SCRIPTS = ("plot.js", "viewer.js", "report.js")
 def write_page(path: Path, data: dict) -> Path:
     """Render `data` and write it beside its place, then move it there."""
     page = render_page(data)
-    with replacing(path) as part:
+    with replace_file(path) as part:
         part.write_text(page, encoding="utf-8")
     return path
 

@@ -16,6 +16,7 @@ from kit.classifier import load_classifier
 from kit.cli.tables import format_count
 from kit.competition import LABELS
 from kit.ensemble import MODELS, name_columns
+from kit.files import read_json
 from kit.report.evaluation import bootstrap_intervals, rank_series, slice_losses, trace_curves
 from kit.report.gradcam import find_map_layer, locate_labels
 from kit.report.page import (
@@ -35,7 +36,7 @@ from kit.runs.directory import (
     require,
 )
 from kit.runs.scans import count_reasons, describe_machine, list_versions, summarize_series
-from kit.training.loop import choose_device
+from kit.training.distributed import choose_device
 
 SERIES_SHOWN = 50
 
@@ -155,7 +156,7 @@ def find_series(table: pd.DataFrame, name: str) -> str:
 def describe_run(run: Run) -> dict:
     """What was run, on what, how long it took; and with what the report was written."""
     recipe, config = read_recipe(run), read_config(run)
-    timings = json.loads(run.timings.read_text(encoding="utf-8")) if run.timings.exists() else {}
+    timings = read_json(run.timings) if run.timings.exists() else {}
     skipped, commit = pd.read_csv(run.skipped, usecols=["reason"]), find_commit()
     facts = [
         ["recipe", recipe.name],
@@ -253,7 +254,7 @@ def read_histories(run: Run) -> list[dict]:
         for kind, directory in directories:
             path = directory / "history.json"
             if path.exists():
-                history = json.loads(path.read_text(encoding="utf-8"))
+                history = read_json(path)
                 found.append({
                     "kind": kind,
                     "fold": str(fold),

@@ -17,16 +17,15 @@ from pathlib import Path
 import pandas as pd
 
 import kit
-from kit import progress, recipes
-from kit.files import replacing
+from kit import KitError, progress, recipes
+from kit.files import read_json, replace_file, write_json
 from kit.recipes import Recipe
-from kit.training.checkpoints import write_json
-from kit.training.loop import choose_device, rank, world_size
+from kit.training.distributed import choose_device, rank, world_size
 
 ALL_DATA = "all"  # the fold of a model that was trained on everything
 
 
-class RunError(ValueError):
+class RunError(KitError, ValueError):
     """A run directory that cannot be gone on with; the text says why and what to do."""
 
 
@@ -127,7 +126,7 @@ def read_config(run: Run) -> dict:
     if not run.config.exists():
         raise RunError(f"{run}: there is no run here (begin one by kit run or kit index)")
     try:
-        config = json.loads(run.config.read_text(encoding="utf-8"))
+        config = read_json(run.config)
     except ValueError as error:
         raise RunError(f"{run.config}: not a run's configuration ({error})") from error
     if not isinstance(config, dict) or "recipe" not in config:
@@ -175,7 +174,7 @@ def require(path: Path, command: str) -> None:
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
     """Write a table, CSV or parquet by its name, beside its place; then move it there."""
-    with replacing(path) as part:
+    with replace_file(path) as part:
         if path.suffix == ".parquet":
             # Numbers and ids gain nothing from a dictionary, and would be read half as fast.
             texts = frame.select_dtypes(exclude="number")
@@ -247,8 +246,7 @@ def _add_cost(run: Run, stage: str, clock: float, processors: float) -> None:
             "processor_seconds": _processor_seconds() - processors,
             "gpu_seconds": seconds * (choose_device().type == "cuda") * world_size(),
         }
-        text = run.timings.read_text(encoding="utf-8") if run.timings.exists() else "{}"
-        timings = json.loads(text)
+        timings = read_json(run.timings) if run.timings.exists() else {}
         before = timings.get(stage, dict.fromkeys(cost, 0))
         timings[stage] = {name: round(before[name] + value, 2) for name, value in cost.items()}
         write_json(run.timings, timings)

@@ -15,10 +15,10 @@ import torch
 import kit
 from kit import progress, recipes
 from kit.competition import LABELS, TRAINING_PRIOR
-from kit.embeddings import hash_file
+from kit.files import hash_file, read_json, write_json
 from kit.runs.directory import Run, RunError, list_folds, read_recipe, read_slices
 from kit.runs.prediction import list_members
-from kit.training.checkpoints import load_weights, save_tensors, write_json
+from kit.training.checkpoints import load_weights, save_tensors
 
 MANIFEST = "kit-run.json"
 
@@ -60,7 +60,7 @@ def check_export(directory: Path) -> dict:
     Raises `RunError` naming the first file that is not.
     """
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(directory / MANIFEST)
         hashes = manifest["sha256"]
     except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
         raise RunError(f"{directory / MANIFEST}: not a manifest of weights ({error})") from error
@@ -105,5 +105,5 @@ def _read_score(runs: list[Run]) -> float | None:
     """The out-of-fold score of the bag, where one run was scored."""
     if len(runs) > 1 or not runs[0].metrics.exists():
         return None
-    metrics = json.loads(runs[0].metrics.read_text(encoding="utf-8"))
+    metrics = read_json(runs[0].metrics)
     return metrics["scores"]["bag"]["all"]["weighted"] if metrics["scores"] else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -15,10 +14,11 @@ import numpy as np
 import pandas as pd
 
 from kit import ensemble
-from kit.archives import split_archive
 from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore, extract_embeddings
+from kit.files import read_json, split_archive, write_json
 from kit.lstm import load_lstm, predict_logits
+from kit.processes import choose_workers, restart_once
 from kit.progress import track
 from kit.recipes import Recipe
 from kit.report.run_page import write_scan_report
@@ -39,9 +39,7 @@ from kit.slices.competition_files import find_competition
 from kit.slices.index import index_files, index_slices
 from kit.slices.order import number_series
 from kit.submission import fill_missing, read_sample, write_submission
-from kit.training.checkpoints import write_json
-from kit.training.loop import choose_device, rank, wait_for_all
-from kit.workers import restart_once
+from kit.training.distributed import choose_device, rank, wait_for_all
 
 _SOURCE = "source.json"  # in the folder of what is done: of which files
 
@@ -175,7 +173,7 @@ def _hold_work(out: Path) -> Iterator[Path]:
 def _open_work(work: Path, source: dict) -> bool:
     """Whether `work` was left by an earlier call on the same `source`; else it is emptied."""
     note = work / _SOURCE
-    if note.exists() and json.loads(note.read_text(encoding="utf-8")) == source:
+    if note.exists() and read_json(note) == source:
         return True
     _empty_work(work)
     write_json(note, source)
@@ -261,11 +259,6 @@ def list_members(run: Run, recipe: Recipe) -> dict[Path, list[Path]]:
 def make_series(store: EmbeddingStore, table: pd.DataFrame) -> SeriesDataset:
     """The series of a part of the slice table, with their embeddings."""
     return SeriesDataset(store.embeddings, table, store.find_rows(table["SOPInstanceUID"]))
-
-
-def choose_workers(workers: int | None) -> int:
-    """Reading processes beside the main one: as asked, else all cores but one, at least one."""
-    return max(1, (os.cpu_count() or 2) - 1) if workers is None else workers
 
 
 def predict_slices(store: EmbeddingStore, table: pd.DataFrame, weights: Path) -> pd.DataFrame:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import re
 from importlib.metadata import version
@@ -14,9 +13,9 @@ import torch
 
 import kit
 from kit.competition import LABELS
-from kit.embeddings import hash_file
+from kit.files import hash_file, write_json
+from kit.processes import count_cores
 from kit.runs.directory import Run
-from kit.training.checkpoints import write_json
 
 # Reasons that name another file; a folder's name may be a patient's.
 _NAMES_A_FILE = re.compile(
@@ -117,7 +116,7 @@ def list_versions() -> dict[str, str]:
 def describe_machine() -> dict[str, str]:
     """The processor, and the GPUs where there are any."""
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
-    processor = f"{_name_processor()}, {os.cpu_count()} threads"
+    processor = f"{_name_processor()}, {count_cores()} cores"
     return {"processor": processor, **({"GPU": ", ".join(gpus)} if gpus else {})}
 
 

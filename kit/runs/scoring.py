@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,8 +13,9 @@ import pandas as pd
 
 from kit import ensemble
 from kit.competition import LABELS, read_submission
-from kit.embeddings import EmbeddingStore, hash_file
+from kit.embeddings import EmbeddingStore
 from kit.ensemble import MODELS, name_columns
+from kit.files import hash_file, read_json, write_json
 from kit.recipes import Recipe
 from kit.runs.directory import (
     Run,
@@ -31,8 +31,7 @@ from kit.runs.directory import (
 )
 from kit.slices.competition_files import find_competition
 from kit.submission import fill_missing, read_sample, write_submission
-from kit.training.checkpoints import write_json
-from kit.training.loop import rank, wait_for_all
+from kit.training.distributed import rank, wait_for_all
 
 
 def combine(run: Run) -> dict:
@@ -55,7 +54,7 @@ def combine(run: Run) -> dict:
 def read_metrics(run: Run) -> dict:
     """What `combine` wrote to `metrics.json` last."""
     require(run.metrics, f"kit ensemble {run}")
-    return json.loads(run.metrics.read_text(encoding="utf-8"))
+    return read_json(run.metrics)
 
 
 def blend_runs(runs: list[Run], out: Path) -> dict:

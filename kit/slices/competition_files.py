@@ -7,10 +7,10 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from kit.archives import list_archive
 from kit.competition import LABELS, read_labels
+from kit.files import list_archive
+from kit.processes import restart_once
 from kit.slices.index import index_files, list_files
-from kit.workers import restart_once
 
 # Mirrors say `stage_2_train_images`.
 TRAIN_FOLDERS = ("stage_2_train", "stage_2_train_images")

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kit import progress
-from kit.archives import list_archive
+from kit.files import list_archive
+from kit.processes import count_cores
 from kit.slices.entries import read_entries
 
 if TYPE_CHECKING:
@@ -91,11 +92,6 @@ def _walk(folder: Path) -> Iterator[str]:
         yield from (os.path.join(directory, name) for name in files)
 
 
-def _count_cores() -> int | None:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-
-
 def _map_batches(batches: list[list[str]], workers: int | None) -> Iterator[list[tuple]]:
     """Read the batches over processes; a folder of a few hundred files is not worth their start.
 
@@ -114,7 +110,7 @@ def _map_batches(batches: list[list[str]], workers: int | None) -> Iterator[list
     else:
         # Forked where that is safe: new processes would import pydicom first, each by itself.
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-        with ProcessPoolExecutor(workers or _count_cores(), context) as pool:
+        with ProcessPoolExecutor(workers or count_cores(), context) as pool:
             found = pool.map(read_entries, batches)
             # Imported while they read: pandas takes as long as a thousand headers.
             from kit.slices import selection  # noqa: F401

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import zipfile
 
 import pandas as pd
 
-from kit.archives import open_file
+from kit.files import hash_file
 from kit.slices.entries import HEADER_COLUMNS
 from kit.slices.order import SERIES_KEY, order_slices
 
@@ -55,9 +54,9 @@ def _refuse_repeated(table: pd.DataFrame) -> None:
     repeated = usable[usable["SOPInstanceUID"].duplicated(keep=False)]
     for _, group in repeated.groupby("SOPInstanceUID", sort=False):
         first = group["path"].iloc[0]
-        content = _hash_file(first)
+        content = _hash_content(first)
         for index, path in group["path"].iloc[1:].items():
-            same = content is not None and _hash_file(path) == content
+            same = content is not None and _hash_content(path) == content
             table.loc[index, "reason"] = (
                 f"the same file as {first}"
                 if same
@@ -80,9 +79,8 @@ def _refuse_unplaced(table: pd.DataFrame) -> None:
         )
 
 
-def _hash_file(path: str) -> bytes | None:
+def _hash_content(path: str) -> str | None:
     try:
-        with open_file(path) as file:
-            return hashlib.file_digest(file, "sha256").digest()
+        return hash_file(path)
     except (OSError, zipfile.BadZipFile):  # gone or broken since its header was read
         return None

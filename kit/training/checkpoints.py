@@ -18,13 +18,14 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from kit.files import replacing
+from kit import KitError
+from kit.files import replace_file
 from kit.training import amp
 
 Config = TypeVar("Config")
 
 
-class TrainingError(RuntimeError):
+class TrainingError(KitError, RuntimeError):
     """Training cannot go on; the text says where and why."""
 
 
@@ -115,12 +116,6 @@ def load_checkpoint(path: Path, model, optimizer) -> Progress:
     return Progress(**metadata["progress"])
 
 
-def write_json(path: Path, value) -> None:
-    """Write JSON beside its place, then move it there."""
-    with replacing(path) as part:
-        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _take(tensors: dict, prefix: str) -> dict:
     return {
         name.removeprefix(prefix): value
@@ -132,7 +127,7 @@ def _take(tensors: dict, prefix: str) -> dict:
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
     """Write named tensors, with metadata that `load_weights` gives back, in one step."""
     tensors = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
-    with replacing(path) as part:
+    with replace_file(path) as part:
         try:
             save_file(tensors, part, metadata={"kit": json.dumps(metadata)})
         except SafetensorError as error:

@@ -6,7 +6,7 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
-from kit.files import replacing
+from kit.files import replace_file
 
 
 def write_events(directory: Path, entry: dict) -> None:
@@ -30,7 +30,7 @@ def write_events(directory: Path, entry: dict) -> None:
     # TensorBoard reads the files in the order of their names. Its own writer is a thread's, which
     # would end in a traceback of its own where the disk is full.
     path = directory / f"events.out.tfevents.epoch{epoch:04d}"
-    with replacing(path) as part, open(part, "wb") as file:
+    with replace_file(path) as part, open(part, "wb") as file:
         writer = RecordWriter(file)
         for event in events:
             writer.write(event.SerializeToString())

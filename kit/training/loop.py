@@ -6,24 +6,21 @@ and the step alone. So a run that was stopped goes on to the same weights.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Annotated
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import nn
 
-from kit import progress
+from kit import KitError, progress
 from kit.competition import LABEL_WEIGHTS
 from kit.cpu import keep_memory
+from kit.files import write_json
 from kit.training import amp
 from kit.training.checkpoints import (
     Progress,
@@ -31,8 +28,8 @@ from kit.training.checkpoints import (
     load_checkpoint,
     save_checkpoint,
     save_weights,
-    write_json,
 )
+from kit.training.distributed import all_have, distribute_model, is_past, rank, share_batches
 from kit.training.events import write_events
 
 
@@ -51,7 +48,7 @@ class TrainingConfig:
     seed: Annotated[int, "set by the recipe's seed and the fold"] = 0
 
 
-class OutOfTime(RuntimeError):
+class OutOfTime(KitError, RuntimeError):
     """The time budget is spent; everything is saved, and the same call goes on from there."""
 
 
@@ -97,7 +94,7 @@ def fit(
     optimizer = make_optimizer(model, config)
     model, optimizer = amp.initialize(model, optimizer, config.opt_level)
     state = load_checkpoint(directory / "checkpoint.safetensors", model, optimizer)
-    wrapped = _distribute(model)
+    wrapped = distribute_model(model)
     while state.epoch <= config.epochs:
         batches = shuffle_batches(examples, config.batch_size, config.seed, state.epoch)
         _train_epoch(
@@ -179,51 +176,6 @@ def move_batch(batch: dict, device: torch.device) -> dict:
     }
 
 
-def choose_device() -> torch.device:
-    """The GPU of this process where there is one, else the CPU."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
-
-
-def rank() -> int:
-    """The number of this process under `torchrun`; 0 without."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
-
-
-def world_size() -> int:
-    """How many processes `torchrun` started; 1 without."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
-
-
-def wait_for_all() -> None:
-    """Wait until every process of `torchrun` is here."""
-    if distributed.is_initialized():
-        distributed.barrier()
-
-
-@contextlib.contextmanager
-def join_processes() -> Iterator[None]:
-    """Join the processes that `torchrun` started, for as long as the context lasts."""
-    if int(os.environ.get("WORLD_SIZE", 1)) == 1 or distributed.is_initialized():
-        yield
-        return
-    if torch.cuda.is_available():
-        torch.cuda.set_device(choose_device())
-    # DDP imports this, and its functions hold the group of that time as a default argument for
-    # good. A gloo group that is held keeps its threads, and they abort a process that ends while
-    # they let go of a gradient (https://github.com/pytorch/pytorch/issues/190489).
-    importlib.import_module("torch.distributed.nn.functional")
-    # The first process works alone for hours where it indexes or predicts: the others must wait.
-    distributed.init_process_group(
-        "nccl" if torch.cuda.is_available() else "gloo", timeout=timedelta(days=1)
-    )
-    try:
-        yield
-    finally:
-        distributed.destroy_process_group()
-
-
 def _train_epoch(
     wrapped,
     model,
@@ -244,12 +196,12 @@ def _train_epoch(
     model.train()
     skipped_in_a_row = 0
     with progress.open_bar(description, len(batches), "batches", state.step) as bar:
-        for batch in make_batches(state.epoch, _share(batches[state.step :])):
+        for batch in make_batches(state.epoch, share_batches(batches[state.step :])):
             rate = learning_rate_at(config, state.epoch, state.step, len(batches))
             for group in optimizer.param_groups:
                 group["lr"] = rate
             torch.manual_seed(_step_seed(config.seed, state.epoch, state.step))
-            if _all_have(batch is not None, device):
+            if all_have(batch is not None, device):
                 skipped = optimizer.amp.skipped
                 state.loss_sum += _step(
                     wrapped,
@@ -267,7 +219,7 @@ def _train_epoch(
             bar.set_postfix(loss=f"{state.loss_sum / state.step:.4f}", refresh=False)
             bar.update()
             now = time.monotonic()
-            out_of_time = _is_past(deadline, device)
+            out_of_time = is_past(deadline, device)
             if (out_of_time or now - saved > checkpoint_seconds) and state.step < len(batches):
                 state.seconds += now - started
                 started = saved = now
@@ -275,25 +227,6 @@ def _train_epoch(
                 if out_of_time:
                     raise OutOfTime(f"{description}: stopped in time after step {state.step}")
     state.seconds += time.monotonic() - started
-
-
-def _all_have(mine: bool, device: torch.device) -> bool:
-    """Whether every process has a batch: gradients are exchanged by all or by none."""
-    if not distributed.is_initialized():
-        return mine
-    least = torch.tensor(mine, dtype=torch.uint8, device=device)
-    distributed.all_reduce(least, distributed.ReduceOp.MIN)
-    return bool(least)
-
-
-def _is_past(deadline: float | None, device: torch.device) -> bool:
-    """Whether the time is over, by the first process's clock: all must stop after the same step."""
-    if deadline is None:
-        return False
-    past = torch.tensor(time.monotonic() > deadline, dtype=torch.uint8, device=device)
-    if distributed.is_initialized():
-        distributed.broadcast(past, 0)
-    return bool(past)
 
 
 def _step(model, optimizer, batch, compute_loss, where: str) -> float:
@@ -337,23 +270,6 @@ def _finish_epoch(model, optimizer, config, state, steps, directory, validate):
 def _checkpoint(directory: Path, model, optimizer, state: Progress) -> None:
     if rank() == 0:
         save_checkpoint(directory / "checkpoint.safetensors", model, optimizer, state)
-
-
-def _distribute(model: nn.Module) -> nn.Module:
-    if not distributed.is_initialized():
-        return model
-    device = next(model.parameters()).device
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None
-    )
-
-
-def _share(batches: list[np.ndarray]) -> list[np.ndarray]:
-    """This process's part of every batch; each process has a part, and all are of like size."""
-    if not distributed.is_initialized():
-        return batches
-    size = world_size()
-    return [batch[np.arange(rank(), max(len(batch), size), size) % len(batch)] for batch in batches]
 
 
 def _step_seed(seed: int, epoch: int, step: int) -> int:

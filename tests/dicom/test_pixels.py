@@ -378,7 +378,7 @@ def test_a_member_of_a_zip_is_read_in_place_and_a_bomb_is_not(tmp_path, monkeypa
         archive.writestr("bomb.dcm", path.read_bytes() + bytes(3_000_000))
     np.testing.assert_array_equal(read_hounsfield(tmp_path / "A.ZIP/in/a.dcm"), stored)
     assert "no such member" in reason_of(tmp_path / "A.ZIP/b.dcm", UnreadableError)
-    monkeypatch.setattr("kit.archives.MAX_MEMBER_BYTES", 2_000_000)
+    monkeypatch.setattr("kit.files.MAX_MEMBER_BYTES", 2_000_000)
     assert reason_of(tmp_path / "A.ZIP/bomb.dcm").startswith("inflates to 3 MB")
     np.testing.assert_array_equal(read_hounsfield(tmp_path / "A.ZIP/in/a.dcm"), stored)
 

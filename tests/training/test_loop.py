@@ -208,9 +208,10 @@ def test_biases_are_not_decayed():
 TWO_PROCESSES = """
 import sys, torch
 from pathlib import Path
-sys.path.insert(0, "tests")
-from test_training import Net, make_data, config
-from kit.training.loop import fit, join_processes, weighted_loss
+sys.path[:0] = ["tests", "tests/training"]
+from test_loop import Net, make_data, config
+from kit.training.distributed import join_processes
+from kit.training.loop import fit, weighted_loss
 torch.manual_seed(0)
 inputs, labels = map(torch.from_numpy, make_data())
 def make_batches(epoch, batches):

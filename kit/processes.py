@@ -1,4 +1,4 @@
-"""Worker processes that die: killed by the system for want of memory, or by a person."""
+"""How many cores there are, and worker processes that die."""
 
 from __future__ import annotations
 
@@ -10,12 +10,26 @@ from concurrent.futures import BrokenExecutor
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
+from kit import KitError
+
 Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
-class WorkerError(RuntimeError):
+class WorkerError(KitError, RuntimeError):
     """A worker process died."""
+
+
+def count_cores() -> int:
+    """The cores that this process may use, by its affinity and its container's CPU quota."""
+    from joblib import cpu_count
+
+    return cpu_count()
+
+
+def choose_workers(workers: int | None) -> int:
+    """Worker processes beside the main one: `workers`, else all cores but one, at least one."""
+    return max(1, count_cores() - 1) if workers is None else workers
 
 
 def restart_once(stage: Callable[Given, Result]) -> Callable[Given, Result]:

@@ -19,10 +19,10 @@ from kit.classifier import ClassifierConfig, train_classifier
 from kit.cli.commands import main
 from kit.embeddings import extract_embeddings
 from kit.phantom.write import write_phantom
+from kit.processes import WorkerError, restart_once
 from kit.recipes import SMALL_RESNEXT
 from kit.slices import entries
 from kit.slices.competition_files import index_competition
-from kit.workers import WorkerError, restart_once
 
 CPU = torch.device("cpu")
 DIED = "kit: a worker process died; going on from what is saved\n"
