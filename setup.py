@@ -34,6 +34,8 @@ setup(
         "albumentations>=2.0.8,<3",
         "safetensors>=0.4.3",
         "tqdm>=4.66",
+        "opencv-python-headless>=4.9",
+        "filelock>=3.13",
         "kaggle>=2.2",
         "requests>=2.31",
         "urllib3>=2.0",
