@@ -32,6 +32,19 @@ def choose_workers(workers: int | None) -> int:
     return max(1, count_cores() - 1) if workers is None else workers
 
 
+def limit_threads(image_size: int) -> None:
+    """Have torch compute small images on one thread, unless OMP_NUM_THREADS is set.
+
+    At 64 pixels a second thread gains nothing, and while another program holds a core, the threads
+    wait for one another: measured, an epoch of 10 s took minutes. This changes the whole process,
+    so it is the command line that calls it, not the library.
+    """
+    if image_size <= 128 and "OMP_NUM_THREADS" not in os.environ:
+        import torch
+
+        torch.set_num_threads(1)
+
+
 def restart_once(stage: Callable[Given, Result]) -> Callable[Given, Result]:
     """Call `stage` once more where a worker process of it died; it goes on from what it saved.
 

@@ -19,7 +19,7 @@ from kit.classifier import ClassifierConfig, train_classifier
 from kit.cli.commands import main
 from kit.embeddings import extract_embeddings
 from kit.phantom.write import write_phantom
-from kit.processes import WorkerError, restart_once
+from kit.processes import WorkerError, limit_threads, restart_once
 from kit.recipes import SMALL_RESNEXT
 from kit.slices import entries
 from kit.slices.competition_files import index_competition
@@ -251,3 +251,19 @@ def test_a_connection_broken_by_a_death_counts_as_one(
 def iter_broken():
     yield {}
     raise ConnectionResetError
+
+
+@pytest.mark.parametrize(
+    ("size", "variable", "threads"), [(64, None, 1), (480, None, 2), (64, "2", 2)]
+)
+def test_small_images_are_computed_on_one_thread(monkeypatch, size, variable, threads):
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if variable:
+        monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    torch.set_num_threads(2)
+    try:
+        limit_threads(size)
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
