@@ -1,6 +1,7 @@
 # The targets; `make help` lists them. PYTHON names the interpreter a new environment is made with;
 # VENV another place for it. An existing environment works too: make test VENV=/path/to/it
 PYTHON ?= python3
+KAGGLE_PYTHON ?= $(shell python3.12 -c 'import sys; print(sys.executable)' 2>/dev/null || echo $(PYTHON))
 VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.kit-installed
@@ -8,7 +9,7 @@ DEMO ?= demo
 MESSAGE ?= kit $(shell git rev-parse --short HEAD 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow lint study bench docs data submit kernels push-kernels clean
+.PHONY: help install demo test test-slow test-lowest test-kaggle lint study bench docs data submit kernels push-kernels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +18,7 @@ install: $(STAMP)  ## make a virtual environment with kit and all it needs
 
 $(STAMP): setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,decoders]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(STAMP)
 
 demo: $(STAMP)  ## synthetic competition, both stages trained, submission.csv and scores
@@ -30,9 +31,23 @@ test: $(STAMP)  ## the whole suite but the slow tests
 test-slow: $(STAMP)  ## the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
-lint: $(STAMP)  ## ruff: style and likely errors
+test-lowest: $(STAMP)  ## the suite with the lowest versions that setup.py declares
+	$(call test-with,.venv-lowest,$(PYTHON),--resolution lowest-direct)
+
+test-kaggle: $(STAMP)  ## the suite with the versions of Kaggle's image (KAGGLE_PYTHON=python3.12)
+	$(call test-with,.venv-kaggle,$(KAGGLE_PYTHON),--constraint .ci/kaggle.txt)
+
+# The environment $(1), made with the interpreter $(2); $(3) says which versions uv chooses.
+define test-with
+	$(BIN)/uv venv --quiet --allow-existing --python $(2) $(1)
+	$(BIN)/uv pip install --quiet --python $(1)/bin/python $(3) --editable '.[test]'
+	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -m "not slow" -n auto --dist loadfile
+endef
+
+lint: $(STAMP)  ## ruff (style, likely errors) and mypy (types)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 study: $(STAMP)  ## what the sequence model is worth on three phantoms
 	$(BIN)/python benchmarks/study.py

@@ -11,6 +11,21 @@ VERSION = next(
     if line.startswith("__version__")
 )
 
+DECODERS = ["pylibjpeg>=2.0", "pylibjpeg-libjpeg>=2.1", "pylibjpeg-openjpeg>=2.3"]
+TEST = [
+    *DECODERS,
+    "hypothesis>=6.100",
+    "ipykernel>=6.29",
+    "matplotlib>=3.8",
+    "nbclient>=0.10",
+    "nbformat>=5.9",
+    "pytest>=8",
+    "pytest-cov>=5",
+    "pytest-xdist>=3.5",
+    "selenium>=4.20",
+    "tensorboard>=2.17",
+]
+
 setup(
     name="kit",
     version=VERSION,
@@ -42,20 +57,9 @@ setup(
         "six>=1.16",  # kaggle uses it without declaring it
     ],
     extras_require={
-        "decoders": ["pylibjpeg>=2.0", "pylibjpeg-libjpeg>=2.1", "pylibjpeg-openjpeg>=2.3"],
-        "dev": [
-            "pytest>=8",
-            "pytest-xdist>=3.5",
-            "hypothesis>=6.100",
-            "ruff>=0.6",
-            "matplotlib>=3.8",
-            "nbclient>=0.10",
-            "nbformat>=5.9",
-            "ipykernel>=6.29",
-            "selenium>=4.20",
-            "tensorboard>=2.16",
-            "pdoc>=14",
-        ],
+        "decoders": DECODERS,
+        "test": TEST,
+        "dev": [*TEST, "mypy>=1.11", "pdoc>=14", "pre-commit>=3.7", "ruff>=0.6", "uv>=0.4"],
     },
     entry_points={"console_scripts": ["kit = kit.__main__:main"]},
 )
