@@ -98,12 +98,12 @@ def make_index_memory(directory: Path, amount: int) -> rows.Row:
 def make_opening(directory: Path, amount: int) -> rows.Row:
     """Open a run of `amount` slices: recipe, slice table, embeddings with their ids."""
     from kit.recipes import RECIPES
-    from kit.runs.directory import Run, begin, read_recipe, read_slices, write_frame
+    from kit.runs.directory import Run, begin_run, read_recipe, read_slices, write_frame
 
     store, table = write_store(directory, amount)
     run = Run(directory / f"opened{amount}")
     if not run.path.exists():
-        begin(run, RECIPES["single"], directory)
+        begin_run(run, RECIPES["single"], directory)
         whole = samples.make_slice_table(amount).assign(split="train", fold=0, path="")
         write_frame(run.slices, pd.concat([whole, table.drop(columns="SOPInstanceUID")], axis=1))
 

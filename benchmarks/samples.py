@@ -83,14 +83,14 @@ def write_run(directory: Path) -> Path:
     from kit.classifier import Classifier
     from kit.lstm import SequenceLSTM
     from kit.recipes import find_recipe
-    from kit.runs.directory import Run, begin
+    from kit.runs.directory import Run, begin_run
     from kit.training.checkpoints import save_weights
 
     run = Run(directory / "run")
     if not run.path.exists():
         changes = {"classifier.epochs": 1, "lstm.epochs": 1, "bag_lstm_epochs": 1}
         recipe = find_recipe("single", changes)
-        begin(run, recipe, directory)
+        begin_run(run, recipe, directory)
         torch.manual_seed(0)
         for folder, model in (
             (run.classifier("all"), Classifier(recipe.classifier)),

@@ -27,14 +27,14 @@ from kit.runs.directory import (
     ALL_DATA,
     Run,
     RunError,
-    begin,
-    kept_classifier_epochs,
-    kept_lstm_epochs,
+    begin_run,
+    list_classifier_epochs,
     list_folds,
+    list_lstm_epochs,
     read_recipe,
     read_slices,
-    require,
-    timed,
+    require_file,
+    time_stage,
     write_frame,
 )
 from kit.runs.prediction import make_series, note_unreadable, predict_slices
@@ -79,9 +79,9 @@ def index(
     """Begin a run: `config.json`, the slice table with labels and folds, `skipped.csv`."""
     data = Path(data).absolute()
     recipe = _locate_weights(recipe, run)
-    begin(run, recipe, data, fold_table)
+    begin_run(run, recipe, data, fold_table)
     if rank() == 0 and not run.slices.exists():
-        with timed(run, "index", run.slices):
+        with time_stage(run, "index", run.slices):
             slices, skipped = index_competition(data, workers)
             slices["fold"] = assign_folds(slices, recipe.folds, recipe.seed, fold_table)
             write_frame(run.skipped, skipped)
@@ -113,7 +113,7 @@ def fit_classifier(
     config = replace(recipe.classifier, seed=_derive_seed(recipe, fold, 0))
     training = _is_training(slices, fold)
     if not _is_trained(directory, config.epochs) and not _is_imported(run, recipe, fold):
-        with timed(run, f"fold{fold} classifier", directory):
+        with time_stage(run, f"fold{fold} classifier", directory):
             train_classifier(
                 slices[training],
                 config,
@@ -136,11 +136,11 @@ def embed(
     Returns a row a store: `classifier_epoch`, `slices`, `failed`, `path`.
     """
     recipe, slices = read_recipe(run), read_slices(run)
-    epochs = [] if _is_imported(run, recipe, fold) else kept_classifier_epochs(recipe)
+    epochs = [] if _is_imported(run, recipe, fold) else list_classifier_epochs(recipe)
     for epoch in epochs:
         weights = run.classifier(fold) / f"epoch{epoch}.safetensors"
-        require(weights, f"kit train-classifier {run} --fold {fold}")
-        with timed(run, f"fold{fold} embeddings", run.store(fold, epoch)):
+        require_file(weights, f"kit train-classifier {run} --fold {fold}")
+        with time_stage(run, f"fold{fold} embeddings", run.store(fold, epoch)):
             store = extract_embeddings(
                 slices,
                 weights,
@@ -169,7 +169,7 @@ def import_embeddings(run: Run, fold: int | str, files: list[tuple[Path, Path]])
     if recipe.bag_classifier_epochs != 1:
         raise RunError(f"{run}: embeddings from elsewhere need --bag-classifier-epochs 1")
     directory = run.store(fold, recipe.classifier.epochs)
-    with timed(run, f"fold{fold} embeddings", directory):
+    with time_stage(run, f"fold{fold} embeddings", directory):
         store = import_published(files, directory)
     missing = store.find_rows(slices["SOPInstanceUID"]) < 0
     if missing.any():
@@ -187,8 +187,8 @@ def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> pd.
     recipe, slices = read_recipe(run), read_slices(run)
     training = _is_training(slices, fold)
     held_out = slices[~training & (slices["split"] == "train")]
-    for number, epoch in enumerate(kept_classifier_epochs(recipe)):
-        require(run.store(fold, epoch) / "store.json", f"kit embed {run} --fold {fold}")
+    for number, epoch in enumerate(list_classifier_epochs(recipe)):
+        require_file(run.store(fold, epoch) / "store.json", f"kit embed {run} --fold {fold}")
         store, directory = EmbeddingStore(run.store(fold, epoch)), run.lstm(fold, epoch)
         config = replace(
             recipe.lstm,
@@ -199,7 +199,7 @@ def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> pd.
         if not _is_trained(directory, config.epochs):
             for stale in directory.glob("predictions*.parquet") if rank() == 0 else ():
                 stale.unlink()
-            with timed(run, f"fold{fold} LSTM", directory):
+            with time_stage(run, f"fold{fold} LSTM", directory):
                 train_lstm(
                     make_series(store, slices[training]),
                     config,
@@ -210,7 +210,7 @@ def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> pd.
                     deadline,
                 )
         if rank() == 0:
-            for lstm_epoch in kept_lstm_epochs(recipe):
+            for lstm_epoch in list_lstm_epochs(recipe):
                 path = run.predictions(fold, epoch, lstm_epoch)
                 if not path.exists():
                     weights = directory / f"epoch{lstm_epoch}.safetensors"
@@ -220,7 +220,7 @@ def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> pd.
     wait_for_all()
     histories = [
         _read_history(run.lstm(fold, epoch)).assign(classifier_epoch=epoch)
-        for epoch in kept_classifier_epochs(recipe)
+        for epoch in list_classifier_epochs(recipe)
     ]
     return pd.concat(histories, ignore_index=True)
 
@@ -228,7 +228,7 @@ def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> pd.
 def report(run: Run, series: tuple[str, ...] = ()) -> None:
     """Write `report.html`, the page that shows the run; the `series` named are surely on it."""
     if rank() == 0:
-        with timed(run, "report", run.report):
+        with time_stage(run, "report", run.report):
             write_report(run, series)
     wait_for_all()
 
@@ -255,7 +255,7 @@ def _read_history(directory: Path) -> pd.DataFrame:
 
 def _list_stores(run: Run, fold: int | str, recipe: Recipe) -> pd.DataFrame:
     rows = []
-    for epoch in kept_classifier_epochs(recipe):
+    for epoch in list_classifier_epochs(recipe):
         store = EmbeddingStore(run.store(fold, epoch))
         rows.append((epoch, len(store.ids), len(store.failed), str(store.directory)))
     return pd.DataFrame(rows, columns=["classifier_epoch", "slices", "failed", "path"])

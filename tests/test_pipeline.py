@@ -20,7 +20,7 @@ from kit.ensemble import MODELS, name_columns
 from kit.lstm import load_lstm, predict_logits
 from kit.pipeline import run_recipe
 from kit.recipes import find_recipe
-from kit.runs.directory import Run, RunError, hold, hold_folder, read_slices
+from kit.runs.directory import Run, RunError, lock_folder, lock_run, read_slices
 from kit.runs.prediction import make_series, predict_folder
 from kit.runs.scoring import blend_runs, combine
 from kit.runs.status import list_stages
@@ -131,7 +131,7 @@ def test_another_recipe_on_the_same_run_is_refused_naming_the_field(small_run, s
 
 def test_a_second_process_is_refused(small_run):
     refused = pytest.raises(RunError, match="another process is at work")
-    with hold(small_run), refused, hold(small_run):
+    with lock_run(small_run), refused, lock_run(small_run):
         pass
 
 
@@ -341,7 +341,7 @@ def test_what_is_not_of_kit_is_not_removed_and_a_second_process_is_refused(
     (work / "thesis.txt").unlink()
     (work / "source.json.part").touch()  # as a kill leaves it: that is of kit
     refused = pytest.raises(RunError, match="another process is at work")
-    with hold_folder(work), refused:
+    with lock_folder(work), refused:
         predict_folder(small_data / "stage_2_test", small_run, tmp_path / "out.csv", workers=0)
 
 

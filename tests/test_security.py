@@ -21,7 +21,7 @@ from kit.cli.commands import main
 from kit.embeddings import EmbeddingStore, import_published
 from kit.lstm import LSTMConfig, SequenceLSTM
 from kit.recipes import find_recipe
-from kit.runs.directory import Run, begin
+from kit.runs.directory import Run, begin_run
 from kit.slices.folds import assign_folds
 from kit.slices.index import index_slices
 from kit.training.checkpoints import save_weights
@@ -135,7 +135,7 @@ def untrained(tmp_path_factory):
     """A run whose weights are random: what `predict` needs, no more."""
     recipe = find_recipe("demo", {"train_folds": (0,), "bag_lstm_epochs": 1, "lstm.hidden_size": 8})
     run = Run(tmp_path_factory.mktemp("security") / "run")
-    begin(run, recipe, run.path.parent / "data")
+    begin_run(run, recipe, run.path.parent / "data")
     torch.manual_seed(0)
     model = Classifier(recipe.classifier)
     directory = run.classifier(0)

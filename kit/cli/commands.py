@@ -461,12 +461,12 @@ def _at_work(options, new: bool = False):
     """The processes joined, the run directory held; with `new` it may have to be made first."""
     from contextlib import ExitStack
 
-    from kit.runs.directory import hold
+    from kit.runs.directory import lock_run
     from kit.training.distributed import join_processes
 
     _set_quiet(options)
     stack = ExitStack()
-    stack.enter_context(hold(options.run, new))
+    stack.enter_context(lock_run(options.run, new))
     stack.enter_context(join_processes())
     return stack
 

@@ -15,9 +15,9 @@ from kit.report.page import write_page
 from kit.report.run_page import present_series, read_series
 from kit.runs.directory import (
     Run,
-    kept_classifier_epochs,
-    kept_lstm_epochs,
+    list_classifier_epochs,
     list_folds,
+    list_lstm_epochs,
     read_recipe,
 )
 from kit.training.distributed import choose_device
@@ -38,14 +38,14 @@ def explain_series(run: Run, series: str) -> Path:
     if len(part) < 2:
         raise ValueError(f"{part['series'].iloc[0]} has a single slice, which has no neighbours")
     folds = [int(part["fold"].iloc[0])] if "fold" in part else list_folds(recipe)
-    last = kept_lstm_epochs(recipe)[-1]
+    last = list_lstm_epochs(recipe)[-1]
     influence = [
         measure_influence(
             load_lstm(run.lstm(fold, epoch) / f"epoch{last}.safetensors").to(choose_device()),
             read_embeddings(EmbeddingStore(run.store(fold, epoch)), part),
         )
         for fold in folds
-        for epoch in kept_classifier_epochs(recipe)
+        for epoch in list_classifier_epochs(recipe)
     ]
     mean = np.round(np.mean(influence, axis=0), 4).tolist()
     data = {

@@ -28,12 +28,12 @@ from kit.report.page import (
 )
 from kit.runs.directory import (
     Run,
-    kept_classifier_epochs,
+    list_classifier_epochs,
     list_folds,
     read_config,
     read_recipe,
     read_slices,
-    require,
+    require_file,
 )
 from kit.runs.scans import count_reasons, describe_machine, list_versions, summarize_series
 from kit.training.distributed import choose_device
@@ -125,7 +125,7 @@ def read_predictions(run: Run) -> pd.DataFrame:
     """The held-out slices with all models' probabilities; the test part where none are."""
     if run.oof.exists():
         return pd.read_parquet(run.oof)
-    require(run.test, f"kit ensemble {run}")
+    require_file(run.test, f"kit ensemble {run}")
     return pd.read_parquet(run.test)
 
 
@@ -134,7 +134,7 @@ def read_series(run: Run, name: str) -> pd.DataFrame:
 
     `name` is as of `find_series`.
     """
-    require(run.test, f"kit ensemble {run}")
+    require_file(run.test, f"kit ensemble {run}")
     tables = [pd.read_parquet(path) for path in (run.oof, run.test) if path.exists()]
     found = find_series(pd.concat([table[["series"]] for table in tables]), name)
     parts = [table[table["series"] == found] for table in tables]
@@ -249,7 +249,7 @@ def read_histories(run: Run) -> list[dict]:
     recipe, found = read_recipe(run), []
     for fold in list_folds(recipe):
         directories = [("classifier", run.classifier(fold))]
-        epochs = kept_classifier_epochs(recipe)
+        epochs = list_classifier_epochs(recipe)
         directories += [("LSTM", run.lstm(fold, epoch)) for epoch in epochs]
         for kind, directory in directories:
             path = directory / "history.json"

@@ -99,7 +99,7 @@ class Run:
         return self.lstm(fold, epoch) / f"predictions{lstm_epoch}.parquet"
 
 
-def begin(run: Run, recipe: Recipe, data: Path, fold_table: Path | None = None) -> None:
+def begin_run(run: Run, recipe: Recipe, data: Path, fold_table: Path | None = None) -> None:
     """Write `config.json`; where more than it is there, check that the run is the same.
 
     Raises `RunError` naming the first field that differs.
@@ -146,7 +146,7 @@ def read_recipe(run: Run) -> Recipe:
 
 def read_slices(run: Run) -> pd.DataFrame:
     """The slice table of a run."""
-    require(run.slices, f"kit index DATA --run {run}")
+    require_file(run.slices, f"kit index DATA --run {run}")
     return pd.read_parquet(run.slices)
 
 
@@ -155,18 +155,18 @@ def list_folds(recipe: Recipe) -> list[int | str]:
     return list(recipe.train_folds) or [ALL_DATA]
 
 
-def kept_classifier_epochs(recipe: Recipe) -> range:
+def list_classifier_epochs(recipe: Recipe) -> range:
     """The last classifier epochs, which are embedded."""
     last = recipe.classifier.epochs
     return range(last - recipe.bag_classifier_epochs + 1, last + 1)
 
 
-def kept_lstm_epochs(recipe: Recipe) -> range:
+def list_lstm_epochs(recipe: Recipe) -> range:
     """The last LSTM epochs, which are averaged."""
     return range(recipe.lstm.epochs - recipe.bag_lstm_epochs + 1, recipe.lstm.epochs + 1)
 
 
-def require(path: Path, command: str) -> None:
+def require_file(path: Path, command: str) -> None:
     """Raise `RunError`, saying which command writes it, where `path` is missing."""
     if not path.exists():
         raise RunError(f"{path} is missing: run `{command}` first")
@@ -185,7 +185,7 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
 
 
 @contextlib.contextmanager
-def hold(run: Run, new: bool = False) -> Iterator[None]:
+def lock_run(run: Run, new: bool = False) -> Iterator[None]:
     """Keep other processes off a run directory, which with `new` is made where it is missing.
 
     Raises `RunError` where another is at work there, and without `new` where there is no run.
@@ -197,12 +197,12 @@ def hold(run: Run, new: bool = False) -> Iterator[None]:
         run.path.mkdir(parents=True, exist_ok=True)
     else:
         read_config(run)
-    with hold_folder(run.path):
+    with lock_folder(run.path):
         yield
 
 
 @contextlib.contextmanager
-def hold_folder(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Keep other processes off a folder. Raises `RunError` where one is at work there."""
     with open(folder / ".lock", "w") as lock:
         try:
@@ -213,7 +213,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def timed(run: Run, stage: str, writes: Path) -> Iterator[None]:
+def time_stage(run: Run, stage: str, writes: Path) -> Iterator[None]:
     """Say where a stage writes, and add what it costs to `timings.json`.
 
     Seconds by the clock, of processors and of GPUs; the processors' are those of the first process

@@ -25,10 +25,10 @@ from kit.report.run_page import write_scan_report
 from kit.runs.directory import (
     Run,
     RunError,
-    hold_folder,
-    kept_classifier_epochs,
-    kept_lstm_epochs,
+    list_classifier_epochs,
     list_folds,
+    list_lstm_epochs,
+    lock_folder,
     read_recipe,
     write_frame,
 )
@@ -166,7 +166,7 @@ def _hold_work(out: Path) -> Iterator[Path]:
     if found - {".lock", f"{_SOURCE}.part"} and _SOURCE not in found:
         raise RunError(f"{work}: not a folder of kit predict; move it away, or name another output")
     work.mkdir(parents=True, exist_ok=True)
-    with hold_folder(work):
+    with lock_folder(work):
         yield work
 
 
@@ -243,10 +243,10 @@ def list_members(run: Run, recipe: Recipe) -> dict[Path, list[Path]]:
     """The weights of each kept classifier epoch → those of the LSTMs on its embeddings."""
     members = {}
     for fold in list_folds(recipe):
-        for epoch in kept_classifier_epochs(recipe):
+        for epoch in list_classifier_epochs(recipe):
             lstms = [
                 run.lstm(fold, epoch) / f"epoch{number}.safetensors"
-                for number in kept_lstm_epochs(recipe)
+                for number in list_lstm_epochs(recipe)
             ]
             members[run.classifier(fold) / f"epoch{epoch}.safetensors"] = lstms
     for classifier, lstms in members.items():

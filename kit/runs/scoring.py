@@ -19,14 +19,14 @@ from kit.files import hash_file, read_json, write_json
 from kit.recipes import Recipe
 from kit.runs.directory import (
     Run,
-    kept_classifier_epochs,
-    kept_lstm_epochs,
+    list_classifier_epochs,
     list_folds,
+    list_lstm_epochs,
     read_config,
     read_recipe,
     read_slices,
-    require,
-    timed,
+    require_file,
+    time_stage,
     write_frame,
 )
 from kit.slices.competition_files import find_competition
@@ -38,7 +38,7 @@ def combine(run: Run) -> dict:
     """Average all members; write out-of-fold and test predictions, scores and the submission."""
     recipe, slices = read_recipe(run), read_slices(run)
     if rank() == 0:
-        with timed(run, "ensemble", run.metrics):
+        with time_stage(run, "ensemble", run.metrics):
             folds = [_read_fold(run, recipe, slices, fold) for fold in list_folds(recipe)]
             predictions = pd.concat([table for table, _ in folds])
             is_test = predictions["split"] == "test"
@@ -53,7 +53,7 @@ def combine(run: Run) -> dict:
 
 def read_metrics(run: Run) -> dict:
     """What `combine` wrote to `metrics.json` last."""
-    require(run.metrics, f"kit ensemble {run}")
+    require_file(run.metrics, f"kit ensemble {run}")
     return read_json(run.metrics)
 
 
@@ -66,7 +66,7 @@ def blend_runs(runs: list[Run], out: Path) -> dict:
     where they are of different images.
     """
     for run in runs:
-        require(run.submission, f"kit ensemble {run}")
+        require_file(run.submission, f"kit ensemble {run}")
     members = [{"path": str(r.submission), "sha256": hash_file(r.submission)} for r in runs]
     files = [run.submission for run in runs]
     write_submission(ensemble.bag(_read_ahead(read_submission, files)), out)
@@ -104,14 +104,14 @@ def _read_fold(run: Run, recipe: Recipe, slices: pd.DataFrame, fold: int | str):
     """A fold's predictions by every model (a row a slice), and the members of its bag."""
     paths = [
         run.predictions(fold, epoch, lstm_epoch)
-        for epoch in kept_classifier_epochs(recipe)
-        for lstm_epoch in kept_lstm_epochs(recipe)
+        for epoch in list_classifier_epochs(recipe)
+        for lstm_epoch in list_lstm_epochs(recipe)
     ]
     for path in paths:
-        require(path, f"kit train-lstm {run} --fold {fold}")
+        require_file(path, f"kit train-lstm {run} --fold {fold}")
     members = [{"path": str(p.relative_to(run.path)), "sha256": hash_file(p)} for p in paths]
     bagged = ensemble.bag(read_members(paths))
-    store = EmbeddingStore(run.store(fold, kept_classifier_epochs(recipe)[-1]))
+    store = EmbeddingStore(run.store(fold, list_classifier_epochs(recipe)[-1]))
     table = slices.set_index("SOPInstanceUID").loc[bagged.index]
     classifier = store.probabilities(bagged.index)
     rolling = ensemble.rolling_mean(classifier, table["series"])

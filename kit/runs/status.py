@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kit.runs.directory import (
     Run,
-    kept_classifier_epochs,
+    list_classifier_epochs,
     list_folds,
     read_config,
     read_recipe,
@@ -24,11 +24,11 @@ def list_stages(run: Run) -> list[tuple[str, str]]:
     for fold in list_folds(recipe):
         epochs = _tell_epochs(run.classifier(fold), recipe.classifier.epochs)
         stages.append((f"fold {fold} classifier", epochs))
-        for epoch in kept_classifier_epochs(recipe):
+        for epoch in list_classifier_epochs(recipe):
             store = run.store(fold, epoch)
             done = _tell((store / "store.json").exists(), store.exists())
             stages.append((f"fold {fold} embeddings of epoch {epoch}", done))
-        for epoch in kept_classifier_epochs(recipe):
+        for epoch in list_classifier_epochs(recipe):
             epochs = _tell_epochs(run.lstm(fold, epoch), recipe.lstm.epochs)
             stages.append((f"fold {fold} LSTM on epoch {epoch}", epochs))
     tested = not run.slices.exists() or (read_slices(run)["split"] == "test").any()

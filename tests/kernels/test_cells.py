@@ -34,7 +34,7 @@ from kit.kernels import cells as kernels
 from kit.kernels import launch
 from kit.kernels.inputs import KernelError, find_data, list_inputs, restore_run
 from kit.recipes import find_recipe
-from kit.runs.directory import Run, begin
+from kit.runs.directory import Run, begin_run
 from kit.runs.export import MANIFEST, export_runs
 from kit.runs.prediction import predict_competition
 from kit.submission import read_sample, validate_submission
@@ -366,7 +366,7 @@ def test_the_lstm_needs_the_output_of_the_classifier(small_data, tmp_path):
 
 def test_outputs_of_different_recipes_are_refused(tmp_path):
     for name, seed in (("a", 0), ("b", 1)):
-        begin(Run(tmp_path / name), find_recipe("demo", {"seed": seed}), tmp_path)
+        begin_run(Run(tmp_path / name), find_recipe("demo", {"seed": seed}), tmp_path)
     with pytest.raises(KernelError, match="b hold different runs: detach the one"):
         restore_run(Run(tmp_path / "run"), [tmp_path / "a", tmp_path / "b"])
 
@@ -374,7 +374,7 @@ def test_outputs_of_different_recipes_are_refused(tmp_path):
 def test_what_was_read_only_is_restored_to_be_written(tmp_path):
     earlier = tmp_path / "earlier"
     (earlier / "fold0" / "embeddings").mkdir(parents=True)
-    begin(Run(earlier), find_recipe("demo"), tmp_path)
+    begin_run(Run(earlier), find_recipe("demo"), tmp_path)
     (earlier / "fold0" / "embeddings" / "embeddings.npy").write_bytes(b"many")
     for path in (earlier / "config.json", earlier / "fold0", earlier):
         path.chmod(0o555)

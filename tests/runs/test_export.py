@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from kit.classifier import load_classifier
 from kit.competition import LABELS, read_labels
 from kit.recipes import find_recipe
-from kit.runs.directory import Run, RunError, begin, read_recipe
+from kit.runs.directory import Run, RunError, begin_run, read_recipe
 from kit.runs.export import MANIFEST, check_export, export_runs
 
 CLASSIFIER, LSTM = "fold0/classifier/epoch1.safetensors", "fold1/lstm/epoch1/epoch2.safetensors"
@@ -111,7 +111,7 @@ def test_the_same_fold_twice_is_refused(small_run, tmp_path):
 
 def test_runs_of_different_recipes_are_refused(small_run, tmp_path):
     other = Run(tmp_path / "other")
-    begin(other, find_recipe("demo", {"seed": 5}), tmp_path)
+    begin_run(other, find_recipe("demo", {"seed": 5}), tmp_path)
     with pytest.raises(RunError, match="was trained by another recipe than"):
         export_runs([small_run, other], tmp_path / "weights")
 
