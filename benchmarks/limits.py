@@ -17,8 +17,8 @@ def make_training_memory(directory: Path, amount: int) -> rows.Row:
 
     import torch
 
+    from kit.embeddings import make_series
     from kit.lstm import LSTMConfig, train_lstm
-    from kit.pipeline import make_series
 
     store, table = write_store(directory, amount)
     config = LSTMConfig(hidden_size=16, epochs=1, batch_size=64, opt_level="O0", deltas=False)
@@ -43,8 +43,8 @@ def make_step_memory(directory: Path, amount: int, hidden: int = rows.HIDDEN) ->
 
     import torch
 
+    from kit.embeddings import make_series
     from kit.lstm import LSTMConfig, SequenceLSTM, train_lstm
-    from kit.pipeline import make_series
     from kit.training.loop import OutOfTime
 
     store, table = write_store(directory, amount)

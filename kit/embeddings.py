@@ -22,6 +22,7 @@ from kit.cpu import spare_threads
 from kit.files import hash_file, name_errors, read_json, replace_file, write_json
 from kit.fusion import fuse_normalization
 from kit.processes import restart_once
+from kit.sequences import SeriesDataset
 from kit.training import amp
 from kit.training.checkpoints import TrainingError
 from kit.training.distributed import rank, world_size
@@ -76,6 +77,11 @@ class EmbeddingStore:
         logits = self.logits[rows[rows >= 0]].astype(np.float64)
         probabilities[rows >= 0] = 1 / (1 + np.exp(-logits))
         return probabilities
+
+
+def make_series(store: EmbeddingStore, table: pd.DataFrame) -> SeriesDataset:
+    """The series of a part of the slice table, with their embeddings."""
+    return SeriesDataset(store.embeddings, table, store.find_rows(table["SOPInstanceUID"]))
 
 
 @restart_once

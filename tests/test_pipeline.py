@@ -15,13 +15,13 @@ from sklearn.metrics import log_loss
 from kit import images, pipeline
 from kit.cli.tables import format_scores
 from kit.competition import LABELS, read_labels
-from kit.embeddings import EmbeddingStore
+from kit.embeddings import EmbeddingStore, make_series
 from kit.ensemble import MODELS, name_columns
 from kit.lstm import load_lstm, predict_logits
 from kit.pipeline import run_recipe
 from kit.recipes import find_recipe
 from kit.runs.directory import Run, RunError, lock_folder, lock_run, read_slices
-from kit.runs.prediction import make_series, predict_folder
+from kit.runs.prediction import predict_folder
 from kit.runs.scoring import blend_runs, combine
 from kit.runs.status import list_stages
 from kit.submission import read_sample, validate_submission

@@ -166,6 +166,23 @@ def list_lstm_epochs(recipe: Recipe) -> range:
     return range(recipe.lstm.epochs - recipe.bag_lstm_epochs + 1, recipe.lstm.epochs + 1)
 
 
+def list_members(run: Run, recipe: Recipe) -> dict[Path, list[Path]]:
+    """The weights of each kept classifier epoch → those of the LSTMs on its embeddings."""
+    members = {}
+    for fold in list_folds(recipe):
+        for epoch in list_classifier_epochs(recipe):
+            lstms = [
+                run.lstm(fold, epoch) / f"epoch{number}.safetensors"
+                for number in list_lstm_epochs(recipe)
+            ]
+            members[run.classifier(fold) / f"epoch{epoch}.safetensors"] = lstms
+    for classifier, lstms in members.items():
+        for weights in (classifier, *lstms):
+            if not weights.exists():
+                raise RunError(f"{weights} is missing: the run {run} is not complete")
+    return members
+
+
 def require_file(path: Path, command: str) -> None:
     """Raise `RunError`, saying which command writes it, where `path` is missing."""
     if not path.exists():

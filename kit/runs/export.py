@@ -16,8 +16,14 @@ import kit
 from kit import progress, recipes
 from kit.competition import LABELS, TRAINING_PRIOR
 from kit.files import hash_file, read_json, write_json
-from kit.runs.directory import Run, RunError, list_folds, read_recipe, read_slices
-from kit.runs.prediction import list_members
+from kit.runs.directory import (
+    Run,
+    RunError,
+    list_folds,
+    list_members,
+    read_recipe,
+    read_slices,
+)
 from kit.training.checkpoints import load_weights, save_tensors
 
 MANIFEST = "kit-run.json"

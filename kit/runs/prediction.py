@@ -15,26 +15,22 @@ import pandas as pd
 
 from kit import ensemble
 from kit.competition import LABELS
-from kit.embeddings import EmbeddingStore, extract_embeddings
+from kit.embeddings import EmbeddingStore, extract_embeddings, make_series
 from kit.files import read_json, split_archive, write_json
 from kit.lstm import load_lstm, predict_logits
 from kit.processes import choose_workers, restart_once
 from kit.progress import track
-from kit.recipes import Recipe
 from kit.report.run_page import write_scan_report
 from kit.runs.directory import (
     Run,
     RunError,
-    list_classifier_epochs,
-    list_folds,
-    list_lstm_epochs,
+    list_members,
     lock_folder,
     read_recipe,
     write_frame,
 )
 from kit.runs.scans import summarize_series, write_manifest
 from kit.runs.scoring import list_places
-from kit.sequences import SeriesDataset
 from kit.slices.competition_files import find_competition
 from kit.slices.index import index_files, index_slices
 from kit.slices.order import number_series
@@ -237,28 +233,6 @@ def _bag_members(slices: pd.DataFrame, members: dict, stores: list) -> pd.DataFr
     return ensemble.bag(
         predict_slices(store, slices, lstm) for store, lstm in track(pairs, "LSTMs", unit="models")
     )
-
-
-def list_members(run: Run, recipe: Recipe) -> dict[Path, list[Path]]:
-    """The weights of each kept classifier epoch → those of the LSTMs on its embeddings."""
-    members = {}
-    for fold in list_folds(recipe):
-        for epoch in list_classifier_epochs(recipe):
-            lstms = [
-                run.lstm(fold, epoch) / f"epoch{number}.safetensors"
-                for number in list_lstm_epochs(recipe)
-            ]
-            members[run.classifier(fold) / f"epoch{epoch}.safetensors"] = lstms
-    for classifier, lstms in members.items():
-        for weights in (classifier, *lstms):
-            if not weights.exists():
-                raise RunError(f"{weights} is missing: the run {run} is not complete")
-    return members
-
-
-def make_series(store: EmbeddingStore, table: pd.DataFrame) -> SeriesDataset:
-    """The series of a part of the slice table, with their embeddings."""
-    return SeriesDataset(store.embeddings, table, store.find_rows(table["SOPInstanceUID"]))
 
 
 def predict_slices(store: EmbeddingStore, table: pd.DataFrame, weights: Path) -> pd.DataFrame:
