@@ -16,8 +16,9 @@ from kit.classifier import load_classifier
 from kit.cli.tables import format_count
 from kit.competition import LABELS
 from kit.ensemble import MODELS, name_columns
+from kit.evaluation.curves import trace_curves
+from kit.evaluation.intervals import bootstrap_intervals, slice_losses
 from kit.files import read_json
-from kit.report.evaluation import bootstrap_intervals, rank_series, slice_losses, trace_curves
 from kit.report.gradcam import find_map_layer, locate_labels
 from kit.report.page import (
     describe_series,
@@ -26,6 +27,7 @@ from kit.report.page import (
     round_probabilities,
     write_page,
 )
+from kit.report.ranking import rank_series
 from kit.runs.directory import (
     Run,
     list_classifier_epochs,

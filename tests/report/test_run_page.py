@@ -12,7 +12,6 @@ import pydicom
 import pytest
 import torch
 from conftest import shared
-from sklearn.metrics import log_loss, roc_auc_score
 
 import kit
 from kit.classifier import Classifier, ClassifierConfig
@@ -22,13 +21,6 @@ from kit.ensemble import MODELS, name_columns
 from kit.lstm import LSTMConfig, SequenceLSTM
 from kit.recipes import SMALL_RESNEXT
 from kit.report import page
-from kit.report.evaluation import (
-    bootstrap_intervals,
-    measure_reliability,
-    rank_series,
-    slice_losses,
-    trace_curves,
-)
 from kit.report.explain import explain_series, measure_influence
 from kit.report.gradcam import compute_gradcam, find_map_layer, scale_maps
 from kit.report.page import draw_series, render_page
@@ -80,98 +72,6 @@ def copied_run(small_run, tmp_path):
         source = getattr(small_run, name)
         shutil.copy(source, tmp_path / source.name)
     return Run(tmp_path)
-
-
-def test_slice_losses_average_to_scikit_learns_log_loss():
-    random = np.random.default_rng(0)
-    labels, probabilities = random.integers(0, 2, (50, 6)), random.random((50, 6))
-    means = slice_losses(labels, probabilities).mean(axis=0)
-    expected = [log_loss(labels[:, k], probabilities[:, k]) for k in range(6)]
-    np.testing.assert_allclose(means[:6], expected, rtol=1e-9)
-    assert means[6] == pytest.approx((sum(expected) + expected[5]) / 7)
-
-
-def test_two_patients_drawn_anew_give_either_both_or_one_of_them():
-    # Means 0, 1/4 and 1 with probabilities 1/4, 1/2 and 1/4: three slices against one.
-    losses = np.array([[0.0], [0.0], [0.0], [1.0]])
-    intervals = bootstrap_intervals(losses, np.array(["a", "a", "a", "b"]))
-    assert intervals.tolist() == [[0.0, 1.0]]
-
-
-def test_the_interval_of_many_patients_is_the_normal_one():
-    losses = np.random.default_rng(1).normal(3, 2, (900, 1))
-    ((low, high),) = bootstrap_intervals(losses, np.arange(900))
-    assert high - low == pytest.approx(2 * 1.96 * losses.std() / 30, rel=0.1)
-    assert (low + high) / 2 == pytest.approx(losses.mean(), abs=0.02)
-
-
-def test_slices_of_one_patient_are_drawn_together():
-    losses = np.repeat(np.random.default_rng(2).normal(0, 1, 40), 30)[:, None]
-    apart = np.diff(bootstrap_intervals(losses, np.arange(1200)))[0, 0]
-    together = np.diff(bootstrap_intervals(losses, np.repeat(np.arange(40), 30)))[0, 0]
-    assert together == pytest.approx(apart * np.sqrt(30), rel=0.15)
-
-
-def test_curves_of_four_slices_are_those_computed_by_hand():
-    curves = trace_curves(np.array([0, 0, 1, 1]), np.array([0.1, 0.4, 0.35, 0.8]))
-    assert curves["auc"] == 0.75
-    # Precision 1 at recall 1/2, 2/3 at recall 1.
-    assert curves["average_precision"] == pytest.approx(1 / 2 + (2 / 3) / 2)
-    assert trace_curves(np.zeros(3), np.array([0.1, 0.2, 0.3])) is None
-
-
-def test_a_thinned_curve_keeps_its_area_and_its_ends():
-    random = np.random.default_rng(3)
-    labels = random.integers(0, 2, 20000)
-    probabilities = 1 / (1 + np.exp(-random.normal(labels, 1)))
-    curves = trace_curves(labels, probabilities)
-    x, y = map(np.array, curves["roc"])
-    assert len(x) <= 202
-    assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
-    assert np.trapezoid(y, x) == pytest.approx(roc_auc_score(labels, probabilities), abs=0.002)
-
-
-def test_reliability_counts_the_slices_of_each_filled_bin():
-    found = measure_reliability(np.array([0, 1, 1, 1]), np.array([0.01, 0.05, 0.95, 1.0]))
-    assert found["slices"] == [2, 2]
-    np.testing.assert_allclose(found["predicted"], [0.03, 0.975])
-    assert found["observed"] == [0.5, 1.0]
-
-
-def test_the_worst_series_come_first_and_the_rest_are_spread():
-    table = pd.DataFrame({"series": [f"s{n:02}" for n in range(21)]})
-    chosen, means = rank_series(table, np.tile(np.arange(21.0)[:, None], 7), shown=10)
-    # Eight worst; then of the thirteen left the first and the last.
-    assert chosen == ["s20", "s19", "s18", "s17", "s16", "s15", "s14", "s13", "s12", "s00"]
-    assert means["weighted"].tolist() == list(range(20, -1, -1))
-    assert len(rank_series(table, np.zeros((21, 7)), shown=50)[0]) == 21
-
-
-def test_the_worst_series_of_a_label_is_shown_though_its_weighted_loss_is_low():
-    table = pd.DataFrame({"series": [f"s{n:02}" for n in range(21)]})
-    values = np.tile(np.arange(21.0)[:, None], 7)
-    values[[3, 1], LABELS.index("subdural")] = 99, 98
-    # In turn: of the first rank s20 and s03, of the second s19 and s01; of the 17 left, one.
-    chosen, _ = rank_series(table, values, shown=5)
-    assert chosen == ["s20", "s19", "s18", "s03", "s01"]
-
-
-def test_of_fifty_series_shown_each_labels_five_worst_are_among_them():
-    values = np.random.default_rng(4).random((400, 7))
-    table = pd.DataFrame({"series": [f"s{n:03}" for n in range(400)]})
-    chosen, _ = rank_series(table, values, shown=50)
-    assert len(set(chosen)) == 50
-    for column in values.T:
-        assert set(table["series"][np.argsort(column)[-5:]]) <= set(chosen)
-
-
-def test_a_series_may_be_rated_by_its_highest_slice():
-    table = pd.DataFrame({"series": ["a", "a", "b", "b"]})
-    values = np.tile(np.array([[0.9], [0.0], [0.6], [0.6]]), 7)
-    assert rank_series(table, values, shown=9)[0] == ["b", "a"]
-    chosen, highest = rank_series(table, values, shown=9, measure="max")
-    assert chosen == ["a", "b"]
-    assert highest["weighted"].tolist() == [0.9, 0.6]
 
 
 def scan_table(positions, any_probability, series="p/st/s"):

@@ -1,0 +1,1 @@
+"""Predictions against labels: losses of slices, intervals, curves, calibration."""

@@ -1,0 +1,43 @@
+"""Log losses of single slices, and intervals of their means over patients."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from kit.competition import LABEL_WEIGHTS
+from kit.ensemble import CLIP
+
+RESAMPLES = 1000
+
+
+def slice_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Log loss of every slice: (N, 6) each → (N, 7), the last the competition's weighted mean.
+
+    Probabilities are clipped as in `ensemble.score`; the mean over the slices is its score.
+    """
+    labels = np.asarray(labels, dtype=bool)
+    probabilities = np.clip(np.asarray(probabilities, np.float64), CLIP, 1 - CLIP)
+    losses = -np.log(np.where(labels, probabilities, 1 - probabilities))
+    weighted = losses @ (np.asarray(LABEL_WEIGHTS) / np.sum(LABEL_WEIGHTS))
+    return np.column_stack([losses, weighted])
+
+
+def bootstrap_intervals(
+    losses: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
+    """95 % percentile intervals of the mean loss when whole patients are drawn with replacement.
+
+    `losses` (N, K) are those of slices, `patients` (N,) whose they are. Returns (K, 2).
+    """
+    codes, names = pd.factorize(np.asarray(patients))
+    sums = np.zeros((len(names), losses.shape[1]))
+    np.add.at(sums, codes, losses)
+    totals = np.column_stack([sums, np.bincount(codes)])  # (P, K + 1)
+    random, share = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
+    means = []
+    for start in range(0, resamples, 100):  # in pieces: (100, P) counts fit into memory
+        counts = random.multinomial(len(names), share, size=min(100, resamples - start))
+        drawn = counts @ totals
+        means.append(drawn[:, :-1] / drawn[:, -1:])
+    return np.percentile(np.concatenate(means), [2.5, 97.5], axis=0).T
