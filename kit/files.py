@@ -11,6 +11,7 @@ import json
 import os
 import re
 import stat
+import subprocess
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -111,6 +112,17 @@ def hash_file(path: str | Path) -> str:
     """The SHA-256 of a file or zip member, in hexadecimal digits."""
     with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_commit(folder: str | Path) -> str | None:
+    """The git commit of a folder, with `-dirty` where files differ; None outside git."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty"]
+    command += ["--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
 
 
 def _open_member(archive: str, member: str) -> BinaryIO:

@@ -2,10 +2,11 @@
 
 import errno
 import os
+import subprocess
 
 import pytest
 
-from kit.files import name_errors, replace_file
+from kit.files import name_errors, read_commit, replace_file
 
 
 def test_the_content_is_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
@@ -51,3 +52,16 @@ def test_an_error_names_the_file_unless_it_names_another(tmp_path):
         assert str(caught.value.filename) == str(named)
     with pytest.raises(OSError, match=rf"^{path}: no number$"), name_errors(path):
         raise OSError("no number")
+
+
+def test_the_commit_is_that_of_the_folder_and_says_where_files_differ(tmp_path):
+    assert read_commit(tmp_path) is None
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "one"]):
+        subprocess.run(["git", *identity, *command], cwd=tmp_path, check=True)
+    commit = read_commit(tmp_path)
+    assert len(commit) == 40
+    assert int(commit, 16) >= 0
+    (tmp_path / "file").touch()
+    subprocess.run(["git", "add", "file"], cwd=tmp_path, check=True)
+    assert read_commit(tmp_path) == f"{commit}-dirty"

@@ -6,15 +6,15 @@ import hashlib
 import json
 import math
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
 from kit.competition import SLUG
-from kit.files import read_json
+from kit.files import read_commit
 from kit.kaggle.connection import CompetitionClient, KaggleError
+from kit.runs.metrics import read_out_of_fold
 
 LEDGER = Path("submissions/ledger.jsonl")
 SCORE_KEYS = ("public_score", "private_score", "error")
@@ -46,7 +46,7 @@ def describe_submission(
         "file": csv.name,
         "sha256": hashlib.sha256(content).hexdigest(),
         "message": message,
-        "commit": read_commit(),
+        "commit": read_commit("."),
         "run": run or (csv.resolve().parent.name if metrics.exists() else None),
         "out_of_fold": read_out_of_fold(metrics),
         "status": "PENDING",
@@ -54,30 +54,6 @@ def describe_submission(
         "private_score": None,
         "error": None,
     }
-
-
-def read_commit() -> str | None:
-    """The commit of the working folder, with `-dirty` where files differ; None outside git."""
-    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    try:
-        result = subprocess.run(command, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return result.stdout.strip()
-
-
-def read_out_of_fold(metrics: Path) -> float | None:
-    """The run's out-of-fold score: the bag's over all folds in its `metrics.json`.
-
-    None where there is no such file, or where the run held nothing out.
-    """
-    if not metrics.exists():
-        return None
-    try:
-        scores = read_json(metrics)["scores"]
-        return float(scores["bag"]["all"]["weighted"]) if scores else None
-    except (ValueError, KeyError, TypeError):
-        raise KaggleError(f"{metrics}: this is not what a run writes about its scores.") from None
 
 
 def append_entry(ledger: Path, entry: dict) -> None:

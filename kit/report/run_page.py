@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import html
 import json
-import subprocess
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from kit.competition import LABELS
 from kit.ensemble import MODELS, name_columns
 from kit.evaluation.curves import trace_curves
 from kit.evaluation.intervals import bootstrap_intervals, slice_losses
-from kit.files import read_json
+from kit.files import read_commit, read_json
 from kit.report.gradcam import find_map_layer, locate_labels
 from kit.report.page import (
     describe_series,
@@ -203,14 +202,8 @@ def _count_parts(slices: pd.DataFrame, repair: bool) -> list[list[str]]:
 def find_commit() -> str | None:
     """The commit of the checkout that `kit` is imported from; None where it is no checkout."""
     root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "rev-parse", "--short=12", "HEAD"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+    commit = read_commit(root) if (root / ".git").exists() else None
+    return commit and commit[:12]
 
 
 def describe_scores(table: pd.DataFrame) -> dict:

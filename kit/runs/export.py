@@ -24,6 +24,7 @@ from kit.runs.directory import (
     read_recipe,
     read_slices,
 )
+from kit.runs.metrics import read_out_of_fold
 from kit.training.checkpoints import load_weights, save_tensors
 
 MANIFEST = "kit-run.json"
@@ -53,7 +54,7 @@ def export_runs(runs: list[Run], directory: Path) -> dict:
         "recipe": recipe.name,
         "folds": list_folds(recipe),
         "prior": _measure_prior(runs[0]),
-        "out_of_fold": _read_score(runs),
+        "out_of_fold": read_out_of_fold(runs[0].metrics) if len(runs) == 1 else None,
         "sha256": {name: hash_file(directory / name) for name in names},
     }
     write_json(directory / MANIFEST, manifest)
@@ -105,11 +106,3 @@ def _measure_prior(run: Run) -> dict[str, float]:
         return TRAINING_PRIOR
     slices = read_slices(run)
     return slices.loc[slices["split"] == "train", list(LABELS)].mean().round(6).to_dict()
-
-
-def _read_score(runs: list[Run]) -> float | None:
-    """The out-of-fold score of the bag, where one run was scored."""
-    if len(runs) > 1 or not runs[0].metrics.exists():
-        return None
-    metrics = read_json(runs[0].metrics)
-    return metrics["scores"]["bag"]["all"]["weighted"] if metrics["scores"] else None

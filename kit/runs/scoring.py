@@ -15,8 +15,9 @@ from kit import ensemble
 from kit.competition import LABELS, read_submission
 from kit.embeddings import EmbeddingStore
 from kit.ensemble import MODELS, name_columns
-from kit.files import hash_file, read_json, write_json
+from kit.files import hash_file, write_json
 from kit.recipes import Recipe
+from kit.runs import metrics
 from kit.runs.directory import (
     Run,
     list_classifier_epochs,
@@ -45,8 +46,8 @@ def combine(run: Run) -> dict:
             scores, scored = _score(run, slices, predictions[~is_test])
             filled = _write_test(run, slices, predictions[is_test])
             members = [member for _, members in folds for member in members]
-            metrics = {"scores": scores, "slices": scored, "filled": filled, "members": members}
-            write_json(run.metrics, metrics)
+            found = {"scores": scores, "slices": scored, "filled": filled, "members": members}
+            write_json(run.metrics, found)
     wait_for_all()
     return read_metrics(run)
 
@@ -54,7 +55,7 @@ def combine(run: Run) -> dict:
 def read_metrics(run: Run) -> dict:
     """What `combine` wrote to `metrics.json` last."""
     require_file(run.metrics, f"kit ensemble {run}")
-    return read_json(run.metrics)
+    return metrics.read_metrics(run.metrics)
 
 
 def blend_runs(runs: list[Run], out: Path) -> dict:

@@ -10,6 +10,7 @@ import pytest
 from conftest import ROOT
 from kaggle_server import BASIC, KEY, SCORED, KaggleServer
 
+from kit import InputError
 from kit.kaggle.connection import KaggleError
 from kit.kaggle.ledger import (
     append_entry,
@@ -109,7 +110,7 @@ def test_a_run_that_held_nothing_out_has_no_out_of_fold_score(tmp_path):
 @pytest.mark.parametrize("text", ["{", "[]", "{}", '{"scores": {"lstm": {}}}'])
 def test_metrics_that_no_run_wrote_are_named(tmp_path, text):
     (tmp_path / "metrics.json").write_text(text)
-    with pytest.raises(KaggleError, match=r"metrics\.json: this is not what a run writes"):
+    with pytest.raises(InputError, match=r"metrics\.json: this is not what a run writes"):
         describe_submission(tmp_path / "submission.csv", b"x", "message", "c")
 
 
