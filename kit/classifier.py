@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,8 @@ from kit.competition import LABELS, TRAINING_PRIOR
 from kit.cpu import spare_threads
 from kit.processes import restart_once
 from kit.training.checkpoints import TrainingError, fill_model, load_trained, load_weights
-from kit.training.loop import TrainingConfig, fit, predict, weighted_loss
+from kit.training.config import TrainingConfig, option
+from kit.training.loop import fit, predict, weighted_loss
 
 # Of the windowed training images, channels in the order of `windowing.WINDOWS` (published code).
 MEAN = (0.22363983, 0.18190407, 0.2523437)
@@ -37,25 +37,21 @@ _SOURCES = (
 class ClassifierConfig(TrainingConfig):
     """The slice classifier and how it is trained. Defaults are the published ones."""
 
-    architecture: Annotated[str, "a timm model with a pooled embedding"] = (
-        "resnext101_32x8d.fb_wsl_ig1b_ft_in1k"
+    architecture: str = option(
+        "resnext101_32x8d.fb_wsl_ig1b_ft_in1k", "timm model with a pooled embedding"
     )
-    architecture_options: Annotated[dict, "further arguments of the timm model, JSON"] = field(
-        default_factory=dict
+    architecture_options: dict = field(
+        default_factory=dict, metadata={"help": "further arguments of the timm model, as JSON"}
     )
-    weights: Annotated[
-        str, "initial: a .safetensors or .pth file, pretrained, or '' for random"
-    ] = ""
-    image_size: Annotated[int, "pixels a side"] = 480
-    crop: Annotated[bool, "crop to the head"] = True
-    repair: Annotated[bool, "put the wrong rescale intercept of 123 training files right"] = True
-    augment: Annotated[bool, "flip, shift, scale, rotate, transpose while training"] = True
-    prior_bias: Annotated[bool, "start the head at the training prior"] = False
-    test_augmentation: Annotated[bool, "average embeddings over identity, flip, transpose"] = True
-
-    epochs: int = 5
-    learning_rate: float = 2e-5
-    batch_size: int = 64
+    weights: str = option(
+        "", "initial weights: a .safetensors or .pth file, pretrained, or '' for random"
+    )
+    image_size: int = option(480, "side of the images in pixels")
+    crop: bool = option(True, "crop to the head")
+    repair: bool = option(True, "correct the wrong rescale intercept of 123 training files")
+    augment: bool = option(True, "flip, shift, scale, rotate and transpose while training")
+    prior_bias: bool = option(False, "start the head at the training prior")
+    test_augmentation: bool = option(True, "average embeddings over identity, flip and transpose")
 
 
 class Classifier(nn.Module):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -22,7 +21,8 @@ from kit.sequences import (
     read_rows,
 )
 from kit.training.checkpoints import TrainingError, fill_model, load_trained
-from kit.training.loop import TrainingConfig, fit, predict, weighted_loss
+from kit.training.config import TrainingConfig, change_default, option
+from kit.training.loop import fit, predict, weighted_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,18 +33,20 @@ class LSTMConfig(TrainingConfig):
     embeddings of 2048, Adam, learning rate × 0.95 an epoch, 4 series a batch.
     """
 
-    embedding_size: Annotated[int, "numbers a slice; the pipeline takes the classifier's"] = 2048
-    hidden_size: Annotated[int, "LSTM units a direction"] = 2048
-    packed: Annotated[bool, "no: the published forward, where padding reaches the LSTM"] = True
-    deltas: Annotated[bool, "differences to the neighbours beside each embedding"] = True
-    embedding_dropout: Annotated[float, "share of channels dropped for a whole series"] = 0.0
-    standardize: Annotated[bool, "scale embeddings by the training part's deviation"] = False
+    embedding_size: int = 2048  # the pipeline takes it from the embeddings
+    hidden_size: int = option(2048, "LSTM units per direction")
+    packed: bool = option(True, "no: the reference forward pass, where padding reaches the LSTM")
+    deltas: bool = option(True, "append the differences to both neighbours to each embedding")
+    embedding_dropout: float = option(0.0, "share of channels dropped for a whole series")
+    standardize: bool = option(
+        False, "scale embeddings by the standard deviation of the training part"
+    )
 
-    epochs: int = 12
-    learning_rate: float = 1e-5
-    schedule: str = "exponential"
-    weight_decay: float = 0.01
-    batch_size: int = 4
+    epochs: int = change_default(TrainingConfig, "epochs", 12)
+    learning_rate: float = change_default(TrainingConfig, "learning_rate", 1e-5)
+    schedule: str = change_default(TrainingConfig, "schedule", "exponential")
+    weight_decay: float = change_default(TrainingConfig, "weight_decay", 0.01)
+    batch_size: int = change_default(TrainingConfig, "batch_size", 4)
 
 
 class SequenceLSTM(nn.Module):

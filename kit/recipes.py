@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
-from typing import Annotated, Any, get_type_hints
+from typing import Any, get_type_hints
 
+from kit import InputError
 from kit.classifier import ClassifierConfig
 from kit.lstm import LSTMConfig
+from kit.training.config import option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,13 +16,13 @@ class Recipe:
     """Everything that shapes a run. Saved as `config.json`; every field is a flag of `kit run`."""
 
     name: str
-    folds: Annotated[int, "parts into which the patients are split"] = 5
-    train_folds: Annotated[
-        tuple[int, ...], "parts held out in turn, as 0,1,2; empty: one model on all data"
-    ] = (0, 1, 2)
-    bag_classifier_epochs: Annotated[int, "last classifier epochs that are embedded"] = 5
-    bag_lstm_epochs: Annotated[int, "last LSTM epochs that are averaged"] = 12
-    seed: Annotated[int, "of folds, weights, batches and augmentation"] = 0
+    folds: int = option(5, "number of parts into which the patients are split")
+    train_folds: tuple[int, ...] = option(
+        (0, 1, 2), "parts held out in turn, as 0,1,2; empty: one model on all data"
+    )
+    bag_classifier_epochs: int = option(5, "number of last classifier epochs to embed with")
+    bag_lstm_epochs: int = option(12, "number of last LSTM epochs to average")
+    seed: int = option(0, "seed of folds, weights, batches and augmentation")
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     lstm: LSTMConfig = field(default_factory=LSTMConfig)
 
@@ -30,9 +32,9 @@ class Recipe:
             (self.bag_lstm_epochs, self.lstm.epochs, "bag_lstm_epochs"),
         ):
             if not 1 <= given <= most:
-                raise ValueError(f"{name} is {given}; it must be 1 to the {most} trained epochs")
+                raise InputError(f"{name} is {given}; it must be 1 to the {most} trained epochs")
         if not set(self.train_folds) <= set(range(self.folds)):
-            raise ValueError(f"train_folds {self.train_folds} are not among 0 to {self.folds - 1}")
+            raise InputError(f"train_folds {self.train_folds} are not among 0 to {self.folds - 1}")
 
 
 # A real, small ResNeXt: one bottleneck a stage, cardinality 16, an embedding of 512.
@@ -99,47 +101,41 @@ RECIPES = {
 
 
 def find_recipe(name: str, changes: dict[str, Any] | None = None) -> Recipe:
-    """The recipe of a name with some fields changed, named as by `name_fields`.
+    """The recipe of a name with some options changed, named as by `list_options`.
 
-    Where fewer epochs are asked for than the recipe averages, all of them are.
+    Where fewer epochs are trained than the recipe averages, all of them are averaged. Raises
+    `InputError` for an unknown recipe or option, or values that do not go together.
     """
     if name not in RECIPES:
-        raise ValueError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
+        raise InputError(f"there is no recipe {name!r}; there are {', '.join(RECIPES)}")
     recipe, changes = RECIPES[name], dict(changes or {})
+    unknown = changes.keys() - list_options().keys()
+    if unknown:
+        raise InputError(f"a recipe has no option {min(unknown)!r}")
     for part in ("classifier", "lstm"):
-        kept = f"bag_{part}_epochs"
+        bagged = f"bag_{part}_epochs"
         epochs = changes.get(f"{part}.epochs", getattr(recipe, part).epochs)
-        changes.setdefault(kept, min(getattr(recipe, kept), epochs))
-    nested = {}
-    for part in ("classifier", "lstm"):
-        prefix = part + "."
-        own = {
-            k.removeprefix(prefix): changes.pop(k) for k in list(changes) if k.startswith(prefix)
-        }
-        nested[part] = replace(getattr(recipe, part), **own)
-    return replace(recipe, **nested, **changes)
+        changes.setdefault(bagged, min(getattr(recipe, bagged), epochs))
+    parts: dict[str, dict[str, Any]] = {"": {}, "classifier": {}, "lstm": {}}
+    for key, value in changes.items():
+        part, _, own = key.rpartition(".")
+        parts[part][own] = value
+    classifier = replace(recipe.classifier, **parts["classifier"])
+    return replace(
+        recipe, **parts[""], classifier=classifier, lstm=replace(recipe.lstm, **parts["lstm"])
+    )
 
 
-def name_fields(kind: type = Recipe, prefix: str = "") -> dict[str, tuple[type, str]]:
-    """{"lstm.epochs": (int, help), …}: every field of a recipe that may be changed."""
-    named = {}
+def list_options(kind: Any = Recipe, prefix: str = "") -> dict[str, tuple[Any, str]]:
+    """{"lstm.epochs": (int, help), …}: the options of a recipe with their types."""
+    options, types = {}, get_type_hints(kind)
     for entry in fields(kind):
-        hint = _find_annotation(kind, entry.name)
-        if is_dataclass(hint):
-            named.update(name_fields(hint, f"{prefix}{entry.name}."))
-        elif hasattr(hint, "__metadata__") and prefix + entry.name not in _DERIVED:
-            named[prefix + entry.name] = (hint.__origin__, hint.__metadata__[0])
-    return named
-
-
-# Set by the pipeline, from the recipe's seed and the classifier.
-_DERIVED = ("classifier.seed", "lstm.seed", "lstm.embedding_size")
-
-
-def _find_annotation(kind: type, name: str):
-    """The field's type with its help, which a subclass that only changes the default lacks."""
-    hints = [get_type_hints(base, include_extras=True).get(name) for base in kind.__mro__[:-1]]
-    return next((hint for hint in hints if hasattr(hint, "__metadata__")), hints[0])
+        name, type_ = prefix + entry.name, types[entry.name]
+        if is_dataclass(type_):
+            options.update(list_options(type_, name + "."))
+        elif "help" in entry.metadata:
+            options[name] = (type_, entry.metadata["help"])
+    return options
 
 
 def to_dict(recipe: Recipe) -> dict:

@@ -1,41 +1,39 @@
-"""A recipe on the command line: `--recipe NAME`, and a flag for every field of it."""
+"""Flags that several commands share, and a recipe as flags: one for each of its options."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
+from typing import Any
 
-from kit.recipes import RECIPES, Recipe, find_recipe, name_fields
+from kit.recipes import RECIPES, Recipe, find_recipe, list_options
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """`--recipe NAME`, and a flag for every field of a recipe."""
-    # Forty flags in the usage would hide the three that matter.
-    parser.usage = f"{parser.prog} DATA --recipe NAME --run RUN [options] [fields of the recipe]"
+    """Add `--recipe NAME`, and a flag for every option of a recipe."""
+    # Forty flags in the usage line would hide the three that matter.
+    parser.usage = f"{parser.prog} DATA --recipe NAME --run RUN [options] [options of the recipe]"
     parser.add_argument("--recipe", required=True, choices=list(RECIPES), help="what to train")
-    group = parser.add_argument_group("fields of the recipe", "each changes one field of it")
-    for name, (kind, text) in name_fields().items():
+    group = parser.add_argument_group("options of the recipe", "each replaces one of its values")
+    for name, (kind, text) in list_options().items():
         flag = "--" + name.replace(".", "-").replace("_", "-")
+        flags = ["--weights", flag] if name == "classifier.weights" else [flag]
+        how: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
         if kind is bool:
-            group.add_argument(
-                flag,
-                dest=name,
-                action=argparse.BooleanOptionalAction,
-                default=argparse.SUPPRESS,
-                help=text,
-            )
+            group.add_argument(*flags, action=argparse.BooleanOptionalAction, **how)
         else:
-            group.add_argument(
-                *(["--weights", flag] if name == "classifier.weights" else [flag]),
-                dest=name,
-                type=_PARSERS.get(str(kind), kind),
-                default=argparse.SUPPRESS,
-                metavar=name.rpartition(".")[2].upper(),
-                help=text,
-            )
+            metavar = name.rpartition(".")[2].upper()
+            group.add_argument(*flags, type=_PARSERS[kind], metavar=metavar, **how)
 
 
-def _parse_options(text: str) -> dict:
+def read_recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe of the command line, with the options changed whose flags are given."""
+    changes = {name: getattr(options, name) for name in list_options() if hasattr(options, name)}
+    return find_recipe(options.recipe, changes)
+
+
+def _parse_json(text: str) -> dict[str, Any]:
     try:
         options = json.loads(text)
     except ValueError as error:
@@ -52,10 +50,10 @@ def _parse_folds(text: str) -> tuple[int, ...]:
         raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas") from error
 
 
-_PARSERS = {str(dict): _parse_options, str(tuple[int, ...]): _parse_folds}
-
-
-def read_recipe(options: argparse.Namespace) -> Recipe:
-    """The recipe asked for, with the fields changed whose flags were given."""
-    changes = {name: getattr(options, name) for name in name_fields() if hasattr(options, name)}
-    return find_recipe(options.recipe, changes)
+_PARSERS: dict[Any, Callable[[str], Any]] = {
+    int: int,
+    float: float,
+    str: str,
+    dict: _parse_json,
+    tuple[int, ...]: _parse_folds,
+}

@@ -9,9 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -29,23 +27,9 @@ from kit.training.checkpoints import (
     save_checkpoint,
     save_weights,
 )
+from kit.training.config import TrainingConfig
 from kit.training.distributed import all_have, distribute_model, is_past, rank, share_batches
 from kit.training.events import write_events
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainingConfig:
-    """How a model is trained; the models' own configurations extend it."""
-
-    epochs: Annotated[int, "passes over the training part"] = 5
-    batch_size: Annotated[int, "examples a step, over all processes"] = 64
-    optimizer: Annotated[str, "adam or adamw"] = "adam"
-    learning_rate: Annotated[float, "the highest one of the schedule"] = 2e-5
-    schedule: Annotated[str, "constant, exponential (an epoch) or one-cycle"] = "constant"
-    learning_rate_decay: Annotated[float, "factor an epoch of the exponential schedule"] = 0.95
-    weight_decay: Annotated[float, "on everything but biases"] = 0.0
-    opt_level: Annotated[str, "apex's O0 (float32), O1, O2 or O3"] = "O1"
-    seed: Annotated[int, "set by the recipe's seed and the fold"] = 0
 
 
 class OutOfTime(KitError, RuntimeError):
