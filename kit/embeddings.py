@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import time
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -149,8 +145,8 @@ class _StoreWriter:
         if fresh:
             for marker in directory.glob("progress*.json"):
                 marker.unlink()
-        self.embeddings = _open_array(directory, "embeddings", (slices, size), np.float16, fresh)
-        self.logits = _open_array(directory, "logits", (slices, len(LABELS)), np.float32, fresh)
+        self.embeddings = open_array(directory, "embeddings", (slices, size), np.float16, fresh)
+        self.logits = open_array(directory, "logits", (slices, len(LABELS)), np.float32, fresh)
         self.done = self.begin
         if self.marker.exists():
             state = read_json(self.marker)
@@ -236,89 +232,7 @@ def seal_store(directory: Path, ids, provenance: dict) -> None:
     write_json(directory / "store.json", provenance)
 
 
-def import_published(files: list[tuple[Path, Path]], directory: Path) -> EmbeddingStore:
-    """Make a store of published `.npz` files (`arr_0`, float32 (N, E)), each with a CSV of its ids.
-
-    The published code keeps training, validation and test slices apart: give them all. A CSV has a
-    column `SOPInstanceUID` or `Image`, or a single column, in row order. Read in pieces: memory
-    does not grow with N. Nothing pickled is loaded. Raises `ValueError` naming the file and the
-    reason.
-    """
-    shapes = [_read_shape(npz) for npz, _ in files]
-    ids = [_read_ids(csv) for _, csv in files]
-    for (npz, csv), shape, names in zip(files, shapes, ids, strict=True):
-        if shape[0] != len(names):
-            raise ValueError(f"{npz}: {shape[0]} embeddings for the {len(names)} ids of {csv}")
-        if shape[1] != shapes[0][1]:
-            raise ValueError(f"{npz}: embeddings of {shape[1]} numbers, not {shapes[0][1]}")
-    names = np.concatenate(ids)
-    repeated = pd.Index(names).duplicated()
-    if repeated.any():
-        raise ValueError(f"{files[-1][1]}: {names[repeated.argmax()]} has two embeddings")
-    directory.mkdir(parents=True, exist_ok=True)
-    store = _open_array(directory, "embeddings", (len(names), shapes[0][1]), np.float16, True)
-    start = 0
-    for (npz, _), shape in zip(files, shapes, strict=True):
-        _copy_rows(npz, store[start : start + shape[0]])
-        start += shape[0]
-    store.flush()
-    os.replace(directory / "embeddings.npy.part", directory / "embeddings.npy")
-    hashes = [hash_file(npz) for npz, _ in files]
-    digest = hashlib.sha256("".join(hashes).encode()).hexdigest()
-    imported = {npz.name: sha256 for (npz, _), sha256 in zip(files, hashes, strict=True)}
-    seal_store(directory, names, {"imported": imported, "weights_sha256": digest, "failed": {}})
-    return EmbeddingStore(directory)
-
-
-@contextlib.contextmanager
-def _open_published(npz: Path):
-    """(file after its header, shape, dtype) of the array in a published `.npz`."""
-    try:
-        with zipfile.ZipFile(npz) as archive, archive.open("arr_0.npy") as file:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0
-            if version != (1, 0):
-                read = np.lib.format.read_array_header_2_0
-            shape, fortran, dtype = read(file)
-            if dtype.kind != "f" or len(shape) != 2 or fortran:
-                raise ValueError(f"arr_0 is {dtype} {shape}, not a table of numbers")
-            yield file, shape, dtype
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{npz}: not published embeddings that can be read ({error})") from error
-
-
-def _read_shape(npz: Path) -> tuple[int, int]:
-    with _open_published(npz) as (_, shape, _):
-        return shape
-
-
-def _copy_rows(npz: Path, store: np.ndarray) -> None:
-    """Fill `store` (N, E) from a published `.npz`, piece by piece."""
-    with _open_published(npz) as (file, shape, dtype):
-        size = shape[1] * dtype.itemsize
-        step = max(1, (16 << 20) // max(1, size))
-        for start in range(0, shape[0], step):
-            count = min(step, shape[0] - start)
-            piece = file.read(count * size)
-            if len(piece) < count * size:
-                raise ValueError("arr_0 is cut short")
-            rows = np.frombuffer(piece, dtype).reshape(count, -1)
-            if not (np.abs(rows) <= np.finfo(np.float16).max).all():
-                raise ValueError(f"rows from {start} on hold values that float16 cannot hold")
-            store[start : start + count] = rows
-
-
-def _read_ids(csv: Path) -> np.ndarray:
-    table = pd.read_csv(csv, dtype=str, keep_default_na=False)
-    for name in ("SOPInstanceUID", "Image"):
-        if name in table:
-            return table[name].to_numpy(object)
-    if table.shape[1] != 1:
-        raise ValueError(f"{csv}: needs a column SOPInstanceUID")
-    return table.iloc[:, 0].to_numpy(object)
-
-
-def _open_array(directory: Path, name: str, shape, dtype, fresh: bool) -> np.ndarray:
+def open_array(directory: Path, name: str, shape, dtype, fresh: bool) -> np.memmap:
     """The memory-mapped `name.npy.part`, new where `fresh`; the same for every process."""
     path = directory / f"{name}.npy.part"
     if fresh:

@@ -17,7 +17,7 @@ import pandas as pd
 
 from kit.classifier import train_classifier
 from kit.competition import LABELS
-from kit.embeddings import EmbeddingStore, extract_embeddings, import_published, make_series
+from kit.embeddings import EmbeddingStore, extract_embeddings, make_series
 from kit.files import read_json, write_json
 from kit.lstm import train_lstm
 from kit.processes import choose_workers
@@ -37,6 +37,7 @@ from kit.runs.directory import (
     time_stage,
     write_frame,
 )
+from kit.runs.imported import import_published
 from kit.runs.prediction import note_unreadable, predict_slices
 from kit.runs.scoring import combine
 from kit.slices.competition_files import index_competition

@@ -2,13 +2,12 @@ import json
 import shutil
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
 
 from kit import embeddings
 from kit.classifier import load_classifier
-from kit.embeddings import EmbeddingStore, extract_embeddings, import_published
+from kit.embeddings import EmbeddingStore, extract_embeddings
 from kit.images import read_image
 from kit.runs.directory import read_slices
 from kit.training.checkpoints import TrainingError, load_weights, save_tensors
@@ -121,36 +120,6 @@ def test_other_weights_make_the_store_anew(small_run, weights, tmp_path):
     other = small_run.classifier(1) / "epoch1.safetensors"
     second = extract_embeddings(slices, other, tmp_path / "store", CPU, 0)
     assert np.abs(before - second.embeddings).max() > 0.01
-
-
-def test_published_embeddings_are_read(tmp_path):
-    values = np.random.default_rng(0).normal(size=(1000, 40)).astype(np.float32)
-    names = [f"ID_{number:09x}" for number in range(1000)]
-    for save in (np.savez, np.savez_compressed):
-        save(tmp_path / "emb_trn.npz", values)
-        pd.DataFrame({"Image": names}).to_csv(tmp_path / "ids.csv")
-        shutil.rmtree(tmp_path / "store", ignore_errors=True)
-        files = [(tmp_path / "emb_trn.npz", tmp_path / "ids.csv")]
-        store = import_published(files, tmp_path / "store")
-        np.testing.assert_array_equal(store.embeddings, values.astype(np.float16))
-        assert store.find_rows([names[7], "ID_stranger"]).tolist() == [7, -1]
-
-
-@pytest.mark.parametrize(
-    ("values", "count", "reason"),
-    [
-        (np.zeros((3, 2), np.float32), 4, "3 embeddings for the 4 ids"),
-        (np.zeros(3, np.float32), 3, "not a table of numbers"),
-        (np.array([["a"], ["b"]], dtype=object), 2, "object"),
-        (np.full((2, 2), 1e6, np.float32), 2, "float16 cannot hold"),
-    ],
-)
-def test_published_embeddings_that_cannot_be_right_are_refused(tmp_path, values, count, reason):
-    np.savez(tmp_path / "e.npz", values)
-    pd.DataFrame({"SOPInstanceUID": [str(n) for n in range(count)]}).to_csv(tmp_path / "ids.csv")
-    with pytest.raises(ValueError, match=f"e.npz: .*{reason}"):
-        import_published([(tmp_path / "e.npz", tmp_path / "ids.csv")], tmp_path / "store")
-    assert not (tmp_path / "store" / "store.json").exists()
 
 
 def test_a_folder_that_is_no_store_is_refused_by_name(tmp_path):

@@ -18,10 +18,11 @@ from dicom_files import write_slice
 
 from kit.classifier import Classifier, ClassifierConfig
 from kit.cli.commands import main
-from kit.embeddings import EmbeddingStore, import_published
+from kit.embeddings import EmbeddingStore
 from kit.lstm import LSTMConfig, SequenceLSTM
 from kit.recipes import find_recipe
 from kit.runs.directory import Run, begin_run
+from kit.runs.imported import import_published
 from kit.slices.folds import assign_folds
 from kit.slices.index import index_slices
 from kit.training.checkpoints import save_weights
