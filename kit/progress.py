@@ -1,10 +1,10 @@
-"""What a person sees while kit works: progress bars and messages, one look for every long stage."""
+"""What a person sees while kit works: progress bars and messages in one form for every stage."""
 
 from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -16,7 +16,7 @@ log = logging.getLogger("kit")
 
 
 class _Printer(logging.Handler):
-    """Prints where `print` would print now: warnings to stderr, the rest to stdout."""
+    """Prints warnings to the present `sys.stderr` and everything else to `sys.stdout`."""
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
@@ -24,9 +24,9 @@ class _Printer(logging.Handler):
 
 
 def show_messages() -> None:
-    """Have this process print what kit's functions say; for the command line and notebooks.
+    """Print the messages of kit's functions in this process; for the command line and notebooks.
 
-    Without it their messages go to the logger `kit`, for the caller to show or to drop.
+    Without this call they only go to the logger `kit`, whose handlers are the caller's choice.
     """
     log.setLevel(logging.INFO)
     if not any(isinstance(handler, _Printer) for handler in log.handlers):
@@ -40,15 +40,20 @@ def track(
     unit: str = "it",
     done: int = 0,
 ) -> Iterator[Item]:
-    """Iterate with a bar on stderr: rate and time left. `done` of `total` were done before."""
-    with open_bar(description, total or _length(items), unit, done) as bar:
+    """Iterate with a bar on stderr that shows the rate and the time left.
+
+    `done` of the `total` items were finished before this call.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with open_bar(description, total, unit, done) as bar:
         for item in items:
             yield item
             bar.update()
 
 
 def open_bar(description: str, total: int | None, unit: str = "it", done: int = 0) -> tqdm:
-    """A bar to be updated by hand; in a log file, a line every half minute."""
+    """Open a bar that the caller updates; in a log file it prints a line every half minute."""
     live = sys.stderr.isatty()
     return tqdm(
         desc=description,
@@ -63,5 +68,6 @@ def open_bar(description: str, total: int | None, unit: str = "it", done: int = 
     )
 
 
-def _length(items) -> int | None:
-    return len(items) if hasattr(items, "__len__") else None
+def format_count(number: int, noun: str) -> str:
+    """`1 slice`, `2 slices`."""
+    return f"{number} {noun}" + ("" if number == 1 else "s")

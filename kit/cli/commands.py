@@ -295,7 +295,7 @@ def _add_predict(parser):
 
 
 def _predict(options):
-    from kit.cli.tables import format_count
+    from kit.progress import format_count
     from kit.runs import prediction
 
     _set_quiet(options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from kit.competition import LABELS
 from kit.ensemble import MODELS
+from kit.progress import format_count
 
 _SHORT = ("epidur", "parench", "ventric", "subarac", "subdur", "any")
 
@@ -30,8 +31,3 @@ def format_scores(metrics: dict) -> str:
     elif filled:
         lines.append(f"{format_count(filled, 'test image')} without a prediction: see filled.csv")
     return "\n".join(lines)
-
-
-def format_count(number: int, noun: str) -> str:
-    """`1 slice`, `2 slices`."""
-    return f"{number} {noun}" + ("" if number == 1 else "s")

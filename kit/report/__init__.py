@@ -1,1 +1,1 @@
-"""The HTML pages: a run's report, the page of one's own scans, explanations."""
+"""The HTML pages: of a run, of predictions for a folder of scans, and of explanations."""

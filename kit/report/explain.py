@@ -1,4 +1,4 @@
-"""What each neighbour contributes to a slice's answer: occlusion along the series."""
+"""How much each slice contributes to the prediction for another: occlusion along the series."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 import torch
 
+from kit import InputError
 from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore
 from kit.lstm import SequenceLSTM, load_lstm
 from kit.report.page import write_page
-from kit.report.run_page import present_series, read_series
+from kit.report.run_page import present_one, read_series
 from kit.runs.directory import (
     Run,
     list_classifier_epochs,
@@ -28,15 +29,15 @@ _BATCH = 2048  # slices that go through the LSTM at once
 def explain_series(run: Run, series: str) -> Path:
     """Write the page that explains one series of a run, and return its path.
 
-    `series` is a name or a part of it that no other series has. A held-out series is explained by
-    the models that have not seen it, a test series by those of all folds: the last LSTM epoch on
-    each of the embeddings, averaged. Raises `ValueError` where no one series is meant, or where
-    it has a single slice.
+    `series` is a series' name or a part that only its name contains. A held-out series is
+    explained by the models that were not trained on it, a test series by the models of all folds.
+    The page averages the last LSTM epoch of each set of embeddings. Raises `InputError` if `series`
+    does not identify one series, or if that series has a single slice.
     """
     recipe = read_recipe(run)
     part = read_series(run, series)
     if len(part) < 2:
-        raise ValueError(f"{part['series'].iloc[0]} has a single slice, which has no neighbours")
+        raise InputError(f"{part['series'].iloc[0]} has a single slice, which has no neighbours")
     folds = [int(part["fold"].iloc[0])] if "fold" in part else list_folds(recipe)
     last = list_lstm_epochs(recipe)[-1]
     influence = [
@@ -47,16 +48,16 @@ def explain_series(run: Run, series: str) -> Path:
         for fold in folds
         for epoch in list_classifier_epochs(recipe)
     ]
-    mean = np.round(np.mean(influence, axis=0), 4).tolist()
+    mean = np.stack(influence).mean(axis=0)  # (6, T, T)
     data = {
-        **present_series(part, recipe.classifier),
+        **present_one(part, recipe.classifier),
         "title": "What the neighbours contribute",
         "facts": [
             ["run", run.path.absolute().name],
             ["LSTMs averaged", str(len(influence))],
             ["folds", ", ".join(map(str, folds))],
         ],
-        "explanation": dict(zip(LABELS, mean, strict=True)),
+        "explanation": dict(zip(LABELS, mean.round(4).tolist(), strict=True)),
     }
     return write_page(run.explanation(part["SeriesInstanceUID"].iloc[0]), data)
 
@@ -65,8 +66,9 @@ def explain_series(run: Run, series: str) -> Path:
 def measure_influence(model: SequenceLSTM, embeddings: torch.Tensor) -> np.ndarray:
     """How much slice j raises the logits of slice i: (T, E) → (6, T, T), [label, i, j].
 
-    The logit as it is, minus the logit when the embedding of slice j is replaced by the mean of
-    its two neighbours (at an end, by its only one): what it then shows is nothing of its own.
+    The value is the logit minus the logit after the embedding of slice j is replaced by the mean
+    of its two neighbours (of an end slice, by its only neighbour), so that slice j shows nothing
+    that its neighbours do not.
     """
     embeddings = embeddings.to(model.linear.weight)
     slices = len(embeddings)
@@ -83,6 +85,6 @@ def measure_influence(model: SequenceLSTM, embeddings: torch.Tensor) -> np.ndarr
 
 
 def read_embeddings(store: EmbeddingStore, part: pd.DataFrame) -> torch.Tensor:
-    """The embeddings of a series' slices, in order, float32 (T, E)."""
+    """Read the embeddings of the slices in `part`, in their order: float32 (T, E)."""
     rows = store.find_rows(part["SOPInstanceUID"])
     return torch.from_numpy(np.asarray(store.embeddings[rows], dtype=np.float32))

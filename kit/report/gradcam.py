@@ -1,4 +1,4 @@
-"""Grad-CAM: where in a slice the classifier finds a label (Selvaraju et al., 2017)."""
+"""Grad-CAM: which regions of a slice raise a label's logit (Selvaraju et al., 2017)."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from torch import nn
 from kit.classifier import Classifier
 from kit.competition import LABELS
 
-FINE = 6  # places a side under which a map does not show where
+FINE = 6  # cells per side; a coarser map does not show where the evidence lies
 
 
 def find_map_layer(model: Classifier) -> nn.Module | None:
-    """The stage whose output Grad-CAM weighs: the deepest one of at least `FINE` × `FINE` places.
+    """The stage whose output Grad-CAM weighs: the deepest one of at least `FINE` × `FINE` cells.
 
-    Where no stage is that fine it is the first. None for a model whose stages give no feature maps
-    (B, C, h, w), as those of ViT (tokens) and Swin (channels last).
+    If no stage is that fine, the first one. None for a model whose stages do not output feature
+    maps (B, C, h, w): those of ViT are tokens, those of Swin have channels last.
     """
-    modules = dict(model.backbone.named_modules())  # some models list stages they do not have
+    modules = dict(model.backbone.named_modules())  # some models list stages that they lack
     stages = [s for s in getattr(model.backbone, "feature_info", []) if s["module"] in modules]
     layers = [modules[stage["module"]] for stage in stages]
-    shapes = {}
+    shapes: dict[nn.Module, tuple[int, ...]] = {}
 
-    def note(layer, _inputs, output):
-        shapes[layer] = output.shape if torch.is_tensor(output) else ()
+    def note_shape(layer, _inputs, output):
+        shapes[layer] = tuple(output.shape) if torch.is_tensor(output) else ()
 
-    hooks = [layer.register_forward_hook(note) for layer in layers]
+    hooks = [layer.register_forward_hook(note_shape) for layer in layers]
     side, device = model.config.image_size, model.head.weight.device
     with torch.inference_mode():
         model(torch.zeros(1, side, side, 3, dtype=torch.uint8, device=device))
@@ -44,20 +44,21 @@ def find_map_layer(model: Classifier) -> nn.Module | None:
 def compute_gradcam(
     model: Classifier, layer: nn.Module, images: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images (B, S, S, 3) → maps (B, 6, h, w), zero or above, and logits (B, 6).
+    """uint8 images (B, S, S, 3) → non-negative maps (B, 6, h, w) and logits (B, 6).
 
-    A label's map is relu(Σ_c w_c A_c) over the channels of the feature map A that `layer` gives,
-    with w_c the mean over the places of the logit's gradient by A_c (arXiv:1610.02391).
+    A label's map is relu(Σ_c w_c A_c) over the channels of the feature map A that `layer` outputs,
+    where w_c is the mean over the cells of the logit's gradient with respect to A_c
+    (arXiv:1610.02391).
     """
     kept = []
 
     def keep(_layer, _inputs, output):
         kept.append(output.requires_grad_())
-        torch.set_grad_enabled(True)  # what follows is differentiated, and nothing before
-        return output.clone()  # what follows may work in place
+        torch.set_grad_enabled(True)  # only what follows `layer` is differentiated
+        return output.clone()  # the next layer may work in place
 
     hook = layer.register_forward_hook(keep)
-    with torch.no_grad():  # restores the mode at its end
+    with torch.no_grad():  # on exit, restores the mode that the hook changed
         logits = model(images.to(model.head.weight.device))
     hook.remove()
     (features,) = kept  # (B, C, h, w)
@@ -73,16 +74,16 @@ def compute_gradcam(
 
 
 def locate_labels(model: Classifier, layer: nn.Module, images: np.ndarray) -> np.ndarray:
-    """uint8 images (B, S, S, 3) → Grad-CAM as a page takes it, uint8 (B, 6, h, w)."""
+    """uint8 images (B, S, S, 3) → Grad-CAM maps as a page takes them, uint8 (B, 6, h, w)."""
     return scale_maps(*compute_gradcam(model, layer, torch.from_numpy(images)))
 
 
 def scale_maps(maps: np.ndarray, logits: np.ndarray) -> np.ndarray:
-    """Maps (B, 6, h, w) and logits (B, 6) → uint8 (B, 6, h, w), as strong as the answer is.
+    """Maps (B, 6, h, w) and logits (B, 6) → uint8 (B, 6, h, w), scaled by the probabilities.
 
-    The strongest place of a slice gets the label's probability, 255 standing for 1: where the
-    classifier finds next to nothing, next to nothing is shown.
+    The strongest cell of a slice's map gets the label's probability, with 255 for 1, so that a
+    slice in which the classifier finds next to nothing shows next to nothing.
     """
     highest = np.maximum(maps.max(axis=(2, 3), keepdims=True), 1e-9)
-    probabilities = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    probabilities = torch.from_numpy(logits).double().sigmoid().numpy()
     return np.round(255 * maps / highest * probabilities[..., None, None]).astype(np.uint8)

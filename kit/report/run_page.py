@@ -1,32 +1,25 @@
-"""The page that shows a run, the page that shows one's own scans, a series in a notebook."""
+"""The page that shows a run, and a series of a run in a notebook."""
 
 from __future__ import annotations
 
 import html
-import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from kit.classifier import load_classifier
-from kit.cli.tables import format_count
+from kit import InputError
+from kit.classifier import ClassifierConfig
 from kit.competition import LABELS
 from kit.ensemble import MODELS, name_columns
 from kit.evaluation.curves import trace_curves
 from kit.evaluation.intervals import bootstrap_intervals, slice_losses
 from kit.files import read_commit, read_json
-from kit.report.gradcam import find_map_layer, locate_labels
-from kit.report.page import (
-    describe_series,
-    draw_series,
-    render_page,
-    round_probabilities,
-    write_page,
-)
-from kit.report.ranking import rank_series
+from kit.progress import format_count
+from kit.recipes import Recipe
+from kit.report.page import render_page, write_page
+from kit.report.series import choose_series, present_series
 from kit.runs.directory import (
     Run,
     list_classifier_epochs,
@@ -36,67 +29,36 @@ from kit.runs.directory import (
     read_slices,
     require_file,
 )
-from kit.runs.scans import count_reasons, describe_machine, list_versions, summarize_series
-from kit.training.distributed import choose_device
-
-SERIES_SHOWN = 50
+from kit.runs.scans import count_reasons, describe_machine, list_versions
 
 
 def write_report(run: Run, series: tuple[str, ...] = ()) -> Path:
     """Write `report.html` of a run and return its path.
 
-    Shows the worst series, a sample of the others, and those named in `series`. Where no slice
-    was held out (recipe `single`) it shows the test part, without truth and scores.
+    It shows the series with the highest loss, a sample of the others, and those named in `series`
+    first. If no slice was held out (recipe `single`), it shows the test part, without truth or
+    scores.
     """
     recipe = read_recipe(run)
     table = read_predictions(run)
     held_out = run.oof.exists()
     named = list(dict.fromkeys(find_series(table, name) for name in series))
-    data = {**describe_run(run), **(describe_scores(table) if held_out else {})}
-    data["histories"] = read_histories(run)
-    data |= _show_series(table, _choose_series(table, held_out), named, recipe.classifier)
-    return write_page(run.report, data)
-
-
-def write_scan_report(
-    table: pd.DataFrame,
-    path: Path,
-    weights: Path,
-    skipped: pd.DataFrame,
-    threshold: float = 0.5,
-) -> Path:
-    """Write the page of one's own scans: no truth, with Grad-CAM overlays.
-
-    `table` and `skipped` are those of `prediction.predict_folder`; `weights` are those of the
-    classifier that is asked where it looks, also for the size and crop of the images.
-    """
-    classifier = load_classifier(weights).to(choose_device())
-    layer = find_map_layer(classifier)
-    summary = summarize_series(table, threshold).assign(series=table["series"].unique())
-    summary = round_probabilities(summary)
-    table = table.rename(columns=dict(zip(LABELS, name_columns("bag"), strict=True)))
-    locate = None if layer is None else partial(locate_labels, classifier, layer)
-    chosen = _choose_series(table, held_out=False)
+    ranked, rates = choose_series(table, held_out)
+    chosen = list(dict.fromkeys([*named, *ranked]))
     data = {
-        "title": "Predictions of scans",
-        "facts": [
-            ["slices", f"{len(table)} in {table['series'].nunique()} series"],
-            ["files skipped", str(len(skipped))],
-            *list_versions().items(),
-            *describe_machine().items(),
-        ],
-        "skipped": count_reasons(skipped),
-        "threshold": threshold,
-        "summary": json.loads(summary.to_json(orient="records")),
-        "unmapped": classifier.config.architecture if layer is None else None,
-        **_show_series(table, chosen, [], classifier.config, locate),
+        **describe_run(run, recipe),
+        **(describe_scores(table) if held_out else {}),
+        "histories": read_histories(run, recipe),
+        "series": present_series(table, chosen, recipe.classifier),
+        "named": bool(named),
+        "others": rates.index.difference(chosen, sort=False).tolist(),
     }
-    return write_page(path, data)
+    return write_page(run.report, data)
 
 
 @dataclass(frozen=True)
 class SeriesPicture:
-    """A series of a run; shows itself in a notebook."""
+    """The page of one series, which a notebook displays in a frame."""
 
     page: str
 
@@ -108,22 +70,23 @@ class SeriesPicture:
 
 
 def show_series(run: Run, series: str) -> SeriesPicture:
-    """The slices and probabilities of one series of a run, as a picture for a notebook.
+    """Picture the slices and probabilities of one series of a run for a notebook.
 
-    `series` is a series' name or a part of it that no other has. Raises `ValueError` else.
+    `series` is a series' name or a part that only its name contains; raises `InputError`
+    otherwise.
     """
     part = read_series(run, series)
-    return SeriesPicture(render_page(present_series(part, read_recipe(run).classifier)))
+    return SeriesPicture(render_page(present_one(part, read_recipe(run).classifier)))
 
 
-def present_series(part: pd.DataFrame, config) -> dict:
-    """The data of a page of one series alone."""
-    (drawn,) = draw_series([part], config)
-    return {"title": "A series", "facts": [], "series": [{**_describe(part), **drawn}]}
+def present_one(part: pd.DataFrame, config: ClassifierConfig) -> dict:
+    """The data of a page that shows a single series, whose slices are `part`."""
+    name = part["series"].iloc[0]
+    return {"title": "A series", "facts": [], "series": present_series(part, [name], config)}
 
 
 def read_predictions(run: Run) -> pd.DataFrame:
-    """The held-out slices with all models' probabilities; the test part where none are."""
+    """The held-out slices, or else the test part, with the probabilities of all models."""
     if run.oof.exists():
         return pd.read_parquet(run.oof)
     require_file(run.test, f"kit ensemble {run}")
@@ -131,9 +94,9 @@ def read_predictions(run: Run) -> pd.DataFrame:
 
 
 def read_series(run: Run, name: str) -> pd.DataFrame:
-    """The slices of a held-out or test series with all models' probabilities, in order.
+    """The slices of a held-out or test series, in order, with the probabilities of all models.
 
-    `name` is as of `find_series`.
+    `find_series` explains `name`.
     """
     require_file(run.test, f"kit ensemble {run}")
     tables = [pd.read_parquet(path) for path in (run.oof, run.test) if path.exists()]
@@ -143,46 +106,51 @@ def read_series(run: Run, name: str) -> pd.DataFrame:
 
 
 def find_series(table: pd.DataFrame, name: str) -> str:
-    """The one series whose name is, or else contains, `name`. Raises `ValueError` else."""
+    """The series called `name`, or else the only one whose name contains it.
+
+    Raises `InputError` if several names contain it, or none.
+    """
     names = table["series"].unique()
     if name in names:
         return name
     found = [other for other in names if name in other]
     if len(found) != 1:
         number = len(found) or "no"
-        raise ValueError(f"{number} of the {len(names)} series have {name!r} in their name")
+        raise InputError(f"{number} of the {len(names)} series have {name!r} in their name")
     return found[0]
 
 
-def describe_run(run: Run) -> dict:
-    """What was run, on what, how long it took; and with what the report was written."""
-    recipe, config = read_recipe(run), read_config(run)
-    timings = read_json(run.timings) if run.timings.exists() else {}
+def describe_run(run: Run, recipe: Recipe) -> dict:
+    """What was run, on which data, at what cost, and what wrote the report."""
     skipped, commit = pd.read_csv(run.skipped, usecols=["reason"]), find_commit()
-    facts = [
-        ["recipe", recipe.name],
-        ["data", Path(config["data"]).name],
-        *_count_parts(read_slices(run), recipe.classifier.repair),
-        ["files skipped", str(len(skipped))],
-        ["folds trained", ", ".join(map(str, list_folds(recipe)))],
-        ["classifier", f"{recipe.classifier.architecture}, {recipe.classifier.image_size} pixels, "
-                       f"{format_count(recipe.classifier.epochs, 'epoch')}"],
-        ["LSTM", f"{recipe.lstm.hidden_size} units, {format_count(recipe.lstm.epochs, 'epoch')}, "
-                 f"the last {recipe.bag_lstm_epochs} averaged"],
-        ["begun with", f"kit {config['kit']}"],
-    ]  # fmt: skip
     versions = list_versions()
     return {
         "title": f"Run of recipe {recipe.name}",
-        "facts": facts,
+        "facts": _list_facts(run, recipe, len(skipped)),
         "written": [
             ["kit", versions.pop("kit") + (f", commit {commit}" if commit else "")],
-            *map(list, versions.items()),
-            *map(list, describe_machine().items()),
+            *versions.items(),
+            *describe_machine().items(),
         ],
-        "stages": timings,
+        "stages": read_json(run.timings) if run.timings.exists() else {},
         "skipped": count_reasons(skipped),
     }
+
+
+def _list_facts(run: Run, recipe: Recipe, skipped: int) -> list[list[str]]:
+    config, classifier, lstm = read_config(run), recipe.classifier, recipe.lstm
+    architecture = f"{classifier.architecture}, {classifier.image_size} pixels"
+    averaged = f"the last {recipe.bag_lstm_epochs} averaged"
+    return [
+        ["recipe", recipe.name],
+        ["data", Path(config["data"]).name],
+        *_count_parts(read_slices(run), classifier.repair),
+        ["files skipped", str(skipped)],
+        ["folds trained", ", ".join(map(str, list_folds(recipe)))],
+        ["classifier", f"{architecture}, {format_count(classifier.epochs, 'epoch')}"],
+        ["LSTM", f"{lstm.hidden_size} units, {format_count(lstm.epochs, 'epoch')}, {averaged}"],
+        ["begun with", f"kit {config['kit']}"],
+    ]
 
 
 def _count_parts(slices: pd.DataFrame, repair: bool) -> list[list[str]]:
@@ -191,27 +159,27 @@ def _count_parts(slices: pd.DataFrame, repair: bool) -> list[list[str]]:
     for split, part in slices.groupby("split", sort=False):
         series, patients = part["series"].nunique(), part["PatientID"].nunique()
         slices_of = f"{format_count(len(part), 'slice')} of {format_count(patients, 'patient')}"
-        text = f"{slices_of} in {series} series"
-        facts.append([f"{split}{'ing' * (split == 'train')} part", text])
-    done = "put right" if repair else "left as it was"
+        name = "training" if split == "train" else split
+        facts.append([f"{name} part", f"{slices_of} in {series} series"])
     wrong = int(slices["repaired"].sum())
+    done = "corrected" if repair else "not corrected"
     text = f"in {format_count(wrong, 'file')}, {done}" if wrong else "in no file"
     return [*facts, ["wrong rescale intercept", text]]
 
 
 def find_commit() -> str | None:
-    """The commit of the checkout that `kit` is imported from; None where it is no checkout."""
+    """The commit of the checkout that `kit` is imported from, or None outside a checkout."""
     root = Path(__file__).parents[2]
     commit = read_commit(root) if (root / ".git").exists() else None
     return commit and commit[:12]
 
 
 def describe_scores(table: pd.DataFrame) -> dict:
-    """Every model's log loss with its interval, by fold and over all; curves; the LSTM's gain."""
+    """Each model's log loss with its interval, per fold and overall; its curves; the bag's gain."""
     labels = table[list(LABELS)].to_numpy()
     folds, patients = table["fold"].to_numpy(), table["PatientID"].to_numpy()
     parts = {"all": np.ones(len(table), bool), **{str(k): folds == k for k in np.unique(folds)}}
-    # Embeddings from elsewhere come without their classifier's own predictions.
+    # Imported embeddings come without their classifier's predictions.
     models = [model for model in MODELS if table[name_columns(model)].notna().all(axis=None)]
     losses = {model: slice_losses(labels, table[name_columns(model)]) for model in models}
     scores = {
@@ -232,16 +200,15 @@ def describe_scores(table: pd.DataFrame) -> dict:
             if "rolling_mean" in models
             else None
         ),
-        "positives": dict(zip(LABELS, labels.sum(axis=0).tolist(), strict=True)),
         "slices": len(table),
         "patients": int(table["PatientID"].nunique()),
         "curves": curves,
     }
 
 
-def read_histories(run: Run) -> list[dict]:
-    """The loss after each epoch of every training that has one: `kind`, `fold`, `loss`, …"""
-    recipe, found = read_recipe(run), []
+def read_histories(run: Run, recipe: Recipe) -> list[dict]:
+    """The loss after each epoch of every training that recorded it: `kind`, `fold`, `loss`, …"""
+    found = []
     for fold in list_folds(recipe):
         directories = [("classifier", run.classifier(fold))]
         epochs = list_classifier_epochs(recipe)
@@ -250,48 +217,15 @@ def read_histories(run: Run) -> list[dict]:
             path = directory / "history.json"
             if path.exists():
                 history = read_json(path)
-                found.append({
-                    "kind": kind,
-                    "fold": str(fold),
-                    "loss": [epoch["loss"] for epoch in history],
-                    "validation": [epoch.get("validation_loss") for epoch in history],
-                })  # fmt: skip
+                losses = [epoch["loss"] for epoch in history]
+                held_out = [epoch.get("validation_loss") for epoch in history]
+                found.append(
+                    {"kind": kind, "fold": str(fold), "loss": losses, "validation": held_out}
+                )
     return found
 
 
 def _score(losses: np.ndarray, patients: np.ndarray) -> list[list[float]]:
-    """(N, K) losses → K triples: mean, and the ends of its 95 % interval."""
+    """(N, K) losses → K triples: the mean and both ends of its 95 % interval."""
     triples = np.column_stack([losses.mean(axis=0), bootstrap_intervals(losses, patients)])
     return np.round(triples, 6).tolist()
-
-
-def _choose_series(table: pd.DataFrame, held_out: bool) -> tuple[list, pd.DataFrame]:
-    """`rank_series`: by the bag's mistakes, or without truth by its highest probabilities."""
-    if held_out:
-        values = slice_losses(table[list(LABELS)], table[name_columns("bag")])
-        return rank_series(table, values, SERIES_SHOWN)
-    values = table[[*name_columns("bag"), "bag_any"]].to_numpy()
-    return rank_series(table, values, SERIES_SHOWN, "max")
-
-
-def _show_series(table, ranked, named, config, locate=None) -> dict:
-    """The chosen series with their images, and the names of those not shown.
-
-    `ranked` is what `rank_series` gives; the series `named` come before it, and the page opens
-    with the first of them.
-    """
-    chosen, rates = ranked
-    names = [*named, *(name for name in chosen if name not in named)]
-    groups = table.groupby("series", sort=False)
-    parts = [groups.get_group(name) for name in names]
-    drawn = draw_series(parts, config, locate)
-    return {
-        "series": [{**_describe(part), **extra} for part, extra in zip(parts, drawn, strict=True)],
-        "named": bool(named),
-        "others": [name for name in rates.index if name not in set(names)],
-    }
-
-
-def _describe(part: pd.DataFrame) -> dict:
-    models = tuple(m for m in MODELS if f"{m}_any" in part and part[f"{m}_any"].notna().all())
-    return describe_series(part, models)

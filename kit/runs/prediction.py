@@ -20,7 +20,7 @@ from kit.files import read_json, split_archive, write_json
 from kit.lstm import load_lstm, predict_logits
 from kit.processes import choose_workers, restart_once
 from kit.progress import track
-from kit.report.run_page import write_scan_report
+from kit.report.scans_page import write_scan_report
 from kit.runs.directory import (
     Run,
     RunError,
