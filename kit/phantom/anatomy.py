@@ -1,6 +1,6 @@
-"""A synthetic head: skull, brain, ventricles, and bleedings where anatomy puts them, in planes.
+"""A synthetic head: skull, brain, ventricles and bleedings in their anatomical places.
 
-Not anatomy for teaching and not a medical device: simple surfaces in millimetres.
+Neither anatomy for teaching nor a medical device: simple surfaces in millimetres.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ EPIDURAL, INTRAPARENCHYMAL, INTRAVENTRICULAR, SUBARACHNOID, SUBDURAL = range(5)
 AIR, SOFT_TISSUE, BONE, DIPLOE = -1000.0, 25.0, 1250.0, 650.0
 CSF, GRAY, WHITE, FALX = 7.0, 37.0, 29.0, 45.0
 
-# Landmarks: center x, y, z and half axes in mm (x left, y back, z up from the head's center),
+# Landmarks: center x, y, z and half axes in mm (from the head's center: x left, y back, z up),
 # outward drift of x with y, HU. Those off the midline occur on both sides.
 DEEP_GRAY = ((13, 6, -2, 8, 12, 8, 0.0, 38), (24, -6, 0, 6, 15, 9, 0.1, 38))
 VENTRICLES = (
@@ -46,7 +46,7 @@ FACE = (
 
 @dataclass(frozen=True)
 class Head:
-    """Sizes in mm of one head; `phases` make its sulci."""
+    """The sizes of one head in mm; `phases` (4, 2) shape its sulci."""
 
     axes: tuple[float, float, float, float]  # half width, half length, up, down: inside the skull
     skull: float
@@ -59,7 +59,7 @@ class Head:
 
 @dataclass(frozen=True)
 class Bleeding:
-    """One bleeding, or (with `only` a slice number) a decoy that one slice shows and no more."""
+    """One bleeding or, if `only` is a slice number, a mimic of blood that only that slice shows."""
 
     label: int
     hounsfield: float
@@ -70,7 +70,7 @@ class Bleeding:
 
 @dataclass(frozen=True)
 class Planes:
-    """Where the pixels lie, in mm from the head's center: x (cols,), y and z (planes, rows, 1).
+    """Where pixels lie, in mm from the head's center: x (cols,), y and z (planes, rows, 1).
 
     Scans are tilted about the left-right axis only, so that most sums broadcast.
     """
@@ -78,10 +78,10 @@ class Planes:
     x: np.ndarray
     y: np.ndarray
     z: np.ndarray
-    soft: float  # width over which edges are smooth
+    soft: float  # width of a smooth edge in mm
 
     def above(self, depth: np.ndarray) -> np.ndarray:
-        """Share of each pixel in which `depth` (mm) is positive."""
+        """The share of each pixel in which `depth` (mm) is positive."""
         cover = depth * (1 / self.soft) + 0.5
         return np.clip(cover, 0, 1, out=cover)
 
@@ -101,7 +101,7 @@ def draw_head(rng: np.random.Generator) -> Head:
 def draw_bleeding(
     rng: np.random.Generator, head: Head, label: int, hounsfield: float, z: float | None = None
 ) -> Bleeding:
-    """Place one bleeding where its kind is found, at the height `z` if one is given."""
+    """Draw one bleeding in a place typical of its kind, at the height `z` (mm) if given."""
     a, b, up, down = head.axes
     side, azimuth = rng.choice([-1.0, 1.0]), rng.uniform(-1.1, 1.1)
     z = rng.uniform(-0.4 * down, 0.75 * up) if z is None else z
@@ -109,10 +109,12 @@ def draw_bleeding(
     surface = np.array([side * a * np.cos(azimuth) * ring, b * np.sin(azimuth) * ring, z])
     depth = rng.uniform(0.2, 0.7)
     cistern = rng.random() < 0.4
+    center: np.ndarray
+    radii: np.ndarray
     if label == EPIDURAL:
-        center, radii = surface, (rng.uniform(10, 22), rng.uniform(22, 36), 0)
+        center, radii = surface, np.array([rng.uniform(10, 22), rng.uniform(22, 36), 0])
     elif label == SUBDURAL:
-        center, radii = surface, (rng.uniform(5, 12), rng.uniform(26, 48), 0)
+        center, radii = surface, np.array([rng.uniform(5, 12), rng.uniform(26, 48), 0])
     elif label == SUBARACHNOID:
         center = np.array([0.0, -10.0, -30.0]) if cistern else surface
         radii = np.full(3, rng.uniform(18, 31))
@@ -123,18 +125,18 @@ def draw_bleeding(
     else:
         center = surface * (depth, depth, 0.8)
         radii = rng.uniform(8, 19) * rng.uniform(0.8, 1.25, 3)
-    return Bleeding(label, hounsfield, np.float32(center), np.float32(radii))
+    return Bleeding(label, hounsfield, center.astype(np.float32), radii.astype(np.float32))
 
 
 def render_planes(
     head: Head, bleedings: list[Bleeding], planes: Planes, areas: np.ndarray
 ) -> np.ndarray:
-    """Hounsfield (rows, cols) float32 without noise, the mean of the planes.
+    """Hounsfield units (rows, cols), float32 and without noise: the mean of the planes.
 
-    Adds to `areas` (5,) the pixels that each kind of bleeding covers; decoys are not counted.
+    Adds to `areas` (5,) the number of pixels that each kind of bleeding covers, mimics excluded.
     """
-    depth, below_skin = _depths(head, planes)
-    folds = _folds(head, planes)
+    depth, below_skin = _measure_depths(head, planes)
+    folds = _draw_folds(head, planes)
     inside = planes.above(depth)
     sulci = planes.above(head.sulci - 3 * np.abs(folds)) * (1 - planes.above(depth - 14))
     brain = planes.above(depth - head.sulci) * (1 - sulci)
@@ -154,7 +156,7 @@ def render_planes(
     _paint(hounsfield, SKULL_BASE, planes)
     for bleeding in bleedings:
         if _reaches(bleeding, planes):
-            cover = inside * _cover(bleeding, head, planes, depth, sulci, folds)
+            cover = inside * _cover_bleeding(bleeding, head, planes, depth, sulci, folds)
             _blend(hounsfield, cover, bleeding.hounsfield)
             if bleeding.only is None:
                 areas[bleeding.label] += cover.sum() / len(cover)
@@ -166,7 +168,7 @@ def _reaches(bleeding: Bleeding, planes: Planes) -> bool:
     return planes.z.min() <= z + reach and planes.z.max() >= z - reach
 
 
-def _cover(
+def _cover_bleeding(
     bleeding: Bleeding,
     head: Head,
     planes: Planes,
@@ -174,7 +176,7 @@ def _cover(
     sulci: np.ndarray,
     folds: np.ndarray,
 ) -> np.ndarray:
-    """Share of each pixel (planes, rows, cols) that the bleeding fills, skull not considered."""
+    """The share of each pixel (planes, rows, cols) that the bleeding fills, ignoring the skull."""
     x, y, z = (p - c for p, c in zip((planes.x, planes.y, planes.z), bleeding.center, strict=True))
     square = x * x + (y * y + z * z)
     own_side = planes.above(planes.x * np.sign(bleeding.center[0]) + 1)
@@ -189,7 +191,7 @@ def _cover(
     if bleeding.label == INTRAVENTRICULAR:
         spaces = np.zeros_like(depth)
         _paint(spaces, [(*landmark[:7], 1.0) for landmark in VENTRICLES], planes, head.ventricles)
-        # Blood settles: filled up to a level, the patient lying on the back.
+        # Blood settles: the patient lies on the back, and the ventricle is filled to a level.
         return spaces * own_side * planes.above(y) * planes.above(bleeding.radii[2] - np.abs(z))
     ax, ay, az = bleeding.radii
     root = np.sqrt((x / ax) ** 2 + ((y / ay) ** 2 + (z / az) ** 2))
@@ -200,28 +202,29 @@ def _blend(hounsfield: np.ndarray, cover: np.ndarray, value: float) -> None:
     hounsfield += cover * (value - hounsfield)
 
 
-def _depths(head: Head, planes: Planes) -> tuple[np.ndarray, np.ndarray]:
-    """Millimetres below the skull's inner surface and below the skin, to first order."""
+def _measure_depths(head: Head, planes: Planes) -> tuple[np.ndarray, np.ndarray]:
+    """Depth in mm below the skull's inner surface and below the skin, to first order."""
     a, b, up, down = head.axes
     square, y, z = planes.x**2, planes.y, planes.z
-    a = a * (1 + 0.12 * y / b)  # heads are wider behind
+    across = a * (1 + 0.12 * y / b)  # heads are wider at the back
     c = np.where(z > 0, np.float32(up), np.float32(down))
-    root = np.sqrt(square / a**2 + ((y / b) ** 2 + (z / c) ** 2))
-    slope = np.sqrt(square / a**4 + (y**2 / b**4 + z**2 / c**4 + 1e-9))
+    root = np.sqrt(square / across**2 + ((y / b) ** 2 + (z / c) ** 2))
+    slope = np.sqrt(square / across**4 + (y**2 / b**4 + z**2 / c**4 + 1e-9))
     depth = (1 - root) * root / slope
     wall = head.skull + head.scalp
-    c = np.where(z > 0, np.float32(up + wall), np.float32(170))  # the face and neck go on below
-    root = np.sqrt(square / (a + wall) ** 2 + ((y / (b + wall)) ** 2 + (z / c) ** 2))
+    c = np.where(z > 0, np.float32(up + wall), np.float32(170))  # face and neck continue below
+    root = np.sqrt(square / (across + wall) ** 2 + ((y / (b + wall)) ** 2 + (z / c) ** 2))
     return depth, (1 - root) * (b + wall)
 
 
-def _folds(head: Head, planes: Planes) -> np.ndarray:
-    """A smooth field of about unit size whose zeros wind like sulci."""
+def _draw_folds(head: Head, planes: Planes) -> np.ndarray:
+    """A smooth field with values of about 1 whose zeros wind like sulci."""
     waves = ((0.31, 0.19, 0.15), (0.17, 0.33, 0.10), (0.39, 0.14, 0.20), (0.23, 0.28, 0.24))
-    field = np.float32(0)
-    for (a, b, c), (p, q) in zip(waves, head.phases, strict=True):
-        field = field + np.sin(a * planes.x + p) * np.sin(b * planes.y + c * planes.z + q)
-    return field
+    products = [
+        np.sin(a * planes.x + p) * np.sin(b * planes.y + c * planes.z + q)
+        for (a, b, c), (p, q) in zip(waves, head.phases, strict=True)
+    ]
+    return sum(products, start=np.zeros(1, np.float32))
 
 
 def _paint(hounsfield: np.ndarray, landmarks, planes: Planes, scale: float = 1.0) -> None:
@@ -230,16 +233,16 @@ def _paint(hounsfield: np.ndarray, landmarks, planes: Planes, scale: float = 1.0
         ax, ay, az = ax * scale, ay * scale, az * scale
         if planes.z.min() > z0 + az or planes.z.max() < z0 - az:
             continue
-        rows = span(np.abs(planes.y[:, :, 0] - y0).min(axis=0) < ay + planes.soft)
+        rows = find_span(np.abs(planes.y[:, :, 0] - y0).min(axis=0) < ay + planes.soft)
         y, z = planes.y[:, rows] - y0, planes.z[:, rows] - z0
         for side in (-1, 1) if x0 else (1,):
             width = ax + abs(drift) * ay + planes.soft
-            cols = span(np.abs(planes.x - side * x0) < width)
+            cols = find_span(np.abs(planes.x - side * x0) < width)
             x = planes.x[cols] - side * (x0 + drift * y)
             root = np.sqrt((x / ax) ** 2 + ((y / ay) ** 2 + (z / az) ** 2))
             _blend(hounsfield[:, rows, cols], planes.above((1 - root) * min(ax, ay, az)), value)
 
 
-def span(wanted: np.ndarray) -> slice:
+def find_span(wanted: np.ndarray) -> slice:
     places = np.flatnonzero(wanted)
     return slice(places[0], places[-1] + 1) if len(places) else slice(0, 0)
