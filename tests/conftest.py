@@ -1,5 +1,6 @@
 """Where test inputs lie: golden values in the repository, real DICOM beside it, a phantom made."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -52,3 +53,14 @@ def small_run(small_data, tmp_path_factory):
     run = Run(tmp_path_factory.mktemp("run") / "run")
     run_recipe(small_data, find_recipe("demo", SMALL), run, workers=1)
     return run
+
+
+@pytest.fixture
+def copied_run(small_run, tmp_path):
+    """The small run's tables in a directory of their own."""
+    from kit.runs.directory import Run
+
+    for name in ("config", "timings", "slices", "oof", "test", "metrics", "skipped"):
+        source = getattr(small_run, name)
+        shutil.copy(source, tmp_path / source.name)
+    return Run(tmp_path)
