@@ -67,7 +67,7 @@ def hostile_run(small_run, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def scans_page(small_data, small_run, tmp_path_factory):
-    """The page of one's own scans, some of whose files have hostile names."""
+    """The page of a folder of scans, some of whose files have hostile names."""
     from kit.runs.prediction import predict_folder
 
     work = tmp_path_factory.mktemp("scans")
@@ -200,7 +200,7 @@ def test_search_finds_a_series_by_a_part_of_its_name(opened, hostile_run):
     assert find(opened, "#series-name").text.startswith(name)
     assert int(find(opened, "#slider").get_attribute("max")) == (oof["series"] == name).sum() - 1
     find(opened, "#search").send_keys("no such")
-    assert find(opened, "#found").text == "No series has this in its name."
+    assert find(opened, "#found").text == "No series name contains this."
 
 
 def test_a_hostile_patient_stays_text(opened):
@@ -213,8 +213,8 @@ def test_a_hostile_patient_stays_text(opened):
 
 
 def test_a_hostile_name_of_a_folder_stays_text(opened):
-    told = [value.text for value in find_all(opened, "#facts dd")]
-    assert HOSTILE_FILE in told
+    shown = [value.text for value in find_all(opened, "#facts dd")]
+    assert HOSTILE_FILE in shown
     assert len(find_all(opened, "img")) == 1  # the slice
     assert opened.get_log("browser") == []
 
@@ -239,7 +239,7 @@ def test_what_was_unfolded_stays_so_when_the_label_changes(opened):
     choose_label(opened, "subdural")
     for section in ("scores", "facts"):
         assert find(opened, f"#{section} details").get_attribute("open") is not None
-    assert find(opened, "#facts details") == facts  # not drawn anew
+    assert find(opened, "#facts details") == facts  # not redrawn
     find(opened, "#scores summary").click()
     choose_label(opened, "any")
     assert find(opened, "#scores details").get_attribute("open") is None
@@ -394,7 +394,7 @@ def test_the_scans_page_draws_grad_cam_that_can_be_switched_off(browser, scans_p
         "return Math.max(...d.filter((_, i) => i % 4 === 3))"
     )
     assert browser.execute_script(strongest) == pytest.approx(0.65 * highest, abs=10)
-    assert "8 × 8 places" in find(browser, "#series").text
+    assert "8 × 8 cells" in find(browser, "#series").text
     find(browser, "#overlay").click()
     assert not find(browser, "#map").is_displayed()
     assert "Not a medical device" in find(browser, "header").text
@@ -412,7 +412,7 @@ def test_a_row_of_the_summary_opens_its_series_and_the_threshold_is_drawn(browse
     current = find(browser, "#found [aria-current=true]").text.split("\n")
     assert current[1] == maximum
     assert current[2].startswith(f"{button.text}, ")
-    assert f"bag {maximum}" in find(browser, "#readout").text
+    assert f"ensemble {maximum}" in find(browser, "#readout").text
     assert "threshold 0.3" in find(browser, "#chart-legend").text
     level, low, high = browser.execute_script(
         "return [byId('level').y1.baseVal.value, scales.toY(0), scales.toY(1)]"

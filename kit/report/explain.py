@@ -51,7 +51,7 @@ def explain_series(run: Run, series: str) -> Path:
     mean = np.stack(influence).mean(axis=0)  # (6, T, T)
     data = {
         **present_one(part, recipe.classifier),
-        "title": "What the neighbours contribute",
+        "title": "Contributions of neighbouring slices",
         "facts": [
             ["run", run.path.absolute().name],
             ["LSTMs averaged", str(len(influence))],

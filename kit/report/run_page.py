@@ -149,7 +149,7 @@ def _list_facts(run: Run, recipe: Recipe, skipped: int) -> list[list[str]]:
         ["folds trained", ", ".join(map(str, list_folds(recipe)))],
         ["classifier", f"{architecture}, {format_count(classifier.epochs, 'epoch')}"],
         ["LSTM", f"{lstm.hidden_size} units, {format_count(lstm.epochs, 'epoch')}, {averaged}"],
-        ["begun with", f"kit {config['kit']}"],
+        ["started with", f"kit {config['kit']}"],
     ]
 
 

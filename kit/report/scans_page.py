@@ -37,7 +37,7 @@ def write_scan_report(
     table = table.rename(columns=dict(zip(LABELS, name_columns("bag"), strict=True)))
     chosen, rates = choose_series(table, held_out=False)
     data = {
-        "title": "Predictions of scans",
+        "title": "Predictions for scans",
         "facts": [
             ["slices", f"{len(table)} in {table['series'].nunique()} series"],
             ["files skipped", str(len(skipped))],

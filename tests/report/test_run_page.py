@@ -51,20 +51,20 @@ def test_the_report_counts_what_was_run_and_names_what_ran_it(small_run):
     assert facts["files skipped"] == str(len(skipped))
     assert data["skipped"] == count_reasons(skipped)
     assert facts["classifier"] == "resnext50_32x4d, 64 pixels, 1 epoch"
-    assert facts["begun with"] == f"kit {kit.__version__}"
+    assert facts["started with"] == f"kit {kit.__version__}"
     assert "kit" not in facts
     assert written["kit"].startswith(kit.__version__)
     assert {"timm", "pydicom", "torch", "processor"} <= written.keys()
 
 
-def test_the_report_tells_how_many_intercepts_were_corrected(copied_run):
+def test_the_report_says_how_many_intercepts_were_corrected(copied_run):
     slices = pd.read_parquet(copied_run.slices)
     expected = {0: "in no file", 1: "in 1 file, corrected", 3: "in 3 files, corrected"}
-    for wrong, told in expected.items():
+    for wrong, text in expected.items():
         slices["repaired"] = np.arange(len(slices)) < wrong
         slices.to_parquet(copied_run.slices)
         facts = dict(read_data(write_report(copied_run))["facts"])
-        assert facts["wrong rescale intercept"] == told
+        assert facts["wrong rescale intercept"] == text
 
 
 def test_the_report_shows_each_series_with_truth_and_windows(small_run):

@@ -1,5 +1,5 @@
 "use strict";
-// Plots with axes, as inline SVG. Text from the data is only ever set as text.
+// Plots with axes, as inline SVG. Values of the data are only ever inserted as text.
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -28,10 +28,10 @@ function ticks(low, high, count) {
 }
 
 /**
- * Draw a plot into `holder` and give back its scales.
+ * Draw a plot into `holder` and return its scales.
  *
  * `x` and `y` are {low, high, name, whole}; `lines` hold {x, y, color, dash, width, sizes, name};
- * `bands` are [from, to] along x; `guide` draws the diagonal, `level` a line across at that height.
+ * `bands` are [from, to] along x; `guide` draws the diagonal, `level` a horizontal line at that height.
  */
 function plot(holder, { x, y, lines = [], bands = [], guide = false, level = null, height = 260, square = false }) {
   const width = Math.max(140, holder.clientWidth || 320);
@@ -81,7 +81,7 @@ function drawLine(svg, line, toX, toY) {
       }));
 }
 
-/** A sample of a line or of the truth's band for a legend. */
+/** A sample of a line, or of the band of the truth, for a legend. */
 function swatch({ color, dash, band }) {
   const svg = make("svg", { viewBox: "0 0 26 10", "aria-hidden": "true", class: "plot" });
   svg.append(band

@@ -1,4 +1,4 @@
-// The page: every section is drawn from the JSON in #data.
+// The page: the script draws every section from the JSON in #data.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const LABELS = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"];
@@ -6,16 +6,16 @@ const MODELS = {
   classifier: { name: "classifier", color: "--classifier", dash: "" },
   rolling_mean: { name: "rolling mean", color: "--rolling_mean", dash: "2 4" },
   lstm: { name: "LSTM", color: "--lstm", dash: "" },
-  bag: { name: "bag", color: "--bag", dash: "7 4" },
+  bag: { name: "ensemble", color: "--bag", dash: "7 4" },
 };
 const CLIP = 1e-5;
-const EXPLAINED = "Classifier: each slice by itself. Rolling mean: its probabilities of a slice and the two beside it, weighted 0.6, 0.2 and 0.2. LSTM: one member, the last epoch of the model that reads the whole series. Bag: the mean of all members, which is what is submitted. Weighted: the competition's score, the mean of the labels in which “any” counts twice.";
+const EXPLAINED = "Classifier: each slice on its own. Rolling mean: the classifier's probabilities for a slice and its two neighbours, weighted 0.6, 0.2 and 0.2. LSTM: one member, the last epoch of the model that reads the whole series. Ensemble: the mean of all members, which is what is submitted. Weighted: the competition's score, the mean over the labels with “any” counted twice.";
 const state = { label: LABELS.indexOf("any"), series: 0, slice: 0, hidden: new Set(["rolling_mean"]), maps: true };
 const main = document.getElementById("main");
 const byId = (id) => document.getElementById(id);
 const redraws = []; // called when the label or the width changes
 
-/** A section with a heading; gives back the place of its content. */
+/** Add a section with a heading and return the element that holds its content. */
 function section(id, heading, text) {
   const body = make("div");
   main.append(make("section", { id, "aria-labelledby": `${id}-heading` },
@@ -23,7 +23,7 @@ function section(id, heading, text) {
   return body;
 }
 
-/** Draw a section's content now and whenever the label or the width changes; what was unfolded stays so. */
+/** Draw a section's content now and whenever the label or the width changes; unfolded parts stay unfolded. */
 function follow(body, draw) {
   const redraw = () => {
     const unfolded = [...body.querySelectorAll("details")].map((one) => one.open);
@@ -36,7 +36,7 @@ function follow(body, draw) {
 
 const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
 
-/** A table; a cell is a text, or {text, small, class}, or {text, act} for a button. */
+/** A table whose cells are a text, {text, small, class}, or {text, act} for a button. */
 function table(caption, head, rows) {
   const cell = (tag, value, scope) => {
     const given = value !== null && typeof value === "object" ? value : { text: value };
@@ -72,22 +72,22 @@ function drawFacts(body) {
   const list = (facts) => make("dl", { class: "facts" }, ...facts.map(([name, value]) =>
     make("div", {}, make("dt", { text: name }), make("dd", { text: value }))));
   body.append(list(data.facts));
-  if (data.written) body.append(make("h3", { text: "With what this report was written" }), list(data.written));
+  if (data.written) body.append(make("h3", { text: "Software and machine that wrote this report" }), list(data.written));
   if (data.stages && Object.keys(data.stages).length) {
     const costs = Object.values(data.stages);
     const sum = (name) => costs.reduce((total, cost) => total + cost[name], 0);
-    const kinds = [["time", "seconds"], ["processors", "processor_seconds"]];
-    if (sum("gpu_seconds")) kinds.push(["GPUs", "gpu_seconds"]);
+    const kinds = [["time", "seconds"], ["CPU time", "processor_seconds"]];
+    if (sum("gpu_seconds")) kinds.push(["GPU time", "gpu_seconds"]);
     const rows = Object.entries(data.stages).map(([stage, cost]) =>
       [stage, ...kinds.map(([, name]) => showTime(cost[name]))]);
-    rows.push(["all", ...kinds.map(([, name]) => showTime(sum(name)))]);
-    const title = `Time and cost of each stage, ${showTime(sum("seconds"))} in all`;
+    rows.push(["total", ...kinds.map(([, name]) => showTime(sum(name)))]);
+    const title = `Time and cost of each stage: ${showTime(sum("seconds"))} in total`;
     body.append(make("details", {}, make("summary", { text: title }),
-      table("Wall-clock and processor time", ["stage", ...kinds.map(([name]) => name)], rows)));
+      table("Wall-clock and computing time", ["stage", ...kinds.map(([name]) => name)], rows)));
   }
   if (data.skipped && Object.keys(data.skipped).length)
-    body.append(make("details", {}, make("summary", { text: "What was skipped, and why" }),
-      table("Files skipped", ["reason", "files"], Object.entries(data.skipped))));
+    body.append(make("details", {}, make("summary", { text: "Skipped files and the reasons" }),
+      table("Skipped files", ["reason", "files"], Object.entries(data.skipped))));
 }
 
 function showTime(seconds) {
@@ -114,9 +114,9 @@ function drawScores(body) {
   const signed = (value) => (value > 0 ? "+" : "") + shown(value);
   body.replaceChildren(
     make("p", { class: "note", text: EXPLAINED }),
-    table("All folds; beneath, the 95 % interval", names,
+    table("All folds, with the 95 % interval below each mean", names,
       models.map((model) => [MODELS[model].name, ...show(data.scores[model].all, least)])),
-    data.gain && make("p", { text: `Bag against rolling mean: ${signed(gain)} (95 % interval ${signed(low)} to ${signed(high)}); below zero the bag is better.` }),
+    data.gain && make("p", { text: `Ensemble minus rolling mean: ${signed(gain)} (95 % interval ${signed(low)} to ${signed(high)}); negative values favour the ensemble.` }),
     make("details", {}, make("summary", { text: "Each fold" }),
       ...Object.keys(data.scores[models[0]]).filter((part) => part !== "all").map((part) =>
         table(`Fold ${part}`, names, models.map((model) => [MODELS[model].name, ...show(data.scores[model][part])])))));
@@ -125,7 +125,7 @@ function drawScores(body) {
 function drawCurves(body) {
   const curves = data.curves[LABELS[state.label]];
   const known = Object.keys(MODELS).filter((model) => curves[model]);
-  if (!known.length) return body.replaceChildren(make("p", { text: "All slices are alike in this label: there is no curve." }));
+  if (!known.length) return body.replaceChildren(make("p", { text: "All slices have the same value of this label, so there is no curve." }));
   const share = { low: 0, high: 1 };
   const lines = (kind) => known.map((model) => ({ ...MODELS[model], name: model, x: curves[model][kind][0], y: curves[model][kind][1] }));
   const figure = (id, heading, value) => {
@@ -133,8 +133,8 @@ function drawCurves(body) {
     const entries = known.map((model) => ({ ...MODELS[model], name: `${MODELS[model].name} ${curves[model][value].toFixed(3)}` }));
     return [holder, make("div", {}, make("h3", { text: heading }), holder, legend(entries))];
   };
-  const [roc, left] = figure("roc", "ROC; area under it", "auc");
-  const [recall, right] = figure("precision-recall", "Precision–recall; average precision", "average_precision");
+  const [roc, left] = figure("roc", "ROC, with the area under the curve", "auc");
+  const [recall, right] = figure("precision-recall", "Precision–recall, with average precision", "average_precision");
   body.replaceChildren(make("div", { class: "plots" }, left, right));
   plot(roc, { x: { ...share, name: "false positive rate" }, y: { ...share, name: "true positive rate" }, lines: lines("roc"), guide: true, square: true });
   plot(recall, { x: { ...share, name: "recall" }, y: { ...share, name: "precision" }, lines: lines("precision_recall"), square: true });
@@ -151,7 +151,7 @@ function drawReliability(body) {
     const { predicted, observed, slices } = curves[model].reliability;
     const sizes = slices.map((number) => 2 + 1.6 * Math.log10(number));
     plot(holders[i], {
-      x: { ...share, name: "predicted probability" }, y: { ...share, name: "share bleeding" }, guide: true, square: true,
+      x: { ...share, name: "predicted probability" }, y: { ...share, name: "observed frequency" }, guide: true, square: true,
       lines: [{ ...MODELS[model], dash: "", x: predicted, y: observed, sizes, width: 1.5 }],
     });
   });
@@ -186,13 +186,13 @@ function drawSummary(body) {
   const label = LABELS[state.label];
   const rows = [...data.summary].sort((a, b) => b[`${label}_maximum`] - a[`${label}_maximum`]);
   const millimetres = (value) => (value === null ? "–" : value.toFixed(0));
-  body.replaceChildren(table(`${label}, the highest first; threshold ${data.threshold}`,
-    ["patient", "maximum", "slices above", "extent, mm", "slices", "series"],
+  body.replaceChildren(table(`${label}: highest probability first, threshold ${data.threshold}`,
+    ["patient", "maximum", "slices above", "extent (mm)", "slices", "series"],
     rows.map((row) => [row.PatientID, row[`${label}_maximum`].toFixed(3), row[`${label}_slices`],
       millimetres(row[`${label}_extent_mm`]), row.slices, showSeries(row)])));
 }
 
-/** A series' cell: a button that opens it, where it is drawn on this page. */
+/** The cell of a series: a button that opens it if this page draws it, else its UID. */
 function showSeries(row) {
   const number = data.series.findIndex((series) => series.name === row.series);
   if (number < 0) return row.SeriesInstanceUID;
@@ -206,15 +206,15 @@ function start() {
   byId("title").textContent = data.title;
   document.title = data.title;
   drawLabels();
-  if (data.facts.length) drawFacts(section("facts", "What was run", ""));
+  if (data.facts.length) drawFacts(section("facts", "Overview", ""));
   if (data.scores)
-    follow(section("scores", "Scores", `Log loss of ${count(data.slices, "held-out slice")} of ${count(data.patients, "patient")}; less is better. Intervals: whole patients drawn anew 1000 times. The shaded column is the label chosen above.`), drawScores);
-  if (data.summary) follow(section("summary", "Series", "Not a medical device. Extent: the length along the slice normal that slices at or above the threshold stand for."), drawSummary);
+    follow(section("scores", "Scores", `Log loss of ${count(data.slices, "held-out slice")} of ${count(data.patients, "patient")}; lower is better. The intervals come from 1000 bootstrap resamples of whole patients. The shaded column is the label selected above.`), drawScores);
+  if (data.summary) follow(section("summary", "Series", "Not a medical device. Extent: the length along the slice normal covered by the slices that reach the threshold."), drawSummary);
   if (data.series.length) startViewer();
-  if (data.explanation) follow(section("explanation", "What the neighbours contribute", "Each row is a slice whose answer is explained, each column a slice that was replaced by the mean of its two neighbours. The colour says by how much the slice's logit fell: orange, the replaced slice had spoken for bleeding; blue, against it. It is scaled by the neighbours: a slice's own share, along the diagonal, is often beyond it."), drawExplanation);
+  if (data.explanation) follow(section("explanation", "Contributions of the slices", "Each row is a slice whose prediction is explained; each column is a slice whose embedding was replaced by the mean of its two neighbours. Colour shows how much the logit of the row decreased: orange means that the replaced slice was evidence for bleeding, blue that it was evidence against it. The neighbours set the scale; the contribution of a slice to its own prediction, on the diagonal, is often larger."), drawExplanation);
   if (data.curves) {
-    follow(section("curves", "ROC and precision–recall", "Held-out slices, the label chosen above."), drawCurves);
-    follow(section("reliability", "Reliability", "Slices in ten bins of equal width by predicted probability; a larger dot is more slices. On the diagonal a probability means what it says."), drawReliability);
+    follow(section("curves", "ROC and precision–recall", "Held-out slices, for the label selected above."), drawCurves);
+    follow(section("reliability", "Reliability", "Slices are grouped by predicted probability into ten bins of equal width; a larger dot means more slices. On the diagonal, predicted probability and observed frequency agree."), drawReliability);
   }
   if (data.histories && data.histories.length) follow(section("histories", "Training", "Loss after each epoch."), drawHistories);
   let width = innerWidth;

@@ -1,4 +1,4 @@
-// The series viewer: probability against slice position, and the slice under the cursor.
+// The series viewer: a plot of probability against slice position, and the slice under the cursor.
 
 const entropy = (truth, probability) => {
   const p = Math.min(1 - CLIP, Math.max(CLIP, probability));
@@ -6,7 +6,7 @@ const entropy = (truth, probability) => {
 };
 const mean = (values) => values.reduce((sum, value) => sum + value, 0) / values.length;
 
-/** The loss of each slice by the bag for the chosen label; its probability where there is no truth. */
+/** The ensemble's loss on each slice for the selected label or, without truth, its probability. */
 function rateSlices(series) {
   const bag = series.probabilities.bag[state.label];
   return series.truth ? bag.map((p, i) => entropy(series.truth[state.label][i], p)) : bag;
@@ -16,12 +16,12 @@ const rateSeries = (series) => (series.truth ? mean(rateSlices(series)) : Math.m
 
 function startViewer() {
   const drawn = data.series.length, others = (data.others || []).length, several = drawn + others > 1;
-  const [most, which] = data.series[0].truth
-    ? ["worst mistakes of the bag for the label chosen come first, by the mean loss of the slices", "worst"]
-    : ["highest probabilities for the label chosen come first", "highest"];
-  const chosen = others ? ` Drawn are ${drawn} of ${drawn + others} series: those that come first for one of the labels, and a sample of the rest.` : "";
-  const order = several ? `The ${most}; a series opens at its ${which} slice.${chosen}` : `Shown first: its ${which} slice.`;
-  const text = `${order} Move by the slider, the arrow keys ← →, or over the plot.`;
+  const [key, which] = data.series[0].truth
+    ? ["the ensemble's mean loss for the selected label, highest first", "highest loss"]
+    : ["their highest probability for the selected label", "highest probability"];
+  const chosen = others ? ` This page draws ${drawn} of ${drawn + others} series: the first for each label, and a sample of the rest.` : "";
+  const order = several ? `Series are sorted by ${key}.${chosen} A series opens at the slice with the ${which}.` : `The series opens at the slice with the ${which}.`;
+  const text = `${order} Move with the slider, the arrow keys ← →, or the pointer over the plot.`;
   main.append(make("section", { id: "series", "aria-labelledby": "series-heading" },
     make("h2", { id: "series-heading", text: several ? "Series by series" : "Slice by slice" }),
     make("p", { class: "note", text }),
@@ -44,7 +44,7 @@ function makeChooser() {
   return make("nav", { class: "chooser", "aria-label": "Series" }, search, make("ul", { id: "found" }));
 }
 
-/** Numbers of the series shown whose name contains the words, the worst first. */
+/** The numbers of the drawn series whose names contain the words, in the order of `rateSeries`. */
 function listSeries(words) {
   const wanted = words.trim().toLowerCase();
   const rates = data.series.map(rateSeries);
@@ -67,11 +67,11 @@ function drawChooser() {
     return make("li", {}, button);
   });
   list.replaceChildren(...items, ...listOthers(words));
-  if (!list.children.length) list.append(make("li", { class: "other", text: "No series has this in its name." }));
+  if (!list.children.length) list.append(make("li", { class: "other", text: "No series name contains this." }));
   markOpened();
 }
 
-/** Mark the open series in the list, and bring it into the list's sight. */
+/** Mark the open series in the list and scroll the list to it. */
 function markOpened() {
   const list = byId("found");
   if (!list) return;
@@ -83,7 +83,7 @@ function markOpened() {
   if (top < list.scrollTop || bottom > list.scrollTop + list.clientHeight) list.scrollTop = top;
 }
 
-/** The end of the series' own name, by which two of one patient differ, and its slices. */
+/** The end of the series' UID, which distinguishes the series of a patient, and its slices. */
 function describeSlices(series) {
   const uid = series.name.split("/").pop();
   const name = uid.length > 16 ? `…${uid.slice(-12)}` : uid;
@@ -92,7 +92,7 @@ function describeSlices(series) {
   return `${name}, ${positive} of ${series.x.length} positive`;
 }
 
-/** Series of the run that are not drawn on this page, where the search meets them. */
+/** Series that match the search but are not drawn on this page. */
 function listOthers(words) {
   const wanted = words.trim().toLowerCase();
   if (!wanted) return [];
@@ -126,14 +126,14 @@ function makeStage() {
 }
 
 function makeMapSwitch() {
-  if (data.unmapped) return make("p", { class: "note", text: `No Grad-CAM overlay: ${data.unmapped} makes no feature maps, and where it looks is not drawn.` });
+  if (data.unmapped) return make("p", { class: "note", text: `No Grad-CAM overlay: ${data.unmapped} has no feature maps to compute it from.` });
   if (!data.series.some((series) => series.maps)) return make("span");
   const box = make("input", { type: "checkbox", id: "overlay", checked: true });
   box.addEventListener("change", () => { state.maps = box.checked; drawSlice(); });
   const [rows, columns] = data.series.find((series) => series.maps).maps.shape;
-  const coarse = Math.min(rows, columns) < 6 ? ": too coarse to show where" : "";
+  const coarse = Math.min(rows, columns) < 6 ? ", which is too coarse to localize it" : "";
   return make("div", {}, make("label", { class: "check" }, box, document.createTextNode("Grad-CAM overlay")),
-    make("p", { class: "note", text: `Where one classifier of the run finds the label, in ${rows} × ${columns} places${coarse}. A slice's strongest place is coloured as strongly as the label is likely to that classifier; full colour would be certainty.` }));
+    make("p", { class: "note", text: `Where one classifier of the run finds evidence for the label, on a grid of ${rows} × ${columns} cells${coarse}. The strongest cell of a slice is coloured in proportion to that classifier's probability of the label; full colour stands for a probability of 1.` }));
 }
 
 function openSeries(number) {
@@ -164,7 +164,7 @@ function drawStage() {
   drawSlice();
 }
 
-/** Stretches along x where the truth is positive; a slice reaches half the way to its neighbours. */
+/** Intervals along x where the truth is positive; a slice extends halfway to each neighbour. */
 function findBands(series) {
   if (!series.truth) return [];
   const { x } = series;
@@ -197,7 +197,7 @@ function drawLegend(series) {
   byId("chart-legend").replaceChildren(...items);
 }
 
-/** The slice whose position is nearest to a place on the screen. */
+/** The slice whose position is nearest to a screen coordinate. */
 function findSlice(clientX) {
   const box = scales.svg.getBoundingClientRect();
   const across = (clientX - box.left) * scales.width / box.width;
@@ -234,7 +234,7 @@ function drawSlice() {
   if (state.markRow) state.markRow();
 }
 
-/** Grad-CAM over the three windows: colour by the map, stretched smoothly. */
+/** Draw Grad-CAM over each of the three windows, interpolated smoothly. */
 function drawMap(series, drawn) {
   const canvas = byId("map");
   canvas.hidden = !(series.maps && state.maps && drawn);
@@ -250,7 +250,7 @@ function drawMap(series, drawn) {
   for (let window = 0; window < 3; window += 1) context.drawImage(small, window * side, 0, side, side);
 }
 
-/** A canvas of columns × rows pixels; `color` gives [red-green-blue, opacity] of each place. */
+/** A canvas of columns × rows pixels; `color` returns [red-green-blue, opacity] of each pixel. */
 function paint(columns, rows, color) {
   const canvas = make("canvas", { width: columns, height: rows });
   const context = canvas.getContext("2d");
@@ -262,7 +262,7 @@ function paint(columns, rows, color) {
   return canvas;
 }
 
-/** The T × T matrix of contributions to the label chosen, and the row of the slice shown. */
+/** The T × T matrix of contributions for the selected label, and the row of the slice shown. */
 function drawExplanation(body) {
   const matrix = data.explanation[LABELS[state.label]], slices = matrix.length;
   const sizes = matrix.flatMap((row, i) => row.filter((_, j) => j !== i)).map(Math.abs).sort((a, b) => a - b);
@@ -270,8 +270,8 @@ function drawExplanation(body) {
   const heat = make("div", { class: "plot heat", id: "heat" }), row = make("div", { class: "plot", id: "row" });
   const heading = make("h3");
   body.replaceChildren(make("div", { class: "plots" },
-    make("div", {}, make("h3", { text: "Every slice by every slice" }), heat, makeScale(full)),
-    make("div", {}, heading, row, make("p", { class: "note", text: "Outlined: the slice's own share." }))));
+    make("div", {}, make("h3", { text: "All pairs of slices" }), heat, makeScale(full)),
+    make("div", {}, heading, row, make("p", { class: "note", text: "Outlined: the slice's contribution to its own prediction." }))));
   const frame = drawMatrix(heat, matrix, full);
   state.markRow = () => {
     frame(state.slice);
@@ -279,7 +279,7 @@ function drawExplanation(body) {
     const most = 1.1 * Math.max(full / 2, ...matrix[state.slice].map(Math.abs));
     const { svg, toX, toY } = plot(row, {
       x: { low: 0.5, high: slices + 0.5, whole: true, name: "slice replaced" },
-      y: { low: -most, high: most, name: "fall of the logit" }, height: heat.clientHeight,
+      y: { low: -most, high: most, name: "decrease of the logit" }, height: heat.clientHeight,
     });
     const half = (toX(2) - toX(1)) * 0.4;
     matrix[state.slice].forEach((value, j) => svg.append(make("rect", {
@@ -291,7 +291,7 @@ function drawExplanation(body) {
   state.markRow();
 }
 
-/** Draw the matrix; gives back a function that frames a row. */
+/** Draw the matrix and return a function that frames a row. */
 function drawMatrix(holder, matrix, full) {
   const slices = matrix.length, range = { low: 0.5, high: slices + 0.5, whole: true };
   const { svg, toX, toY } = plot(holder, { x: { ...range, name: "slice replaced" }, y: { ...range, name: "slice explained" }, square: true });
@@ -320,4 +320,4 @@ function drawMatrix(holder, matrix, full) {
 }
 
 const makeScale = (full) => make("div", { class: "scale" },
-  make("span", { text: `−${full.toFixed(2)}` }), make("i"), make("span", { text: `+${full.toFixed(2)} logits and beyond` }));
+  make("span", { text: `−${full.toFixed(2)}` }), make("i"), make("span", { text: `+${full.toFixed(2)} logits or more` }));
