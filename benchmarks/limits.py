@@ -70,7 +70,7 @@ def make_step_memory(directory: Path, amount: int, hidden: int = rows.HIDDEN) ->
 
 def make_index_memory(directory: Path, amount: int) -> rows.Row:
     """Index `amount` slices; headers come from a table, for so many files would take hours."""
-    from kit.dicom import pixels as dicom
+    from kit.dicom import header as dicom
     from kit.dicom.header import Header
     from kit.slices.index import index_files
 

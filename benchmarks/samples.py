@@ -24,7 +24,8 @@ def draw_lengths(series: int, seed: int = 0) -> np.ndarray:
 
 def write_slices(directory: Path, count: int) -> list[str]:
     """The first `count` sound 512×512 files of a phantom; what no other form reads is left out."""
-    from kit.dicom.pixels import find_missing_pixels, has_wrong_intercept, read_header
+    from kit.dicom.header import read_header
+    from kit.dicom.pixels import check_pixel_bytes, has_wrong_intercept
     from kit.phantom.write import write_phantom
 
     folder = directory / "phantom"
@@ -36,7 +37,7 @@ def write_slices(directory: Path, count: int) -> list[str]:
     sound = [
         path
         for path, header in headers.items()
-        if not has_wrong_intercept(header) and not find_missing_pixels(header)
+        if not has_wrong_intercept(header) and not check_pixel_bytes(header)
     ]
     assert len(sound) >= count, f"the phantom has only {len(sound)} sound files"
     return sound[:count]

@@ -47,6 +47,7 @@ class EmbeddingStore:
             logits = directory / "logits.npy"
             self.logits = np.load(logits, allow_pickle=False) if logits.exists() else None
             self.failed = dict(self.provenance["failed"])
+            self.codes = dict(self.provenance.get("codes", {}))  # not in older stores
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise ValueError(f"{directory}: not an embedding store ({error})") from error
         if self.embeddings.dtype != np.float16 or self.embeddings.ndim != 2:
@@ -139,6 +140,7 @@ class _StoreWriter:
         processes = world_size()
         self.begin, self.end = slices * rank() // processes, slices * (rank() + 1) // processes
         self.directory, self.provenance, self.failed = directory, provenance, {}
+        self.codes: dict[int, str] = {}
         self.marker = directory / f"progress{rank()}of{processes}.json"
         # All or nothing: where one process has begun with these weights, none begins anew.
         fresh = rank() == 0 and not _find_markers(directory, processes, provenance)
@@ -152,6 +154,7 @@ class _StoreWriter:
             state = read_json(self.marker)
             self.done = state["done"]
             self.failed = {int(row): reason for row, reason in state["failed"].items()}
+            self.codes = {int(row): code for row, code in state.get("codes", {}).items()}
         self.flushed = time.monotonic()
 
     @property
@@ -162,6 +165,7 @@ class _StoreWriter:
         """Pass on the batches that hold an image; keep the reasons of the slices that gave none."""
         for batch in batches:
             self.failed.update(batch["failed"])
+            self.codes.update(batch["codes"])
             if batch["image"] is not None:
                 yield batch
 
@@ -183,9 +187,8 @@ class _StoreWriter:
         self.embeddings.flush()
         self.logits.flush()
         digest = self.provenance["weights_sha256"]
-        write_json(
-            self.marker, {"done": self.done, "failed": self.failed, "weights_sha256": digest}
-        )
+        state = {"done": self.done, "failed": self.failed, "codes": self.codes}
+        write_json(self.marker, {**state, "weights_sha256": digest})
         self.flushed = time.monotonic()
 
     def finish(self, ids: pd.Series) -> EmbeddingStore:
@@ -195,11 +198,14 @@ class _StoreWriter:
         if distributed.is_initialized():
             distributed.barrier()
         if rank() == 0:
-            failed = {}
+            failed, codes = {}, {}
             markers = sorted(self.directory.glob("progress*.json"))
             for marker in markers:
-                failed.update(read_json(marker)["failed"])
+                state = read_json(marker)
+                failed.update(state["failed"])
+                codes.update(state.get("codes", {}))
             failed = {str(ids.iloc[int(row)]): reason for row, reason in failed.items()}
+            codes = {str(ids.iloc[int(row)]): code for row, code in codes.items()}
             if len(failed) == len(ids):
                 for marker in markers:
                     marker.unlink()
@@ -207,7 +213,7 @@ class _StoreWriter:
                 raise ValueError(f"no slice gives an image, {name} for one: {reason}")
             for name in ("embeddings", "logits"):
                 os.replace(self.directory / f"{name}.npy.part", self.directory / f"{name}.npy")
-            seal_store(self.directory, ids, {**self.provenance, "failed": failed})
+            seal_store(self.directory, ids, {**self.provenance, "failed": failed, "codes": codes})
             for marker in markers:
                 marker.unlink()
         if distributed.is_initialized():

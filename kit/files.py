@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,29 +14,63 @@ import re
 import stat
 import subprocess
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple, cast
+
+from kit import KitError
 
 # What a member may inflate to. The largest CT slice has 64 MB of pixels, the competition's label
 # file 120 MB; whatever is larger was made to fill the memory.
 MAX_MEMBER_BYTES = 1 << 29
 
 
+class Reason(NamedTuple):
+    """Why a file cannot be used.
+
+    `code` is a short, fixed phrase that quotes nothing: it may stand on any page and in any log.
+    `detail` may quote the header and paths, and so a patient's name: it belongs in `skipped.csv`.
+    """
+
+    code: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.detail}" if self.detail else self.code
+
+
+class FileError(KitError, OSError):
+    """A file or a zip member that cannot be opened; `reason` says why, the text names it too."""
+
+    def __init__(self, path: str | Path, code: str, detail: str = ""):
+        self.reason = Reason(code, detail)
+        super().__init__(f"{path}: {self.reason}")
+
+
+def explain_error(error: OSError | zipfile.BadZipFile | zlib.error) -> Reason:
+    """The reason that an error gives which was raised while a file was opened or read."""
+    if isinstance(error, FileError):
+        return error.reason
+    if isinstance(error, zipfile.BadZipFile | zlib.error):
+        return Reason("zip member is damaged", str(error))
+    return Reason(error.strerror) if error.strerror else Reason("cannot be read", str(error))
+
+
 def open_file(path: str | Path) -> BinaryIO:
     """Open a file, or a member of a zip archive written `archive.zip/member`, for reading.
 
-    Raises `OSError` also for what is neither a regular file nor a plain member: a pipe (which
-    would wait for ever), an encrypted member, one that inflates to more than `MAX_MEMBER_BYTES`,
-    and each of several members of one name, which cannot be told apart.
+    Raises `OSError`, of which `FileError` for what is neither a regular file nor a plain member: a
+    pipe (which would wait for ever), an encrypted member, one that inflates to more than
+    `MAX_MEMBER_BYTES`, and each of several members of one name, which cannot be told apart.
     """
     archive, member = split_archive(path)
     if archive is not None:
-        return _open_member(archive, member)
+        return _open_member(path, archive, member)
     if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(f"{path} is not a regular file")
+        raise FileError(path, "not a regular file")
     return open(path, "rb")
 
 
@@ -54,6 +89,7 @@ def file_size(path: str | Path, file: BinaryIO) -> int:
     if not isinstance(file, zipfile.ZipExtFile):
         return os.fstat(file.fileno()).st_size
     archive, member = split_archive(path)
+    assert archive is not None
     return _open_archive(archive)[0].getinfo(member).file_size
 
 
@@ -111,7 +147,8 @@ def write_json(path: str | Path, value: Any) -> None:
 def hash_file(path: str | Path) -> str:
     """The SHA-256 of a file or zip member, in hexadecimal digits."""
     with open_file(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        readable = cast(Any, file)  # has `readinto`, which BinaryIO does not declare
+        return hashlib.file_digest(readable, "sha256").hexdigest()
 
 
 def read_commit(folder: str | Path) -> str | None:
@@ -125,20 +162,27 @@ def read_commit(folder: str | Path) -> str | None:
     return done.stdout.strip()
 
 
-def _open_member(archive: str, member: str) -> BinaryIO:
+def _open_member(path: str | Path, archive: str, member: str) -> BinaryIO:
     opened, repeated = _open_archive(archive)
     if member in repeated:
-        raise OSError(f"is one of {repeated[member]} members of this name")
+        count = f"{repeated[member]} of them"
+        raise FileError(path, "one of several zip members of this name", count)
     try:
-        size = opened.getinfo(member).file_size
-        if size > MAX_MEMBER_BYTES:
-            raise OSError(f"inflates to {size / 1e6:.0f} MB, which no file of a head CT does")
-        return opened.open(member)
+        found = opened.getinfo(member)
     except KeyError as error:
-        raise FileNotFoundError(f"no such member in {archive}") from error
-    except (RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-        # Encrypted, packed by an unknown method, or with a broken header of its own.
-        raise OSError(f"cannot be unpacked ({error})") from error
+        text = "no such member in the zip archive"
+        raise FileNotFoundError(errno.ENOENT, text, str(path)) from error
+    if found.file_size > MAX_MEMBER_BYTES:
+        code = "zip member inflates to more than any file of a head CT"
+        raise FileError(path, code, f"{found.file_size / 1e6:.0f} MB")
+    if found.flag_bits & 1:
+        raise FileError(path, "zip member is encrypted")
+    try:
+        return cast(BinaryIO, opened.open(found))
+    except (RuntimeError, NotImplementedError) as error:
+        raise FileError(path, "zip member is packed by an unknown method", str(error)) from error
+    except zipfile.BadZipFile as error:  # with a broken header of its own
+        raise FileError(path, "zip member is damaged", str(error)) from error
 
 
 def _open_archive(archive: str) -> tuple[zipfile.ZipFile, dict[str, int]]:
@@ -153,7 +197,7 @@ def _open_version(archive: str, *_: int) -> tuple[zipfile.ZipFile, dict[str, int
     try:
         opened = zipfile.ZipFile(archive)
     except (zipfile.BadZipFile, NotImplementedError) as error:
-        raise OSError(f"{archive}: not a zip archive that can be read ({error})") from error
+        raise FileError(archive, "not a zip archive that can be read", str(error)) from error
     names = opened.namelist()
     if len(names) == len(set(names)):
         return opened, {}

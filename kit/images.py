@@ -13,8 +13,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from kit import InputError
 from kit.competition import LABELS
-from kit.dicom.pixels import DicomError, MissingError, read_hounsfield
+from kit.dicom.parsing import DicomError, MissingError
+from kit.dicom.pixels import read_hounsfield
 from kit.processes import WorkerError
 from kit.windowing import crop_to_head, resize_image, window_image
 
@@ -29,9 +31,7 @@ def read_image(path: str, size: int, crop: bool = True, repair: bool = True) -> 
         return resize_image(crop_to_head(image) if crop else image, size)
     except MemoryError as error:
         raise DicomError(path, "there is not enough memory for its pixels") from error
-    except DicomError:
-        raise
-    except ValueError as error:
+    except InputError as error:
         raise DicomError(path, str(error)) from error
 
 
@@ -39,7 +39,8 @@ class SliceDataset(torch.utils.data.Dataset):
     """The images of a slice table, in its order.
 
     An item is a dict of `row`, `image` uint8 (S, S, 3) and, where the table has labels, `labels`
-    (6,); or of `row` and `reason` where the file gives no image, and `missing`, whether it is gone.
+    (6,); or, if the file gives no image, of `row`, `reason`, its `code`, and `missing`, whether the
+    file is gone.
     `augment` draws from the seed, `epoch` and row alone.
     """
 
@@ -67,7 +68,7 @@ class SliceDataset(torch.utils.data.Dataset):
             image = read_image(self.paths[row], self.size, self.crop, self.repair)
         except DicomError as error:
             missing = isinstance(error, MissingError)
-            return {"row": int(row), "reason": error.reason, "missing": missing}
+            return {"row": int(row), "reason": error.reason, "code": error.code, "missing": missing}
         if self.transform is not None:
             image = self._augment(image, row)
         item = {"row": int(row), "image": image}
@@ -115,7 +116,8 @@ def choose_batch(size: int, device: torch.device) -> int:
 def load_batches(dataset: SliceDataset, batches: list[np.ndarray], workers: int) -> Iterator[dict]:
     """A batch for each array of rows: `image` (B, S, S, 3), `labels`, `rows`, `names`, `failed`.
 
-    `failed` lists (row, reason) of files that gave no image; `image` is None where none did.
+    `failed` lists (row, reason) of files that gave no image, and `codes` has the reason's code for
+    each of these rows; `image` is None if every file of the batch failed.
     Raises `FileNotFoundError` for a file that cannot be opened: it was there when it was indexed.
     """
     loader = torch.utils.data.DataLoader(
@@ -153,6 +155,7 @@ class _Collate:
         bad = [item for item in items if "reason" in item]
         batch = {
             "failed": [(item["row"], item["reason"]) for item in bad],
+            "codes": {item["row"]: item["code"] for item in bad},
             "missing": [(item["row"], item["reason"]) for item in bad if item["missing"]],
             "rows": np.array([item["row"] for item in good], dtype=np.int64),
             "names": [self.paths[item["row"]] for item in good],

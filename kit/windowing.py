@@ -9,6 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from kit import InputError
+
 # (center, width) in HU of the channels: brain, subdural, soft tissue. The published solution's
 # code and write-up (2nd place, RSNA Intracranial Hemorrhage Detection, 2019).
 WINDOWS = ((40, 80), (80, 200), (40, 380))
@@ -22,7 +24,7 @@ def window_image(hounsfield: np.ndarray) -> np.ndarray:
 
     Each channel is clipped to its window, scaled to 0–1, lowered by its own minimum over the
     slice, multiplied by 255 and truncated, as published (there before a JPEG step that we drop).
-    Raises `ValueError` where a value is not finite.
+    Raises `InputError` if a value is not finite.
     """
     if hounsfield.dtype == np.int16:
         table = _window_table(int(np.clip(hounsfield.min(), _LOWEST, _HIGHEST)))
@@ -32,7 +34,7 @@ def window_image(hounsfield: np.ndarray) -> np.ndarray:
         # Four bytes a pixel make the look-up one pass; OpenCV drops the fourth fastest.
         return cv2.cvtColor(packed.reshape(*hounsfield.shape, 4), cv2.COLOR_BGRA2BGR)
     if not np.isfinite(hounsfield).all():
-        raise ValueError("the slice holds values that are not finite")
+        raise InputError("the slice holds values that are not finite")
     minimum = _scale_to_windows(np.float64(hounsfield.min()))
     image = np.empty((*hounsfield.shape, 3), dtype=np.uint8)
     # In strips: float64 takes a hundred bytes a pixel, which of the whole image would be too many.

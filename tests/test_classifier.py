@@ -15,7 +15,7 @@ from kit.classifier import (
     measure_loss,
 )
 from kit.competition import LABELS, TRAINING_PRIOR, weighted_log_loss
-from kit.dicom.pixels import DicomError
+from kit.dicom.parsing import DicomError
 from kit.images import read_image
 from kit.recipes import RECIPES, SMALL_RESNEXT
 from kit.runs.directory import read_slices

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from conftest import shared
 
-from kit.dicom.pixels import DicomError, read_hounsfield
+from kit.dicom.parsing import DicomError
+from kit.dicom.pixels import read_hounsfield
 from kit.images import SliceDataset, load_batches, make_augmentation, read_image
 from kit.slices.competition_files import index_competition
 from kit.windowing import crop_to_head, resize_image, window_image

@@ -26,8 +26,9 @@ from pydicom.uid import (
 )
 
 from kit.dicom import parsing
-from kit.dicom.content import MAX_PIXELS
-from kit.dicom.pixels import DicomError, read_header, read_hounsfield
+from kit.dicom.header import read_header
+from kit.dicom.parsing import MAX_PIXELS, DicomError
+from kit.dicom.pixels import read_hounsfield
 from kit.images import read_image
 from kit.phantom.write import write_phantom
 from kit.slices.index import index_files, index_slices
@@ -39,7 +40,7 @@ READER = """
 import json, resource, signal, sys
 resource.setrlimit(resource.RLIMIT_DATA, (3 << 30, 3 << 30))
 from kit import progress
-from kit.dicom.pixels import DicomError
+from kit.dicom import DicomError
 from kit.images import read_image
 from kit.slices.index import index_files
 progress.quiet = True
@@ -270,18 +271,18 @@ def compare_ways(paths, monkeypatch) -> int:
 
     The careful way is `dcmread`'s over the open file.
     """
-    given, parse_plain = [], parsing._parse_plain
+    given, parse_start = [], parsing._parse_start
 
     def note(*arguments):
-        given.append(parse_plain(*arguments))
+        given.append(parse_start(*arguments))
         return given[-1]
 
     for path in paths:
-        monkeypatch.setattr(parsing, "_parse_plain", note)
+        monkeypatch.setattr(parsing, "_parse_start", note)
         found = read_outcome(path)
-        monkeypatch.setattr(parsing, "_parse_plain", lambda *_: None)
+        monkeypatch.setattr(parsing, "_parse_start", lambda *_: None)
         assert found == read_outcome(path), path
-    monkeypatch.setattr(parsing, "_parse_plain", parse_plain)
+    monkeypatch.setattr(parsing, "_parse_start", parse_start)
     return sum(parsed is not None for parsed in given)
 
 
@@ -425,7 +426,7 @@ def test_a_small_file_of_a_huge_image_is_read_in_bounds_or_refused(tmp_path, sid
     dataset.save_as(path)
     assert path.stat().st_size < 1_000_000
     ((listed, read),) = read_bounded([path]).values()
-    too_large = f"an image of {side} x {side} pixels is no CT slice"
+    too_large = f"image size is not that of a CT slice: {side} x {side} pixels"
     assert listed == read == (None if side * side <= MAX_PIXELS else too_large)
 
 
@@ -469,4 +470,4 @@ def test_a_value_of_gigabytes_that_are_there_takes_no_memory(tmp_path):
     os.truncate(path, (3 << 30) + place + 4)  # sparse: it takes no space
     ((listed, read),) = read_bounded([path]).values()
     assert "it is larger than any CT slice's" in listed
-    assert read == "3221 MB are no CT slice"
+    assert read == "larger than any CT slice: 3221 MB"

@@ -2,6 +2,7 @@
 
 import ast
 import io
+import json
 import os
 import pickle
 import shutil
@@ -11,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
@@ -221,6 +223,33 @@ def test_names_and_dates_reach_no_output(run, tmp_path):
         for keyword, secret in SECRETS.items():
             for word in (secret, *secret.split("^"), *secret.split(" ")):
                 assert word not in text, f"{keyword} is in {name}"
+
+
+def test_a_damaged_zip_member_keeps_its_path_out_of_manifest_and_page(run, tmp_path):
+    write_scans(tmp_path / "scans")
+    short = write_slice(tmp_path / "short.dcm").read_bytes()
+    archive = tmp_path / "scans.zip"
+    with zipfile.ZipFile(archive, "w") as members:
+        for path in sorted((tmp_path / "scans").iterdir()):
+            members.write(path, f"Muster_Anna/{path.name}")
+        members.writestr("Muster_Anna/short.dcm", short)
+    content = bytearray(archive.read_bytes())
+    pixels = (tmp_path / "scans" / "0.dcm").read_bytes()[-64:]
+    for part in (short[-300:], pixels):  # of one the header cannot be read, of one the pixels
+        content[content.index(part)] ^= 1
+    archive.write_bytes(content)
+    out = tmp_path / "out" / "table.csv"
+    call = ["predict", str(archive), "--run", str(run.path), "--out", str(out), "--report"]
+    assert main([*call, "--quiet", "--workers", "0"]) == 0
+    skipped = pd.read_csv(out.with_suffix(".skipped.csv"))
+    assert list(skipped.columns) == ["path", "reason", "code"]
+    assert skipped["code"].tolist() == ["zip member is damaged"] * 2
+    assert skipped["reason"].str.contains("Bad CRC-32 for file 'Muster_Anna/").all()
+    assert json.loads(out.with_suffix(".json").read_text())["skipped"] == {
+        "zip member is damaged": 2
+    }
+    for ending in (".json", ".html"):
+        assert "Muster" not in out.with_suffix(ending).read_text(encoding="utf-8")
 
 
 # Elements to hold what belongs elsewhere: the slice is skipped for it, or kept without it.

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
+import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import pydicom
+from pydicom.dataset import FileDataset
 from pydicom.multival import MultiValue
 from pydicom.pixels import get_decoder
 from pydicom.tag import Tag
@@ -22,8 +21,16 @@ from pydicom.uid import (
     LegacyConvertedEnhancedCTImageStorage,
 )
 
-from kit.dicom.content import MAX_PIXELS
-from kit.dicom.parsing import PARSE_ERRORS, DicomError, UnreadableError, parse_file
+from kit.dicom.parsing import (
+    MAX_PIXELS,
+    PARSE_ERRORS,
+    DicomError,
+    UnreadableError,
+    parse_file,
+    parse_numbers,
+    read_leniently,
+)
+from kit.files import Reason
 
 HEADER_TAGS = [
     "SOPClassUID", "SOPInstanceUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
@@ -38,16 +45,10 @@ _BINARY = {
     "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation"
 }  # fmt: skip
 
-# What a reason may quote: codes of modalities, colours and units, as the standard lists them.
-_CODES = {
-    "CR", "DX", "ECG", "ES", "HD", "IO", "IVUS", "KO", "MG", "MR", "NM", "OCT", "OP", "OT", "PR",
-    "PT", "PX", "REG", "RF", "RTDOSE", "RTIMAGE", "RTPLAN", "RTSTRUCT", "SEG", "SM", "SR", "US",
-    "XA", "XC", "RGB", "HSV", "ARGB", "CMYK", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422",
-    "YBR_PARTIAL_422", "YBR_PARTIAL_420", "YBR_ICT", "YBR_RCT", "ED", "EDW", "HU_MOD", "MGML",
-    "OD", "PCT", "Z_EFF",
-}  # fmt: skip
-
 NATIVE_SYNTAXES = {ImplicitVRLittleEndian, ExplicitVRLittleEndian, ExplicitVRBigEndian}
+
+_NOT_HOUNSFIELD = "values are not Hounsfield units"
+_DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 
 
 class NotACTSliceError(DicomError):
@@ -61,16 +62,17 @@ class PixelError(DicomError):
 class Header(NamedTuple):
     """What a file says of itself.
 
-    `values` has every keyword of `HEADER_TAGS`: int, text (several values joined by a backslash)
-    or None; `syntax` is the transfer syntax; `pixel_bytes` is how many bytes there are for the
-    pixels.
+    `values` has every keyword of `HEADER_TAGS`: int where the element is binary, else text
+    (several values joined by a backslash), or None; `syntax` is the transfer syntax; `pixel_bytes`
+    is how many bytes there are for the pixels.
     """
 
-    values: dict[str, int | str | None]
+    values: dict[str, Any]
     syntax: UID
     pixel_bytes: int
 
 
+@read_leniently()
 def read_header(path: str | Path) -> Header:
     """Read the tags of `HEADER_TAGS` without the pixels, and check that the file is a CT slice.
 
@@ -80,39 +82,41 @@ def read_header(path: str | Path) -> Header:
     return check_header(*parse_file(path, list(_TAGS.values())), path)
 
 
-def check_header(
-    dataset: pydicom.Dataset, meta: Mapping, bytes_left: int, path: str | Path
-) -> Header:
-    """The header's values; `NotACTSliceError` unless they are a single CT slice's in HU."""
+def check_header(dataset: FileDataset, bytes_left: int, path: str | Path) -> Header:
+    """The header's values; raises `NotACTSliceError` unless they describe one CT slice in HU."""
     implicit, little = dataset.original_encoding
     bare = ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian
     bare = bare if little else ExplicitVRBigEndian
-    tag = 8 if implicit else 12  # bytes before the pixels: tag, type, length
+    before_pixels = 8 if implicit else 12  # bytes of the tag, the type and the length
     values, keyword = {}, "TransferSyntaxUID"
     try:
-        syntax = UID(meta.get(keyword) or bare)
+        syntax = UID(dataset.file_meta.get(keyword) or bare)
         for keyword in HEADER_TAGS:
             values[keyword] = _read_value(dataset, keyword)
     except PARSE_ERRORS as error:
         raise NotACTSliceError(path, f"{keyword} cannot be read") from error
     if not any(values.values()):  # what pydicom makes of a coded file that ends too early
-        raise UnreadableError(path, "the file is cut short, or holds no image")
-    header = Header(values, syntax, max(0, bytes_left - tag))
-    reason = _reason_against(header)
+        raise UnreadableError(path, "file is cut short, or holds no image")
+    reason = (
+        _check_kind(values)
+        or _check_size(values)
+        or _check_units(values)
+        or _check_compression(syntax)
+    )
     if reason:
-        raise NotACTSliceError(path, reason)
-    return header
+        raise NotACTSliceError(path, *reason)
+    return Header(values, syntax, max(0, bytes_left - before_pixels))
 
 
-def _read_value(dataset: pydicom.Dataset, keyword: str) -> int | str | None:
-    """A value in plain form; from the raw bytes where they are ASCII: four times faster."""
-    element = dataset.get_item(_TAGS[keyword])
+def _read_value(dataset: FileDataset, keyword: str) -> int | str | None:
+    """A value in plain form; ASCII is taken from the raw bytes, which is four times faster."""
+    element: Any = dataset.get_item(_TAGS[keyword])
     value = None if element is None else element.value
     if value is None or len(value) == 0:
         return None
     if keyword in _BINARY:
         if len(value) not in (2, 4):
-            raise ValueError(f"{len(value)} bytes are no single number")
+            raise ValueError(f"{len(value)} bytes are not one number")
         return int.from_bytes(value, "little" if element.is_little_endian else "big")
     if isinstance(value, bytes) and value.isascii() and b"\x1b" not in value:  # no other charset
         return value.decode("ascii").strip(" \0") or None
@@ -123,87 +127,85 @@ def _read_value(dataset: pydicom.Dataset, keyword: str) -> int | str | None:
     return "\\".join(map(str, values)).strip(" \0") or None
 
 
-def _reason_against(header: Header) -> str | None:
-    """Why this header is not that of a CT slice, or None."""
-    values = header.values
+def _check_kind(values: dict[str, Any]) -> Reason | None:
+    """Why this is not one grayscale image of the CT's axial slices, or None."""
+    sop_class = values["SOPClassUID"]  # the competition's own files carry none
     if values["Modality"] is None:
-        return "Modality is missing"
+        return Reason("Modality is missing")
     if values["Modality"] != "CT":
-        return f"Modality is {_quote(values['Modality'])}, not 'CT'"
-    # The competition's own files carry no SOPClassUID.
-    sop_class = values["SOPClassUID"]
+        known = f" ({_name_uid(sop_class)})" if sop_class else ""
+        return Reason("not a CT image", f"Modality is {_quote(values['Modality'])}{known}")
     if sop_class and sop_class not in (CTImageStorage, LegacyConvertedEnhancedCTImageStorage):
-        return f"not a CT image but {_name_uid(sop_class)}"
+        return Reason("not a CT image", f"SOPClassUID is {_name_uid(sop_class)}")
     kinds = (values["ImageType"] or "").upper().split("\\")
     for kind in ("LOCALIZER", "SCOUT"):
         if kind in kinds:
-            return f"ImageType says {kind}"
-    photometric = values["PhotometricInterpretation"]
+            return Reason("a localizer, not an axial slice", f"ImageType says {kind}")
     if values["SamplesPerPixel"] not in (None, 1):
-        return f"a colour image ({_quote(photometric)})"
+        return Reason("a colour image", f"SamplesPerPixel is {values['SamplesPerPixel']}")
+    photometric = values["PhotometricInterpretation"]
+    if photometric is None:
+        return Reason("PhotometricInterpretation is missing")
     if photometric not in ("MONOCHROME1", "MONOCHROME2"):
-        return f"PhotometricInterpretation is {_quote(photometric)}"
-    frames = _to_number(values["NumberOfFrames"] or "1")
-    if frames != 1:
-        return f"holds {_show(frames)} frames, not one slice"
-    return _reason_against_size(values) or _reason_against_values(values, header.syntax)
-
-
-def _reason_against_size(values: dict) -> str | None:
-    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"):
-        if values[keyword] is None:
-            return f"{keyword} is missing"
-    rows, columns = values["Rows"], values["Columns"]
-    if rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
-        return f"an image of {rows} x {columns} pixels is no CT slice"
-    allocated, stored = values["BitsAllocated"], values["BitsStored"]
-    if not (allocated in (16, 32) and 8 < stored <= allocated):
-        return f"{stored} bits stored in {allocated} cannot hold Hounsfield units"
-    if values["PixelRepresentation"] not in (0, 1):
-        return f"PixelRepresentation is {values['PixelRepresentation']}"
+        detail = f"PhotometricInterpretation is {_quote(photometric)}"
+        return Reason("not a grayscale image", detail)
+    frames = values["NumberOfFrames"] or "1"
+    if parse_numbers(frames) != (1,):
+        return Reason("not one slice in one file", f"NumberOfFrames is {_show_number(frames)}")
     return None
 
 
-def _reason_against_values(values: dict, syntax: UID) -> str | None:
-    for keyword in ("RescaleSlope", "RescaleIntercept"):
+def _check_size(values: dict[str, Any]) -> Reason | None:
+    for keyword in ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation"):
         if values[keyword] is None:
-            return f"{keyword} is missing, so its values are not known to be Hounsfield units"
-    slope, intercept = _to_number(values["RescaleSlope"]), _to_number(values["RescaleIntercept"])
+            return Reason(f"{keyword} is missing")
+    rows, columns = values["Rows"], values["Columns"]
+    if rows < 1 or columns < 1 or rows * columns > MAX_PIXELS:
+        return Reason("image size is not that of a CT slice", f"{rows} x {columns} pixels")
+    allocated, stored = values["BitsAllocated"], values["BitsStored"]
+    if not (allocated in (16, 32) and 8 < stored <= allocated):
+        return Reason("pixels cannot hold Hounsfield units", f"{stored} bits stored in {allocated}")
+    signed = values["PixelRepresentation"]
+    if signed not in (0, 1):
+        return Reason("PixelRepresentation is neither 0 nor 1", f"it is {signed}")
+    return None
+
+
+def _check_units(values: dict[str, Any]) -> Reason | None:
     # Steps of 0.01 HU are below all noise; of 16 HU, 12 bits span what 16 bits of 1 HU do.
-    if not 0.01 <= slope <= 16:
-        return f"RescaleSlope {_show(slope)} cannot be that of Hounsfield units"
-    if not abs(intercept) <= 32768:
-        return f"RescaleIntercept {_show(intercept)} cannot be that of Hounsfield units"
+    for keyword, low, high in (("RescaleSlope", 0.01, 16), ("RescaleIntercept", -32768, 32768)):
+        text = values[keyword]
+        if text is None:
+            return Reason("values are not known to be Hounsfield units", f"{keyword} is missing")
+        numbers = parse_numbers(text)
+        if numbers is None or len(numbers) != 1 or not low <= numbers[0] <= high:
+            return Reason(_NOT_HOUNSFIELD, f"{keyword} is {_show_number(text)}")
     kind = values["RescaleType"]
-    if kind and kind.upper() not in ("HU", "US"):  # unspecified: in a CT slice HU all the same
-        return f"RescaleType is {_quote(kind)}, not 'HU'"
+    if kind and kind.upper() not in ("HU", "US"):  # unspecified, which in a CT slice means HU too
+        return Reason(_NOT_HOUNSFIELD, f"RescaleType is {_quote(kind)}")
+    return None
+
+
+def _check_compression(syntax: UID) -> Reason | None:
     if syntax in (JPEGBaseline8Bit, JPEGExtended12Bit):
-        return f"lossy {syntax.name} does not keep Hounsfield units"
+        return Reason("compression does not keep Hounsfield units", syntax.name)
     if syntax in NATIVE_SYNTAXES:
         return None
     try:
         available = get_decoder(syntax).is_available
     except NotImplementedError:
-        return f"there is no decoder for {_name_uid(syntax)}"
+        return Reason("there is no decoder for its compression", _name_uid(syntax))
     if not available:
-        return f"{syntax.name} needs a decoder that is not installed: pip install kit[decoders]"
+        return Reason("a decoder is not installed", f"{syntax.name} needs {_DECODERS}")
     return None
 
 
-def _to_number(text: str) -> float:
-    """NaN where it is none, and so outside every range."""
-    try:
-        return float(text)
-    except ValueError:
-        return math.nan
+def _quote(text: str) -> str:
+    """A text of the form of a DICOM code, such as MR or YBR_FULL.
 
-
-# What a broken header says may be anything, such as the patient's name or a date: only what is
-# known to be a code is quoted.
-def _quote(code: str | None) -> str:
-    if not code:
-        return "missing"
-    return repr(code) if code in _CODES else "not readable"
+    Others are not quoted: in a broken header they may be the patient's name or a date.
+    """
+    return text if re.fullmatch(r"[A-Z]{2}|[A-Z]+(_[A-Z0-9]+)+", text) else "another"
 
 
 def _name_uid(uid: str) -> str:
@@ -211,6 +213,9 @@ def _name_uid(uid: str) -> str:
     return name if name != uid else "an unknown UID"
 
 
-def _show(number: float) -> str:
-    """A number too short to be a date."""
-    return f"{number:g}" if not abs(number) >= 1e5 else "beyond 100000"
+def _show_number(text: str) -> str:
+    """A number too short to be a date, or that it is none."""
+    numbers = parse_numbers(text)
+    if numbers is None or len(numbers) != 1 or numbers[0] != numbers[0]:
+        return "not a number"
+    return f"{numbers[0]:g}" if abs(numbers[0]) < 1e5 else "beyond 100000"

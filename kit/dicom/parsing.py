@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import struct
+import threading
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator
+from functools import lru_cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pydicom
 import pydicom.config
+from pydicom.dataset import FileDataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
-from pydicom.filereader import data_element_generator, read_dataset
-from pydicom.uid import (
-    ExplicitVRLittleEndian,
-    ImplicitVRLittleEndian,
-    JPEG2000TransferSyntaxes,
-    JPEGLSTransferSyntaxes,
-    JPEGTransferSyntaxes,
-    RLELossless,
-)
+from pydicom.tag import TagListType
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
 from kit import KitError
-from kit.dicom.content import MAX_SLICE_BYTES, Content, DeflatedError
-from kit.files import file_size, open_file
-
-# The competition's UIDs read `ID_…`, of which pydicom would warn once a tag; its other warnings
-# quote the header, and so the patient's name. What matters here is checked here.
-pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
-warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
+from kit.files import Reason, explain_error, file_size, open_file
 
 # What pydicom and its decoders raise on broken bytes: the header's structure, its values, or the
 # pixels' coding.
@@ -53,42 +44,43 @@ PARSE_ERRORS = (
     zlib.error,
 )
 
+# Scanners write up to 1024 x 1024 pixels, some 2048 x 2048. A file that claims more than four
+# times that was made to fill the memory: a compressed image of a kilobyte can claim any size.
+MAX_PIXELS = 4096 * 4096
+
+# Upper bound on the bytes read before the pixel data; real headers take a few kilobytes. Each
+# element is charged 250 extra bytes, so that a file of millions of empty elements is refused
+# within seconds.
+_MAX_HEADER_BYTES = 1 << 26
+_READ_COST = 250
+
+MAX_SLICE_BYTES = _MAX_HEADER_BYTES + 4 * MAX_PIXELS
+
 # The first group of a file that was saved without the 128 bytes and `DICM` in front.
 _BARE_STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 
-# What a plain file has after its first 128 bytes: the length of the file meta comes first.
-_PLAIN_START = b"DICM\x02\x00\x00\x00UL\x04\x00"
-_PLAIN_BYTES = 1 << 14  # the competition's headers have one thousand, most scanners' some more
-# Of a zip's member as many as `zipfile` unpacks at once: damage behind a header must not cost it.
-_MEMBER_BYTES = 1 << 12
-
-# Whether the elements' types are left out, by transfer syntax. The others (big-endian, deflated,
-# private) need more care.
-_PLAIN_SYNTAXES = {
-    syntax: syntax == ImplicitVRLittleEndian
-    for syntax in (
-        ImplicitVRLittleEndian,
-        ExplicitVRLittleEndian,
-        RLELossless,
-        *JPEGTransferSyntaxes,
-        *JPEGLSTransferSyntaxes,
-        *JPEG2000TransferSyntaxes,
-    )
-}
-_TRANSFER_SYNTAX = 0x00020010
-_PIXEL_TAGS = {0x7FE00008, 0x7FE00009, 0x7FE00010}
-_PIXEL_STARTS = {bytes((0xE0, 0x7F, tag & 0xFF, 0)) for tag in _PIXEL_TAGS}
+# Most headers fit into the first bytes, which are parsed in memory: faster than a read per value.
+# For zip members, read one zipfile buffer only, so that corruption after the header does not lose
+# the header.
+_START_BYTES = 1 << 14
+_MEMBER_START_BYTES = 1 << 12
+_PIXEL_GROUP = b"\xe0\x7f"
 
 
 class DicomError(KitError, ValueError):
-    """A file that gives no CT slice. `reason` says why; the text names the file too."""
+    """A file that gives no CT slice.
 
-    def __init__(self, path: str | Path, reason: str):
-        super().__init__(f"{path}: {reason}")
-        self.path, self.reason = str(path), reason
+    `code` is a fixed phrase that quotes nothing; `detail` may quote the header and paths; `reason`
+    is both; the text names the file too.
+    """
+
+    def __init__(self, path: str | Path, code: str, detail: str = ""):
+        self.path, self.code, self.detail = str(path), code, detail
+        self.reason = str(Reason(code, detail))
+        super().__init__(f"{path}: {self.reason}")
 
     def __reduce__(self):
-        return type(self), (self.path, self.reason)
+        return type(self), (self.path, self.code, self.detail)
 
 
 class UnreadableError(DicomError):
@@ -99,98 +91,156 @@ class MissingError(UnreadableError):
     """Not there, or not permitted: what is wrong is not in the file."""
 
 
-def parse_file(
-    path: str | Path, tags: list[int] | None = None
-) -> tuple[pydicom.Dataset, Mapping, int]:
-    """The parsed file, its file meta by keyword, and how many bytes follow what was parsed.
+def parse_file(path: str | Path, tags: TagListType | None = None) -> tuple[FileDataset, int]:
+    """Parse a file; return its dataset, and how many bytes follow what was parsed.
 
-    With `tags` those elements alone, and nothing from the pixels on. Raises `UnreadableError`.
+    With `tags`, read these elements alone, and nothing from the pixels on. Raises
+    `UnreadableError`.
     """
     try:
         with open_file(path) as file:
             size = file_size(path, file)
             if tags is None and size > MAX_SLICE_BYTES:
-                raise UnreadableError(path, f"{size / 1e6:.0f} MB are no CT slice")
-            return (tags and _parse_plain(file, size, tags)) or _parse(file, size, tags, path)
-    except (FileNotFoundError, PermissionError) as error:
-        raise MissingError(path, error.strerror or str(error)) from error
-    except (OSError, zipfile.BadZipFile) as error:
-        raise UnreadableError(path, getattr(error, "strerror", None) or str(error)) from error
+                raise UnreadableError(path, "larger than any CT slice", f"{size / 1e6:.0f} MB")
+            parsed = None if tags is None else _parse_start(file, size, tags)
+            if parsed is None:
+                file.seek(0)
+                parsed = _parse_bounded(_BoundedFile(file, size, tags is not None), tags)
+    except (OSError, zipfile.BadZipFile, zlib.error) as error:
+        missing = isinstance(error, FileNotFoundError | PermissionError)
+        reason = explain_error(error)
+        raise (MissingError if missing else UnreadableError)(path, *reason) from error
     except DicomError:
         raise
     except PARSE_ERRORS as error:
-        raise UnreadableError(
-            path, f"the header cannot be parsed ({describe_error(error)})"
-        ) from error
+        raise UnreadableError(path, "header cannot be parsed", describe_error(error)) from error
+    if parsed is None:
+        raise UnreadableError(path, "not a DICOM file")
+    return parsed
 
 
-def _parse_plain(
-    file: BinaryIO, size: int, tags: list[int]
-) -> tuple[pydicom.Dataset, Mapping, int] | None:
-    """As `_parse`, in two fifths of its time, of a short header as the standard has it; else None.
+@contextlib.contextmanager
+def read_leniently() -> Iterator[None]:
+    """Have pydicom accept values that break the standard's rules, and warn of nothing, meanwhile.
 
-    `dcmread` asks the file for eight bytes at a time, and makes an object of the file meta, of
-    which the transfer syntax alone is of use.
+    The competition's UIDs read `ID_…`, of which pydicom would warn once per element, and a warning
+    quotes the header, possibly the patient's name. What matters is checked in `header`.
+    pydicom's mode and the warning filters belong to the whole process: the first reader among all
+    threads sets them and the last one restores them.
     """
-    start = file.read(_MEMBER_BYTES if isinstance(file, zipfile.ZipExtFile) else _PLAIN_BYTES)
-    if not start.startswith(_PLAIN_START, 128):
-        return None
-    content = io.BytesIO(start)
-    content.seek(132)
+    global _readers
+    with _lock:
+        if _readers == 0:
+            _settings.enter_context(pydicom.config.disable_value_validation())
+            _settings.enter_context(warnings.catch_warnings())
+            warnings.filterwarnings("ignore", category=UserWarning, module=r"pydicom\.")
+        _readers += 1
     try:
-        elements = data_element_generator(
-            content, False, True, stop_when=_is_past_file_meta, specific_tags=[_TRANSFER_SYNTAX]
-        )
-        values = {element.tag: element.value for element in elements}
-        syntax = values.get(_TRANSFER_SYNTAX, b"").decode("ascii").rstrip("\0 ")
-        implicit = _PLAIN_SYNTAXES.get(syntax)
-        if implicit is None or start[content.tell()] == 0:  # a group of commands
-            return None
-        dataset = read_dataset(content, implicit, True, stop_when=_is_pixel_tag, specific_tags=tags)
-    except (*PARSE_ERRORS, OSError):  # the latter from pydicom: the bytes are read
-        return None  # what is wrong is said by who reads with care
-    end = content.tell()
-    as_declared = dataset and dataset.original_encoding[0] == implicit
-    if not as_declared or start[end : end + 4] not in _PIXEL_STARTS:
-        return None
-    return dataset, {"TransferSyntaxUID": syntax}, size - end
+        yield
+    finally:
+        with _lock:
+            _readers -= 1
+            if _readers == 0:
+                _settings.close()
 
 
-def _is_past_file_meta(tag: int, *_: object) -> bool:
-    return tag >> 16 != 2
+_lock, _settings, _readers = threading.Lock(), contextlib.ExitStack(), 0
 
 
-def _is_pixel_tag(tag: int, *_: object) -> bool:
-    return tag in _PIXEL_TAGS
-
-
-def _parse(
-    file: BinaryIO, size: int, tags: list[int] | None, path: str | Path
-) -> tuple[pydicom.Dataset, Mapping, int]:
-    """As `parse_file`, whatever the file's form."""
-    file.seek(0)
-    stop = tags is not None
-    content = Content(file, size, stop)
+@lru_cache(maxsize=1024)  # most texts are the same over a series
+def parse_numbers(text: str) -> tuple[float, ...] | None:
+    """The numbers of a DICOM text such as `-125\\0\\30`; None if a part of it is not a number."""
     try:
-        dataset = pydicom.dcmread(content, stop_before_pixels=stop, specific_tags=tags)
-    except DeflatedError:
-        content = content.inflate(stop)
-        dataset = pydicom.dcmread(content, stop_before_pixels=stop, specific_tags=tags)
-    except InvalidDicomError as error:
-        content.seek(0)
-        bare = content.read(2) in _BARE_STARTS
-        content.seek(0)
-        dataset = {}
-        if bare:
-            dataset = pydicom.dcmread(
-                content, stop_before_pixels=stop, specific_tags=tags, force=True
-            )
-        if "Modality" not in dataset:
-            raise UnreadableError(path, "not a DICOM file") from error
-    return dataset, dataset.file_meta, content.size - content.tell()
+        return tuple(map(float, text.split("\\")))
+    except ValueError:
+        return None
 
 
 def describe_error(error: BaseException) -> str:
-    """What an exception says, on one line, without what it quotes."""
+    """An exception's text on one line, without what it quotes."""
     text = " ".join(str(error).split()) or type(error).__name__
     return re.sub(r"""b?(["']).*?\1""", "…", text)[:200]
+
+
+def _parse_start(file: BinaryIO, size: int, tags: TagListType) -> tuple[FileDataset, int] | None:
+    """`parse_file` of a header that lies within the file's first bytes; None if it does not."""
+    member = isinstance(file, zipfile.ZipExtFile)
+    start = file.read(_MEMBER_START_BYTES if member else _START_BYTES)
+    content = io.BytesIO(start)
+    try:
+        dataset = pydicom.dcmread(content, stop_before_pixels=True, specific_tags=tags)
+    except (*PARSE_ERRORS, OSError):  # the latter by pydicom too: the bytes have been read
+        return None
+    end = content.tell()
+    # Elsewhere parsing also ends where the bytes do, or where pydicom gives up.
+    return (dataset, size - end) if start[end : end + 2] == _PIXEL_GROUP else None
+
+
+def _parse_bounded(file: _BoundedFile, tags: TagListType | None) -> tuple[FileDataset, int] | None:
+    """`parse_file` of a file in any form; None if it is not DICOM."""
+    stop = tags is not None
+    try:
+        dataset = pydicom.dcmread(file, stop_before_pixels=stop, specific_tags=tags)
+    except _DeflatedError:
+        file = file.inflate(stop)
+        dataset = pydicom.dcmread(file, stop_before_pixels=stop, specific_tags=tags)
+    except InvalidDicomError:
+        file.seek(0)
+        if file.read(2) not in _BARE_STARTS:
+            return None
+        file.seek(0)
+        dataset = pydicom.dcmread(file, stop_before_pixels=stop, specific_tags=tags, force=True)
+        if "Modality" not in dataset:
+            return None
+    return dataset, file.size - file.tell()
+
+
+class _DeflatedError(ValueError):
+    """pydicom would inflate the rest of the file at once."""
+
+
+class _BoundedFile:
+    """An open file as pydicom sees it: whatever its header claims, reading it comes to an end."""
+
+    def __init__(self, file: BinaryIO, size: int, stop_before_pixels: bool):
+        self.size = size
+        self.seek, self.tell, self._read = file.seek, file.tell, file.read
+        limit = _MAX_HEADER_BYTES + (0 if stop_before_pixels else size)
+        self.read: Any = _bound_read(file.read, size, limit)
+
+    def inflate(self, stop_before_pixels: bool) -> _BoundedFile:
+        """The same file as if it had not been deflated from here on, with bounds of its own."""
+        start, inflater = self.tell(), zlib.decompressobj(-zlib.MAX_WBITS)
+        try:
+            rest = inflater.decompress(self._read(MAX_SLICE_BYTES), MAX_SLICE_BYTES)
+        except zlib.error as error:
+            raise ValueError(f"its deflated part is damaged: {error}") from error
+        if len(rest) == MAX_SLICE_BYTES:
+            raise ValueError("it inflates to more than any CT slice")
+        if not inflater.eof:
+            raise ValueError("its deflated part is cut short")
+        self.seek(0)
+        deflated, plain = (
+            syntax.encode() for syntax in (DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian)
+        )
+        head = self._read(start).replace(deflated, plain.ljust(len(deflated), b"\0"))
+        return _BoundedFile(io.BytesIO(head + rest), len(head + rest), stop_before_pixels)
+
+
+def _bound_read(read: Callable[[int], bytes], most: int, left: int) -> Callable[[int], bytes]:
+    """`read` limited to `most` bytes per call and `left` bytes in total, then `ValueError`.
+
+    A closure, as it is called a hundred times per header.
+    """
+
+    def read_bounded(size: int = -1) -> bytes:
+        nonlocal left
+        if size < 0:
+            raise _DeflatedError
+        size = min(size, most)  # the header may claim any length
+        left -= size + _READ_COST
+        if left < 0:
+            raise ValueError("it is larger than any CT slice's")
+        return read(size)
+
+    return read_bounded

@@ -122,7 +122,7 @@ def find_series(table: pd.DataFrame, name: str) -> str:
 
 def describe_run(run: Run, recipe: Recipe) -> dict:
     """What was run, on which data, at what cost, and what wrote the report."""
-    skipped, commit = pd.read_csv(run.skipped, usecols=["reason"]), find_commit()
+    skipped, commit = pd.read_csv(run.skipped, dtype=str), find_commit()
     versions = list_versions()
     return {
         "title": f"Run of recipe {recipe.name}",

@@ -12,7 +12,7 @@ import pandas as pd
 from kit import progress
 from kit.classifier import ClassifierConfig
 from kit.competition import LABELS
-from kit.dicom.pixels import DicomError
+from kit.dicom.parsing import DicomError
 from kit.ensemble import MODELS, name_columns
 from kit.evaluation.intervals import slice_losses
 from kit.images import read_image
@@ -105,7 +105,7 @@ def draw_series(
                     images[row] = read_image(path, config.image_size, config.crop, config.repair)
                     texts.append(encode_image(images[row], side))
                 except DicomError as error:
-                    texts.append(f"no image: {error.reason}")
+                    texts.append(f"no image: {error.code}")
                 weight += len(texts[-1])
             maps = _map_series(locate, images, len(part)) if locate and images else None
             weight += len(maps["bytes"]) if maps else 0

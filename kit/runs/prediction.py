@@ -86,7 +86,7 @@ def predict_folder(
         probabilities = _bag_members(slices, members, stores)
         skipped = pd.concat([skipped, _list_failed(slices, stores[0])[skipped.columns]])
         table = slices[_COLUMNS].join(probabilities, on="SOPInstanceUID", how="inner")
-        write_frame(out.with_name(out.stem + ".skipped.csv"), skipped[["path", "reason"]])
+        write_frame(out.with_name(out.stem + ".skipped.csv"), skipped[["path", "reason", "code"]])
         rows = table.drop(columns=["series", "ImagePositionPatient"])
         write_frame(out, summarize_series(table, threshold) if by == "series" else rows)
         seconds = time.monotonic() - started
@@ -201,7 +201,7 @@ def _fingerprint(paths: pd.Series) -> str:
 
 def _refuse_empty(source: Path, slices: pd.DataFrame, skipped: pd.DataFrame) -> None:
     if slices.empty:
-        reasons = skipped["reason"].value_counts()
+        reasons = skipped["code"].value_counts()
         raise ValueError(
             f"{source}: no usable CT slice among {len(skipped)} files; most often: "
             f"{reasons.index[0]} ({reasons.iloc[0]})"
@@ -257,6 +257,7 @@ def note_unreadable(path: Path, slices: pd.DataFrame, store: EmbeddingStore) -> 
 
 
 def _list_failed(slices: pd.DataFrame, store: EmbeddingStore) -> pd.DataFrame:
-    """The slices whose pixels gave no image, with the `reason`."""
+    """The slices whose pixels gave no image, with `reason` and `code`."""
     failed = slices[slices["SOPInstanceUID"].isin(store.failed)]
-    return failed.assign(reason=failed["SOPInstanceUID"].map(store.failed))
+    names = failed["SOPInstanceUID"]
+    return failed.assign(reason=names.map(store.failed), code=names.map(store.codes))

@@ -17,15 +17,7 @@ from kit.files import hash_file, write_json
 from kit.processes import count_cores
 from kit.runs.directory import Run
 
-# Reasons that name another file; a folder's name may be a patient's.
-_NAMES_A_FILE = re.compile(
-    r"^(the same file as|repeats the SOPInstanceUID of|no such member in) .*?"
-    r"( with other content)?$",
-    re.DOTALL,
-)
-_BEGINS_WITH_A_FILE = re.compile(
-    r"^.*(is not a regular file|not a zip archive that can be read)", re.DOTALL
-)
+_NO_CODE = "reason listed in skipped.csv"  # in tables that an older version wrote
 
 
 def summarize_series(table: pd.DataFrame, threshold: float = 0.5) -> pd.DataFrame:
@@ -94,11 +86,11 @@ def write_manifest(
 def count_reasons(skipped: pd.DataFrame) -> dict[str, int]:
     """How many files were skipped for each reason, the most frequent first.
 
-    A reason is told without another file's path and without a quoted value of the header: either
-    may hold a patient's name.
+    Counts the reasons' codes, which quote nothing: a reason's detail may hold a patient's name.
     """
-    counts = skipped["reason"].astype(str).map(_without_names).value_counts()
-    return {reason: int(count) for reason, count in counts.items()}
+    codes = skipped["code"] if "code" in skipped else pd.Series(None, skipped.index, dtype=object)
+    counts = codes.fillna(_NO_CODE).value_counts()
+    return {code: int(count) for code, count in counts.items()}
 
 
 def list_versions() -> dict[str, str]:
@@ -128,10 +120,3 @@ def _name_processor() -> str:
         text = ""
     found = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
     return found[1] if found else platform.processor() or platform.machine()
-
-
-def _without_names(reason: str) -> str:
-    """The reason without another file's path and without a quoted value of the header."""
-    reason = _NAMES_A_FILE.sub(r"\1 another file\2", reason)
-    reason = _BEGINS_WITH_A_FILE.sub(r"\1", reason)
-    return re.sub(r" \(.*\)$", "", reason, flags=re.DOTALL)

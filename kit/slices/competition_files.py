@@ -69,6 +69,7 @@ def index_competition(
     slices["split"] = in_test.map({True: "test", False: "train"}).astype(str)
     if not files.train:
         return slices.assign(**{label: -1 for label in LABELS}), skipped
+    assert files.labels is not None
     labels = read_labels(files.labels)
     slices = slices.join(labels.where(labels >= 0), on="SOPInstanceUID")
     unlabelled = ~in_test & slices["any"].isna()
@@ -76,11 +77,13 @@ def index_competition(
     lost = labels.index[~labels.index.isin(seen)]
     refused = [
         skipped,
-        slices.loc[unlabelled, skipped.columns.drop("reason")].assign(
-            reason=f"no labels in {LABEL_FILE}"
+        _give_reason(
+            slices.loc[unlabelled, skipped.columns.drop(["reason", "code"])],
+            f"no labels in {LABEL_FILE}",
         ),
-        pd.DataFrame({"path": lost, "SOPInstanceUID": lost}).assign(
-            reason=f"in {LABEL_FILE}, but there is no readable file of it"
+        _give_reason(
+            pd.DataFrame({"path": lost, "SOPInstanceUID": lost}),
+            f"in {LABEL_FILE}, but there is no readable file of it",
         ),
     ]
     skipped = pd.concat([part for part in refused if len(part)] or [skipped], ignore_index=True)
@@ -88,6 +91,10 @@ def index_competition(
     slices["seq"] = slices.groupby("series", sort=False).cumcount() + 1
     slices[list(LABELS)] = slices[list(LABELS)].where(slices["split"] == "train", -1).astype("int8")
     return slices, skipped
+
+
+def _give_reason(files: pd.DataFrame, reason: str) -> pd.DataFrame:
+    return files.assign(reason=reason, code=reason)
 
 
 def _find_in_folder(data: Path, train: bool) -> CompetitionFiles:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
-from functools import lru_cache
 from operator import mul
+from typing import Any
 
-from kit.dicom import pixels as dicom
+from kit.dicom import header, pixels
+from kit.dicom.parsing import DicomError, parse_numbers
+from kit.files import Reason
 
 HEADER_COLUMNS = (
     "SOPInstanceUID",
@@ -41,57 +43,59 @@ def read_entries(paths: list[str]) -> list[tuple]:
 
 
 def read_entry(path: str) -> tuple:
-    """(path, reason or None, repaired, *the header's `HEADER_COLUMNS`); None where not known.
+    """(path, reason, code, repaired, *the header's `HEADER_COLUMNS`); None where not known.
 
-    Nothing is raised: what is wrong with the file is its reason.
+    `reason` and its `code` are None for a file that can be used. Nothing is raised: what is wrong
+    with the file is its reason.
     """
     nothing = (None,) * (1 + len(HEADER_COLUMNS))
     if not _is_text(path):
         shown = path.encode("utf-8", "backslashreplace").decode("utf-8")
-        return (shown, "the file's name is not UTF-8 text: rename it", *nothing)
+        code = "file's name is not UTF-8 text"
+        return (shown, f"{code}: rename it", code, *nothing)
     try:
-        header = dicom.read_header(path)
-    except dicom.DicomError as error:
-        return (path, error.reason, *nothing)
-    reason = _reason_against_identity(header.values) or _reason_against_place(header.values)
+        found = header.read_header(path)
+    except DicomError as error:
+        return (path, error.reason, error.code, *nothing)
+    reason = _check_identity(found.values) or _check_position(found.values)
     if reason:
-        return (path, reason, *nothing)
-    header.values.update(dict.fromkeys(_find_nonsense(header.values)))
-    values = [header.values[name] for name in HEADER_COLUMNS]
-    reason = dicom.find_missing_pixels(header)
-    return (path, reason, dicom.has_wrong_intercept(header), *values)
+        return (path, str(reason), reason.code, *nothing)
+    found.values.update(dict.fromkeys(_find_nonsense(found.values)))
+    values = [found.values[name] for name in HEADER_COLUMNS]
+    reason = pixels.check_pixel_bytes(found)
+    explained = (str(reason), reason.code) if reason else (None, None)
+    return (path, *explained, pixels.has_wrong_intercept(found), *values)
 
 
 def _is_text(path: str) -> bool:
     return path.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in path)
 
 
-def _reason_against_identity(values: dict) -> str | None:
+def _check_identity(values: dict[str, Any]) -> Reason | None:
     for name in ("SOPInstanceUID", "SeriesInstanceUID"):
         if not values[name]:
-            return f"{name} is missing"
+            return Reason(f"{name} is missing")
     for name in _IDENTITY:
         if values[name] and _UNSAFE.search(values[name]):
-            return f"{name} holds characters that are no text"
+            return Reason(f"{name} holds characters that are not text")
     return None
 
 
-def _reason_against_place(values: dict) -> str | None:
+def _check_position(values: dict[str, Any]) -> Reason | None:
     """Position and orientation must be possible; the latter two unit vectors at right angles."""
     for name, size in (("ImagePositionPatient", 3), ("ImageOrientationPatient", 6)):
-        if values[name] is None:
+        text = values[name]
+        if text is None:
             continue
-        numbers = _parse_numbers(values[name])
-        if numbers is None:
-            return f"{name} is not {size} numbers"
+        numbers = parse_numbers(text)
+        if numbers is None or not all(map(math.isfinite, numbers)):
+            return Reason(f"{name} is not {size} numbers")
         if len(numbers) != size:
-            return f"{name} holds {len(numbers)} numbers, not {size}"
-        if not all(map(math.isfinite, numbers)):
-            return f"{name} is not finite"
+            return Reason(f"{name} is not {size} numbers", f"it holds {len(numbers)}")
         if size == 3 and max(map(abs, numbers)) > _FARTHEST:
-            return f"{name} cannot be millimetres in a scanner"
+            return Reason(f"{name} cannot be millimetres in a scanner")
         if size == 6 and not _are_axes(numbers[:3], numbers[3:]):
-            return f"{name} is not two unit vectors at right angles"
+            return Reason(f"{name} is not two unit vectors at right angles")
     return None
 
 
@@ -110,25 +114,16 @@ _FORMS = {
 }
 
 
-def _find_nonsense(values: dict) -> Iterator[str]:
-    """Of the values that are of use but not needed, those that are not the numbers they should be.
+def _find_nonsense(values: dict[str, Any]) -> Iterator[str]:
+    """Optional numeric fields whose value is not a valid number.
 
-    In a broken header they may be anything, such as the patient's name, and the table keeps them.
+    They are blanked: in a corrupt header they may hold anything, even a name.
     """
     for name, (size, is_possible) in _FORMS.items():
         if values[name] is not None:
-            numbers = _parse_numbers(values[name])
+            numbers = parse_numbers(values[name])
             if numbers is None or len(numbers) != size or not all(map(is_possible, numbers)):
                 yield name
-
-
-@lru_cache(maxsize=1024)  # most texts are the same over a series
-def _parse_numbers(text: str) -> tuple[float, ...] | None:
-    """The numbers of a DICOM text, None where it holds something else."""
-    try:
-        return tuple(map(float, text.split("\\")))
-    except ValueError:
-        return None
 
 
 def _are_axes(row: tuple[float, ...], column: tuple[float, ...]) -> bool:

@@ -87,6 +87,6 @@ def test_a_pseudonymized_page_names_no_folder_of_a_patient(small_data, small_run
         assert "DOE" not in text
         assert part["PatientID"].iloc[0] not in text
     assert read_data(out.with_suffix(".html"))["skipped"] == {
-        "the same file as another file": 1,
-        "repeats the SOPInstanceUID of another file with other content": 1,
+        "a copy of another file": 1,
+        "repeats a SOPInstanceUID": 1,
     }

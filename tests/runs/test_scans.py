@@ -46,16 +46,9 @@ def test_the_manifest_names_weights_and_reasons_and_nobody(tmp_path):
     weights = tmp_path / "fold0" / "epoch1.safetensors"
     weights.parent.mkdir()
     weights.write_bytes(b"weights")
-    reasons = [
-        "the same file as /scans/DOE^JANE/1.dcm",
-        "repeats the SOPInstanceUID of DOE^JANE/2.dcm with other content",
-        "the header holds a value that cannot be read (DOE^JANE)",
-        "no such member in /scans/DOE^JANE.zip",
-        "/scans/DOE^JANE/3.dcm is not a regular file",
-        "not a DICOM file",
-        "not a DICOM file",
-    ]
-    skipped = pd.DataFrame({"path": "DOE^JANE", "reason": reasons})
+    codes = ["a copy of another file", "not a DICOM file", "not a DICOM file", None]
+    reasons = [f"{code}: /scans/DOE^JANE/1.dcm" for code in codes]
+    skipped = pd.DataFrame({"path": "DOE^JANE", "reason": reasons, "code": codes})
     path = tmp_path / "out.json"
     write_manifest(
         path, Run(tmp_path), {weights: []}, scan_table([0, 1.0], [0.1, 0.2]), skipped, 1.23
@@ -64,13 +57,11 @@ def test_the_manifest_names_weights_and_reasons_and_nobody(tmp_path):
     assert "DOE" not in path.read_text()
     assert manifest["skipped"] == {
         "not a DICOM file": 2,
-        "the same file as another file": 1,
-        "repeats the SOPInstanceUID of another file with other content": 1,
-        "the header holds a value that cannot be read": 1,
-        "no such member in another file": 1,
-        "is not a regular file": 1,
+        "a copy of another file": 1,
+        "reason listed in skipped.csv": 1,
     }
     assert count_reasons(skipped) == manifest["skipped"]
+    assert count_reasons(skipped[["path", "reason"]]) == {"reason listed in skipped.csv": 4}
     digest = hashlib.sha256(b"weights").hexdigest()
     assert manifest["weights_sha256"] == {"fold0/epoch1.safetensors": digest}
     assert (manifest["slices"], manifest["series"], manifest["seconds"]) == (2, 1, 1.2)
