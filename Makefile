@@ -52,7 +52,7 @@ lint: $(STAMP)  ## ruff (style, likely errors) and mypy (types)
 study: $(STAMP)  ## what the sequence model is worth on three phantoms
 	$(BIN)/python benchmarks/study.py
 
-bench: $(STAMP)  ## speed against the published form and the floor
+bench: $(STAMP)  ## speed against the reference implementation and a lower bound
 	$(BIN)/python benchmarks/bench.py
 
 docs: $(STAMP)  ## the API reference, from the docstrings, to docs/api/

@@ -1,11 +1,11 @@
-"""Speed and memory against the published form and against the floor: one table.
+"""Speed and memory against the reference implementation and against a lower bound: one table.
 
     python benchmarks/bench.py [--rows NAME ...] [--quick] [--directory SCRATCH]
 
-Where a row has a published form, equal results are asserted first. Then the kit, the published form
-and the floor, each in a process of its own, are timed in turn, round after round; the table shows
-medians, wall-clock and, in parentheses, the ratio of the processors' time, which other programs on
-the machine disturb less. The full table goes to `benchmarks/RESULTS.md`.
+If a row has a reference implementation, the script first asserts that the results are equal. It
+then times the kit, the reference and the lower bound in turn, each in its own process, round after
+round. The table shows medians of wall-clock time and, in parentheses, ratios of CPU time, which
+other programs on the machine disturb less. The full table goes to `benchmarks/RESULTS.md`.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ ROWS = {
     "import": (limits.make_import, 1, 1),
     "help": (limits.make_help, 1, 1),
 }
-FORMS = ("published", "kit", "floor")
+FORMS = ("published", "kit", "floor")  # reference implementation, kit, lower bound
 
 
 def main() -> None:
-    """Measure the rows asked for; print the table; keep it where it is complete."""
+    """Measure the selected rows and print the table; save it if it is complete."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS), default=list(ROWS))
     parser.add_argument("--quick", action="store_true", help="small amounts, three rounds")
@@ -88,19 +88,19 @@ def measure_row(directory: Path, name: str, quick: bool) -> str:
 
 
 def start_process() -> ProcessPoolExecutor:
-    """A new interpreter: no other work has shaped the memory that it has."""
+    """Start a new interpreter, whose memory no earlier work has shaped."""
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(1, context, initializer=begin)
 
 
 def begin() -> None:
-    """In a new process: no progress bars; workers start as from any other program."""
+    """Prepare a new process: no progress bars, and the default start method for workers."""
     progress.quiet = True
     multiprocessing.set_start_method(None, force=True)
 
 
 def call_alone(work: Callable, *arguments):
-    """The result of a call in a process of its own."""
+    """The result of a call in its own process."""
     with start_process() as process:
         return process.submit(work, *arguments).result()
 
@@ -116,10 +116,10 @@ def time_forms(
     forms: Sequence[str] = FORMS,
     rounds: int | None = None,
 ) -> tuple[rows.Row, dict[str, tuple[float, float]]]:
-    """The row, without its work, and the median seconds, (wall, processors), of each form.
+    """The row, without its work, and the median seconds, (wall, CPU), of each form.
 
-    Each form has a process of its own. They take turns: kit and floor, which differ least, one
-    after the other, and every other round the other way round, for the machine's speed drifts.
+    Each form has its own process. They take turns, because the machine's speed drifts: kit and
+    lower bound, which differ least, follow each other, and every other round reverses the order.
     """
     with contextlib.ExitStack() as stack:
         processes = {form: stack.enter_context(start_process()) for form in forms}
@@ -142,7 +142,7 @@ def time_forms(
 
 
 def keep_row(maker: Callable, directory: Path, amount: int) -> rows.Row:
-    """Make the row in this process, where its work stays; return the rest of it."""
+    """Make the row and keep its work in this process; return everything else."""
     global kept
     kept = maker(directory, amount)
     has = {form: getattr(kept, form) is not None for form in FORMS}
@@ -150,20 +150,20 @@ def keep_row(maker: Callable, directory: Path, amount: int) -> rows.Row:
 
 
 def time_form(form: str) -> tuple[float, float]:
-    """Do one form of the row kept here once: seconds, (wall, processors)."""
+    """Run one form of the kept row once: seconds, (wall, CPU)."""
     wall, processors = time.perf_counter(), processor_seconds()
     getattr(kept, form)()
     return time.perf_counter() - wall, processor_seconds() - processors
 
 
 def processor_seconds() -> float:
-    """Processor time of this process and of the children it has waited for."""
+    """CPU time of this process and of the children that it has waited for."""
     usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(one.ru_utime + one.ru_stime for one in usage)
 
 
 def measure_memory(maker: Callable, directory: Path, amount: int) -> dict[str, int]:
-    """Do the kit's form once: the peak of this process in all, and before the work, in bytes."""
+    """Run the kit's form once: the peak of this process in bytes, and the peak before the work."""
     row = maker(directory, amount)
     before = peak_bytes()
     row.kit()
@@ -173,7 +173,7 @@ def measure_memory(maker: Callable, directory: Path, amount: int) -> dict[str, i
 def peak_bytes() -> int:
     """The largest resident size of this process so far.
 
-    `getrusage` would not do: what it says of a new process includes the peak of its parent.
+    `getrusage` does not help: for a new process it includes the peak of the parent.
     """
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     peak = next(line for line in status.splitlines() if line.startswith("VmHWM"))
@@ -181,12 +181,13 @@ def peak_bytes() -> int:
 
 
 def format_head() -> str:
-    names = ("work", "kit", "published", "floor", "published / kit", "kit / floor", "peak memory")
+    ratios = ("reference / kit", "kit / lower bound")
+    names = ("work", "kit", "reference", "lower bound", *ratios, "peak memory")
     return "\n".join(["| " + " | ".join(names) + " |", "|---" * len(names) + "|"])
 
 
 def format_row(row: rows.Row, times: dict, peak: dict | None) -> str:
-    """A line of the table; what misses its target is bold."""
+    """A line of the table; a value that misses its target is bold."""
     gigabytes = peak["peak"] / 1e9 - row.model if peak else None
     cells = [row.work, mark(format_seconds(times["kit"][0]), row.seconds, times["kit"][0])]
     for form in ("published", "floor"):
@@ -207,19 +208,19 @@ def format_row(row: rows.Row, times: dict, peak: dict | None) -> str:
 
 
 def mark(text: str, limit: float | None, value: float) -> str:
-    """The text with its limit, bold where that is missed."""
+    """The text with its limit, in bold if the value exceeds it."""
     if limit is None:
         return text
     return f"**{text}**, < {limit:g}" if value > limit else f"{text}, < {limit:g}"
 
 
 def format_seconds(seconds: float) -> str:
-    """Three digits in seconds or milliseconds."""
+    """Seconds or milliseconds with three significant digits."""
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
 def describe_machine() -> str:
-    """Processor, cores, memory and versions: what the figures depend on."""
+    """Processor, cores, memory and versions, on which the figures depend."""
     import numpy
     import pandas
     import pydicom
@@ -238,7 +239,7 @@ def describe_machine() -> str:
 
 
 def write_results(lines: list[str], minutes: float) -> None:
-    """Put the table into RESULTS.md, between its two marks; the rest of the page stays."""
+    """Replace the table between the two marks in RESULTS.md; keep the rest of the page."""
     path = HERE / "RESULTS.md"
     page = path.read_text(encoding="utf-8")
     before, _, rest = page.partition("<!-- table -->")

@@ -1,4 +1,4 @@
-"""What cannot be avoided, bare: the library call, the forward pass. Run in a process of its own."""
+"""Lower bounds: the bare library call or forward pass. Each runs in its own process."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def read_headers(folder: str) -> list[int]:
-    """Every header by `dcmread`, over as many forked processes as the kit's index has."""
+    """Read every header by `dcmread` in as many forked processes as the kit's index uses."""
     import multiprocessing
     from concurrent.futures import ProcessPoolExecutor
 

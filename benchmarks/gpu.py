@@ -1,16 +1,16 @@
-"""Speed and memory on a GPU: one table. Says so, and ends well, where there is none.
+"""Speed and memory on a GPU: one table. Without a GPU it says so and exits with 0.
 
     python benchmarks/gpu.py [--batch 32] [--workers 16] [--files 4096]
 
-Classifier training and extraction of ResNeXt-101 32x8d at 480 px: the published form in float32
-(in which cards from Ampere on let convolutions use TF32), the kit's O1 in the plain and the
-channels-last layout (to extract, with fused normalization), and O1 compiled. Extraction fed from
-DICOM files by worker processes, against the bare forward pass. An epoch of the LSTM over as many
-series as the competition has, against the published form in the same mixed precision, both loading
-in the process that trains. Rates are also given as a share of the card's own float16 matrix rate,
-measured here. A batch of training or of the bare forward pass that does not fit is halved. At the
-end: the hours that the whole of stage 2 would take on this card, if its files are read as fast as
-it trains.
+It measures classifier training and extraction with ResNeXt-101 32x8d at 480 px: the reference
+implementation in float32 (for whose convolutions cards from Ampere on use TF32), the kit's O1 in
+the plain and the channels-last layout (for extraction with fused normalization), and O1 compiled.
+It compares extraction fed from DICOM files by worker processes with the bare forward pass, and an
+epoch of the LSTM over as many series as the competition has with the reference implementation in
+the same mixed precision; both load their data in the training process. Rates are also given as a
+share of the card's own float16 matrix rate, which is measured first. A batch of training or of the
+bare forward pass that does not fit is halved. The last lines give the hours that the whole of stage
+2 would take on this card if its files are read as fast as it trains.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ IMAGES, TEST_IMAGES, SERIES = 752_803, 121_232, 21_744  # of the competition's s
 
 @dataclass
 class Sizes:
-    """How much is measured; the test of this script on a CPU makes all of it small."""
+    """How much is measured; the test of this script on a CPU uses small sizes."""
 
     image: int = 480
     batch: int = 32
@@ -59,7 +59,7 @@ class Sizes:
 
 @dataclass
 class Line:
-    """One line of the table: items a second, floating-point operations an item, peak bytes."""
+    """One line of the table: items per second, operations per item, peak bytes."""
 
     work: str
     rate: float
@@ -119,7 +119,7 @@ def half(device: torch.device) -> torch.dtype:
 
 
 def time_calls(work, device: torch.device, calls: int) -> tuple[float, int]:
-    """Seconds a call, after two to warm up, and the peak of the device's memory."""
+    """Seconds per call, after two warm-up calls, and the peak of the device's memory."""
     for _ in range(2):
         work()
     if device.type == "cuda":
@@ -135,8 +135,8 @@ def time_calls(work, device: torch.device, calls: int) -> tuple[float, int]:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what the last line held, so that the next is measured by itself."""
-    torch._dynamo.reset()  # it keeps the compiled model
+    """Free what the last line held, so that the next is measured on its own."""
+    torch._dynamo.reset()  # otherwise it keeps the compiled model
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -145,7 +145,7 @@ def free_memory(device: torch.device) -> None:
 def time_batches(
     make_step: Callable[[int], Callable], device: torch.device, sizes: Sizes
 ) -> tuple[float, int, int]:
-    """Items a second, peak bytes, and the batch: halved from `sizes.batch` until it fits."""
+    """Items per second, peak bytes, and the batch, halved from `sizes.batch` until it fits."""
     batch = sizes.batch
     while True:
         try:
@@ -160,7 +160,7 @@ def time_batches(
 
 
 def measure_matrix_rate(device: torch.device, sizes: Sizes, dtype: torch.dtype) -> float:
-    """Operations a second of a large square product."""
+    """Operations per second of a large square matrix product."""
     left, right = (
         torch.randn(sizes.matrix, sizes.matrix, device=device, dtype=dtype) for _ in "ab"
     )
@@ -186,7 +186,7 @@ def count_operations(model: Classifier, device: torch.device, sizes: Sizes) -> f
 
 # name: (opt level, channels last, compiled)
 LAYOUTS = {
-    "published form (float32)": ("O0", False, False),
+    "reference (float32)": ("O0", False, False),
     "O1, contiguous": ("O1", False, False),
     "O1, channels last": ("O1", True, False),
     "O1, channels last, compiled": ("O1", True, True),
@@ -194,7 +194,7 @@ LAYOUTS = {
 
 
 def make_images(batch: int, channels_last: bool, device: torch.device, sizes: Sizes):
-    """uint8 as the kit's model takes them; else normalized, channels first, as published."""
+    """uint8 images as the kit's model takes them, or normalized and channels first as published."""
     if channels_last:
         shape = (batch, sizes.image, sizes.image, 3)
         return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
@@ -202,14 +202,14 @@ def make_images(batch: int, channels_last: bool, device: torch.device, sizes: Si
 
 
 def lay_out(model: Classifier, channels_last: bool) -> nn.Module:
-    """The kit's model; else its backbone and head in the plain layout."""
+    """The kit's model, or its backbone and head in the plain layout."""
     if channels_last:
         return model
     return nn.Sequential(model.backbone.to(memory_format=torch.contiguous_format), model.head)
 
 
 def measure_training(device: torch.device, sizes: Sizes):
-    """A step of the classifier, batches on the device already."""
+    """A training step of the classifier on batches that are already on the device."""
     operations = 3 * count_operations(make_classifier(device, sizes), device, sizes)
     for name, (opt_level, channels_last, compiled) in LAYOUTS.items():
 
@@ -232,7 +232,7 @@ def compute_image_loss(model, batch: dict) -> torch.Tensor:
 
 
 def measure_forward(device: torch.device, sizes: Sizes):
-    """The bare forward pass to the embedding, one view."""
+    """The bare forward pass to the embedding, for one view."""
     operations = count_operations(make_classifier(device, sizes), device, sizes)
     for name, (level, channels_last, compiled) in LAYOUTS.items():
 
@@ -255,7 +255,7 @@ def measure_forward(device: torch.device, sizes: Sizes):
 
 
 def measure_extraction(device: torch.device, sizes: Sizes):
-    """Three views of DICOM files, from weights and files to embeddings; published: read thrice."""
+    """From DICOM files to embeddings of three views; the reference reads the files three times."""
     with tempfile.TemporaryDirectory() as scratch:
         directory = Path(scratch)
         paths = samples.write_slices(directory, min(64, sizes.files))
@@ -272,7 +272,7 @@ def measure_extraction(device: torch.device, sizes: Sizes):
         def extract(batch: int):
             extract_embeddings(table, weights, directory / f"{batch}", device, workers, batch)
 
-        for name, work in (("published form (float32)", extract_published), ("O1", extract)):
+        for name, work in (("reference (float32)", extract_published), ("O1", extract)):
             seconds, peak = time_once(lambda work=work: work(sizes.batch), device)
             rate = 3 * len(paths) / seconds
             yield Line(
@@ -281,7 +281,7 @@ def measure_extraction(device: torch.device, sizes: Sizes):
 
 
 def time_once(work: Callable, device: torch.device) -> tuple[float, int]:
-    """Seconds from the start to the end, and the peak of the device's memory."""
+    """Seconds of one call and the peak of the device's memory."""
     free_memory(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
@@ -292,11 +292,11 @@ def time_once(work: Callable, device: torch.device) -> tuple[float, int]:
 
 
 def measure_sequences(device: torch.device, sizes: Sizes):
-    """Series a second in training, 4 a batch from the host's memory, and the device's peak."""
+    """Series per second in training, 4 per batch from the host's memory, and the device's peak."""
     embeddings, table = samples.make_series(4 * sizes.steps, sizes.hidden)
     operations = 3 * count_sequence_operations(sizes.hidden) * len(table) / (4 * sizes.steps)
     for name, make_step in (
-        ("LSTM training, published form (mixed)", make_published_step),
+        ("LSTM training, reference (mixed)", make_published_step),
         ("LSTM training, O1", make_kit_step),
     ):
         step = make_step(embeddings, table, device, sizes)
@@ -307,13 +307,13 @@ def measure_sequences(device: torch.device, sizes: Sizes):
 
 
 def count_sequence_operations(hidden: int) -> float:
-    """Floating-point operations of the LSTM's forward pass of one slice, embeddings as wide."""
+    """Floating-point operations of the LSTM's forward pass for one slice, with E = H."""
     layers = 2 * 4 * hidden * (3 + 1) * hidden + 2 * 4 * hidden * (2 + 1) * hidden
     return 2.0 * (layers + 2 * (2 * hidden) ** 2 + 2 * hidden * 6)
 
 
 def make_published_step(embeddings, table, device, sizes: Sizes):
-    """apex's O1 as it is done today."""
+    """A step of the reference in apex's O1, by torch's own AMP."""
     dataset = published.SeriesDataset(embeddings.astype(np.float32), table)
     model = published.make_lstm(sizes.hidden, sizes.hidden).to(device).train()
     optimizer, scaler = published.make_optimizer(model), torch.amp.GradScaler(device.type)
@@ -328,7 +328,7 @@ def make_published_step(embeddings, table, device, sizes: Sizes):
 
 
 def make_kit_step(embeddings, table, device, sizes: Sizes):
-    """As `kit.lstm.train_lstm` does it."""
+    """A step as `kit.lstm.train_lstm` makes it."""
     dataset = SeriesDataset(embeddings, table, table["embidx"])
     config = LSTMConfig(embedding_size=sizes.hidden, hidden_size=sizes.hidden)
     model = SequenceLSTM(config).to(device).train()
@@ -348,13 +348,11 @@ def compute_sequence_loss(model, batch: dict) -> torch.Tensor:
 
 
 def summarize(lines: dict[str, Line]) -> str:
-    """Ratios, and what the cheapest published route would take: 3 epochs, embeddings, 12 epochs."""
+    """Ratios, and the hours of the cheapest published route: 3 epochs, embeddings, 12 epochs."""
     training = lines["classifier training, O1, channels last"].rate
     fed = lines["extraction from files, O1"].rate
     bare = lines["bare forward pass, O1, channels last"].rate
-    ours, theirs = (
-        lines[f"LSTM training, {name}"].rate for name in ("O1", "published form (mixed)")
-    )
+    ours, theirs = (lines[f"LSTM training, {name}"].rate for name in ("O1", "reference (mixed)"))
     hours = [
         3 * IMAGES / training / 3600,
         (IMAGES + TEST_IMAGES) / fed / 3600,
@@ -363,7 +361,7 @@ def summarize(lines: dict[str, Line]) -> str:
     return (
         f"Extraction fed from files reaches {fed / bare:.1%} of the bare forward pass.\n"
         f"An LSTM epoch of {SERIES} series: {SERIES / ours:.0f} s, "
-        f"published form {SERIES / theirs:.0f} s.\n"
+        f"reference implementation {SERIES / theirs:.0f} s.\n"
         f"The whole of stage 2 by the recipe `single` on this one card, from these rates: "
         f"{sum(hours):.1f} h ({hours[0]:.1f} h classifier, {hours[1]:.1f} h embeddings, "
         f"{hours[2]:.1f} h LSTM); with three views {sum(hours) + 2 * hours[1]:.1f} h."

@@ -2,10 +2,11 @@
 
     python benchmarks/growth.py [--directory SCRATCH] [--sizes 1 4 16 64]
 
-The kit's time and the published form's, median of three (`kit predict`: once). The dashed line is
-linear growth that ends in the kit's time at ×64: where the kit lies above it at small sizes there
-is a part that does not grow, and where it lies below it grows faster than linear. Models are
-smaller than the published ones where the amount asks for it; each panel says so.
+The plot shows the times of the kit and of the reference implementation, medians of three (`kit
+predict`: one run). The dashed line is linear growth that ends at the kit's time for ×64. Where the
+kit lies above it at small sizes, a part of the cost is constant; where it lies below, growth is
+faster than linear. Models are smaller than the published ones where the amount requires it; each
+panel says so.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main() -> None:
 
 
 def measure_panel(directory: Path, name: str, sizes: list[int]) -> dict[str, list[float]]:
-    """Seconds of the kit and of the published form at each size."""
+    """Seconds of the kit and of the reference implementation at each size."""
     maker, amount = PANELS[name]
     seconds = {}
     for size in sizes:
@@ -71,13 +72,16 @@ def measure_panel(directory: Path, name: str, sizes: list[int]) -> dict[str, lis
 
 
 def draw(seconds: dict, sizes: list[int], out: Path) -> None:
-    """A panel a row, both axes logarithmic."""
+    """Draw one panel per row, with both axes logarithmic."""
     figure, axes = pyplot.subplots(3, 4, figsize=(15, 9), layout="constrained")
     for axis, (name, forms) in zip(axes.flat, seconds.items(), strict=False):
         amounts = [PANELS[name][1] * size for size in sizes]
-        for form, colour in (("published", "tab:gray"), ("kit", "tab:blue")):
+        for form, label, colour in (
+            ("published", "reference", "tab:gray"),
+            ("kit", "kit", "tab:blue"),
+        ):
             if form in forms:
-                axis.loglog(amounts, forms[form], "o-", color=colour, label=form)
+                axis.loglog(amounts, forms[form], "o-", color=colour, label=label)
         linear = [forms["kit"][-1] * amount / amounts[-1] for amount in amounts]
         axis.loglog(amounts, linear, "--", color="tab:blue", alpha=0.4, label="linear")
         axis.set_xticks(amounts, [str(amount) for amount in amounts])

@@ -12,7 +12,7 @@ import samples
 
 
 def make_training_memory(directory: Path, amount: int) -> rows.Row:
-    """An epoch of a small LSTM over `amount` slices; the embeddings are a hole in a file."""
+    """An epoch of a small LSTM over `amount` slices; the embeddings are a sparse file."""
     import shutil
 
     import torch
@@ -37,7 +37,7 @@ def make_training_memory(directory: Path, amount: int) -> rows.Row:
 
 
 def make_step_memory(directory: Path, amount: int, hidden: int = rows.HIDDEN) -> rows.Row:
-    """Half a minute of training the LSTM of full size over the same, and a checkpoint."""
+    """Half a minute of training the full-size LSTM on the same data, and a checkpoint."""
     import shutil
     import time
 
@@ -69,7 +69,7 @@ def make_step_memory(directory: Path, amount: int, hidden: int = rows.HIDDEN) ->
 
 
 def make_index_memory(directory: Path, amount: int) -> rows.Row:
-    """Index `amount` slices; headers come from a table, for so many files would take hours."""
+    """Index `amount` slices; headers come from a table, because so many files would take hours."""
     from kit.dicom import header as dicom
     from kit.dicom.header import Header
     from kit.slices.index import index_files
@@ -96,7 +96,7 @@ def make_index_memory(directory: Path, amount: int) -> rows.Row:
 
 
 def make_opening(directory: Path, amount: int) -> rows.Row:
-    """Open a run of `amount` slices: recipe, slice table, embeddings with their ids."""
+    """Open a run of `amount` slices: recipe, slice table, and embeddings with their ids."""
     from kit.recipes import RECIPES
     from kit.runs.directory import Run, begin_run, read_recipe, read_slices, write_frame
 

@@ -1,10 +1,10 @@
-"""Load: 20,000 phantom slices indexed and predicted in one run; resident memory over time.
+"""Index and predict 20,000 phantom slices in one run, and plot resident memory over time.
 
     python benchmarks/load.py [--patients 650] [--out benchmarks/load.png]
 
-A tiny model is trained on 12 patients first. Memory is the proportional share (PSS) of `kit
-predict` and its workers, sampled twice a second. Fails where memory grows by more than 10 % from
-the first quarter of the embedding to the last.
+A tiny model is first trained on 12 patients. Memory is the proportional set size (PSS) of `kit
+predict` and its workers, sampled twice a second. The script fails if memory grows by more than 10 %
+from the first quarter of the embedding to the last.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def main() -> int:
         samples = watch([*KIT, *map(str, arguments), "--workers", "1", "--quiet"], out.parent)
         table = pd.read_csv(out)
         skipped = pd.read_csv(out.with_name("table.skipped.csv"))
-    return tell(samples, len(table), len(skipped), options.out)
+    return report_growth(samples, len(table), len(skipped), options.out)
 
 
 def call(*arguments) -> None:
@@ -55,7 +55,7 @@ def call(*arguments) -> None:
 
 
 def watch(command: list[str], out: Path) -> pd.DataFrame:
-    """Run `command`; its time in s, memory in MB and whether it embeds, twice a second."""
+    """Run `command`; twice a second, record the time in s, memory in MB and whether it embeds."""
     process, started, rows = subprocess.Popen(command), time.monotonic(), []
     while process.poll() is None:
         embeds = any(out.glob(".*.kit-work/1/*.part"))
@@ -67,7 +67,7 @@ def watch(command: list[str], out: Path) -> pd.DataFrame:
 
 
 def measure_memory(process: int) -> float:
-    """Megabytes of a process and its children, shared pages divided among those that share."""
+    """Megabytes of a process and its children; shared pages are divided among their users."""
     kilobytes = 0
     for member in [process, *list_children(process)]:
         try:
@@ -89,7 +89,8 @@ def list_children(process: int) -> list[int]:
     return found
 
 
-def tell(samples: pd.DataFrame, slices: int, skipped: int, out: Path) -> int:
+def report_growth(samples: pd.DataFrame, slices: int, skipped: int, out: Path) -> int:
+    """Plot the samples and print the growth; 1 if it exceeds 10 %, else 0."""
     embeds = samples[samples["embeds"]]
     first, *_, last = np.array_split(embeds["memory"].to_numpy(), 4)
     growth = np.median(last) / np.median(first) - 1

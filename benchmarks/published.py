@@ -1,11 +1,12 @@
-"""The same work in the published form, which the benchmarks compare with.
+"""The reference implementation with which the benchmarks compare the kit.
 
-Written anew from the description of the 2nd-place solution (2019): windows in float64, one image
-read again for every view, differences formed by the loader in float64, padding that passes through
-the LSTM, everything in float32, pandas over text. Nothing here is made slower than that: library
-calls are used where they are the plain way, and what the description leaves open is done the faster
-way, but for two plain ones whose cost `RESULTS.md` tells: an index reads whole files, and texts of
-lists as Python. `tests/test_benchmarks.py` checks that the results are the kit's.
+It was written for this project from the description of the 2nd-place solution (2019): windows in
+float64, each image read once per view, differences computed by the loader in float64, padding that
+passes through the LSTM, everything in float32, and pandas for text. Nothing here is slower than
+that on purpose. Library calls are used where they are the plain choice, and where the description
+leaves a choice, the faster one is taken, with two exceptions whose cost `RESULTS.md` states: the
+index reads whole files, and parses lists in text as Python. `tests/test_benchmarks.py` checks that
+the results equal the kit's.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ WINDOWS = ((40, 80), (80, 200), (40, 380))  # (center, width) of brain, subdural
 MEAN = (0.22363983, 0.18190407, 0.2523437)
 STD = (0.32451536, 0.2956294, 0.31335256)
 
-# As in the kit: else pydicom spends its time on a warning for every UID of the competition.
+# As in the kit; otherwise pydicom spends its time on a warning for every UID of the competition.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 
@@ -38,13 +39,13 @@ def window_file(path: str | Path) -> np.ndarray:
 def window_image(hounsfield: np.ndarray) -> np.ndarray:
     """Float64 HU (rows, cols) → uint8 (rows, cols, 3).
 
-    The mean that is subtracted before the minimum cancels, and is left out here.
+    The published code also subtracts a mean before the minimum; this cancels and is omitted here.
     """
     channels = []
     for center, width in WINDOWS:
         low, high = center - width // 2, center + width // 2
         channels.append((np.clip(hounsfield, low, high) - low) / (high - low))
-    image = np.array(channels).transpose(1, 2, 0)  # planes: reduced faster than pixels
+    image = np.array(channels).transpose(1, 2, 0)  # reducing planes is faster than reducing pixels
     image -= image.min(axis=(0, 1))
     return (image * 255).astype(np.uint8)
 
@@ -69,7 +70,7 @@ def read_image(path: str | Path, size: int) -> np.ndarray:
 
 
 def index_folder(folder: str | Path) -> pd.DataFrame:
-    """A row a file, one file after another, every tag but the pixels; series, order, seq."""
+    """One row per file with every tag except the pixels, read in sequence; series, order, seq."""
     rows = []
     for name in sorted(os.listdir(folder)):
         dataset = pydicom.dcmread(os.path.join(folder, name))
@@ -81,7 +82,7 @@ def index_folder(folder: str | Path) -> pd.DataFrame:
 
 
 def order_slices(table: pd.DataFrame) -> pd.DataFrame:
-    """Key the series, read the positions (texts of Python lists), sort by x, y, z, count."""
+    """Name the series, parse positions (Python lists in text), sort by x, y, z, and count."""
     table = table.copy()
     table["series"] = (
         table.PatientID + "__" + table.SeriesInstanceUID + "__" + table.StudyInstanceUID
@@ -94,7 +95,7 @@ def order_slices(table: pd.DataFrame) -> pd.DataFrame:
 
 
 class SeriesDataset:
-    """Series of a table (`series`, `seq`, `embidx`, labels): the differences are formed here."""
+    """The series of a table (`series`, `seq`, `embidx`, labels); computes the differences."""
 
     def __init__(self, embeddings: np.ndarray, table: pd.DataFrame):
         self.embeddings, self.names = embeddings, table["series"].unique()
@@ -106,7 +107,7 @@ class SeriesDataset:
     def __getitem__(self, number: int) -> dict:
         import torch
 
-        # A name alone is found fastest, and gives a table: no series has a single slice.
+        # A scalar key is fastest and returns a table, because no series has a single slice.
         rows = self.table.loc[self.names[number]].sort_values("seq")
         emb = self.embeddings[rows["embidx"].values]
         previous, following = np.zeros(emb.shape), np.zeros(emb.shape)
@@ -119,7 +120,7 @@ class SeriesDataset:
 
 
 def collate(items: list[dict]) -> dict:
-    """Pad in front to the longest: zeros, `embidx` −1, mask 0."""
+    """Pad in front to the longest series: zeros, `embidx` −1, mask 0."""
     import torch
 
     longest = max(len(item["embidx"]) for item in items)
@@ -137,7 +138,7 @@ def collate(items: list[dict]) -> dict:
 
 
 def load_batch(dataset: SeriesDataset, numbers, device) -> dict:
-    """A batch on the device as the model takes it, embeddings and labels in float32."""
+    """A batch on the device as the model takes it; embeddings and labels in float32."""
     import torch
 
     batch = collate([dataset[number] for number in numbers])
@@ -147,7 +148,7 @@ def load_batch(dataset: SeriesDataset, numbers, device) -> dict:
 
 
 def make_lstm(embedding: int, hidden: int):
-    """The published sequence model: (B, T, 3E) → (B, T, 6), padding and all."""
+    """The published sequence model: (B, T, 3E) → (B, T, 6), padding included."""
     from torch import cat, nn
 
     class SequenceModel(nn.Module):
@@ -199,7 +200,7 @@ def make_optimizer(model, rate: float = 1e-5, decay: float = 0.01):
 def train_step(model, optimizer, batch: dict, mixed=None, scaler=None) -> float:
     """One step of (6·BCE over all labels + BCE of `any`) / 7 over the real slices.
 
-    The type `mixed` and a loss `scaler` make apex's O1, which needs a GPU; float32 without.
+    A dtype `mixed` and a loss `scaler` make it apex's O1, which needs a GPU; otherwise float32.
     """
     import torch
     from torch.nn.functional import binary_cross_entropy_with_logits as cross_entropy
@@ -242,7 +243,7 @@ class ImageDataset:
 
 
 def load_backbone(weights: str | Path, architecture: str):
-    """The timm model of a classifier that the kit has written."""
+    """The timm model of a classifier that the kit saved."""
     import timm
     from safetensors.torch import load_file
 
@@ -253,7 +254,7 @@ def load_backbone(weights: str | Path, architecture: str):
 
 
 def extract_embeddings(backbone, paths, size, device, workers: int = 1, batch_size: int = 4):
-    """Pooled embeddings (N, E) float32: the files are read once for each of three views."""
+    """Pooled embeddings (N, E), float32; reads the files once for each of three views."""
     import torch
 
     total = 0
@@ -268,7 +269,7 @@ def extract_embeddings(backbone, paths, size, device, workers: int = 1, batch_si
 
 
 def write_submission(wide: pd.DataFrame, path: str | Path) -> None:
-    """(images × labels) → the long form, sorted as the images are, clipped, by pandas."""
+    """Write (images × labels) in the long form, in the order of the images, clipped, by pandas."""
     long = wide.clip(1e-5, 1 - 1e-5).stack().reset_index()
     long.columns = ["image", "label", "Label"]
     long["ID"] = long["image"] + "_" + long["label"]
@@ -276,7 +277,7 @@ def write_submission(wide: pd.DataFrame, path: str | Path) -> None:
 
 
 def validate_submission(path: str | Path, sample: str | Path) -> pd.DataFrame:
-    """Read the file and the sample by pandas; ids, order, duplicates and range are checked."""
+    """Read the file and the sample by pandas and check ids, order, duplicates and range."""
     table, expected = pd.read_csv(path), pd.read_csv(sample)
     if list(table.columns) != ["ID", "Label"] or not table["ID"].equals(expected["ID"]):
         raise ValueError(f"{path}: other ids than the sample's")
@@ -286,7 +287,7 @@ def validate_submission(path: str | Path, sample: str | Path) -> pd.DataFrame:
 
 
 def bag_submissions(paths: list[Path]) -> pd.Series:
-    """The mean of members kept as CSV files of the long form, by ID, clipped."""
+    """The clipped mean, by ID, of members stored as CSV files in the long form."""
     total = 0
     for path in paths:
         total = total + pd.read_csv(path).set_index("ID")["Label"]

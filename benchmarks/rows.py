@@ -1,8 +1,8 @@
-"""The rows of the table: each piece of work as the kit does it, in the published form, and bare.
+"""The rows of the table: each task by the kit, by the reference implementation, and bare.
 
-A row's maker takes a scratch directory and an amount of work. Nothing is timed here; `bench.py`
-does that, and calls `check`, which asserts that the results are equal, before. Files and batches
-are worked on one after another and no result is kept, as where each is handed on.
+A row's maker takes a scratch directory and an amount of work. `bench.py` does the timing; it first
+calls `check`, which asserts that the results are equal. Files and batches are processed one after
+another and no result is kept, as in a pipeline that passes each result on.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ EMBEDDING = HIDDEN = 2048
 
 @dataclass
 class Row:
-    """One row: `published` and `floor` may be missing.
+    """One row: `published` (the reference) and `floor` (the lower bound) are optional.
 
-    The targets: `faster` is the least ratio of published to kit, `above_floor` the largest of kit
-    to floor, `seconds` the kit's most, `memory` that of its peak in GB beyond `model`.
+    Targets: `faster` is the smallest ratio of reference to kit, `above_floor` the largest ratio of
+    kit to lower bound, `seconds` the kit's longest time, and `memory` its largest peak in GB beyond
+    `model`.
     """
 
     work: str
@@ -98,7 +99,7 @@ def make_crop(directory: Path, amount: int) -> Row:
 
 
 def make_index(directory: Path, amount: int) -> Row:
-    """Headers of a folder → slice table, in a process that has to start."""
+    """Headers of a folder → slice table, including the start of the process."""
     folder = samples.write_headers(directory, amount)
 
     def check():
@@ -129,7 +130,7 @@ def make_slices(directory: Path, amount: int) -> Row:
 
     table = samples.make_slice_table(amount)
     codes = pd.factorize(table["SeriesInstanceUID"])[0]
-    position = np.random.default_rng(0).random(amount)  # any sort alike
+    position = np.random.default_rng(0).random(amount)  # any sort takes the same time
     return Row(
         f"slice table of {amount} rows: series, order, seq",
         lambda: order_slices(table),
@@ -145,7 +146,7 @@ def make_slices(directory: Path, amount: int) -> Row:
 def make_batch(directory: Path, amount: int, deltas: bool = False) -> Row:
     """Four series of a table of `amount` series, as the models take them.
 
-    The kit's model forms the differences itself, on the device; with `deltas` they are counted.
+    The kit's model computes the differences itself, on the device; `deltas` includes that cost.
     """
     import torch
 
@@ -181,7 +182,7 @@ def make_batch(directory: Path, amount: int, deltas: bool = False) -> Row:
 
     plain = f"200 batches of 4 series ready on the device (E = {EMBEDDING})"
     return Row(
-        "the same, differences formed there in float32" if deltas else plain,
+        "the same, differences computed there in float32" if deltas else plain,
         keeping(each(load, draws)),
         each(lambda numbers: published.load_batch(theirs, numbers, device), draws),
         keeping(each(copy, draws)),
@@ -192,7 +193,7 @@ def make_batch(directory: Path, amount: int, deltas: bool = False) -> Row:
 
 
 def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
-    """Logits of `amount` series. One round: it takes minutes, over which disturbances even out."""
+    """Logits of `amount` series."""
     import torch
 
     from kit.lstm import predict_logits
@@ -216,7 +217,7 @@ def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> 
                 ours(batch["emb"], batch["mask"])
 
     def check():
-        # Alone, for in company the published answers differ: padding reaches its LSTM.
+        # One series per batch: otherwise padding reaches the LSTM of the reference.
         few = table[table["series"].isin(table["series"].unique()[:6])]
         alone = published.SeriesDataset(embeddings.astype(np.float32), few)
         expected = published.predict_series(theirs, alone, device, batch_size=1)
@@ -236,12 +237,12 @@ def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> 
 
 
 def make_lstm_step(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
-    """Three training steps, each on other `amount` series: forward, backward, Adam."""
+    """Three training steps, each on `amount` different series: forward, backward, Adam."""
     from kit.training import amp
     from kit.training.loop import _step, make_optimizer
 
     def prepare(hidden, amount=amount, **options):
-        """Three steps of the kit, of the published form, and bare: each goes on where it was."""
+        """Three steps of the kit, of the reference and of a bare loop; each keeps its state."""
         ours, theirs = make_models(hidden, **options)
         model, optimizer = amp.initialize(
             ours, make_optimizer(ours, ours.config), ours.config.opt_level
@@ -253,7 +254,7 @@ def make_lstm_step(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
             for batch in batches:
                 optimizer.zero_grad(set_to_none=True)
                 compute_sequence_loss(model, batch).backward()
-                type(optimizer).step(optimizer)  # Adam's own, without the scaling around it
+                type(optimizer).step(optimizer)  # Adam's own step, without loss scaling
 
         def step_kit():
             return [
@@ -267,8 +268,8 @@ def make_lstm_step(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
         return keeping(step_kit), step_published, keeping(step_bare)
 
     def check():
-        # Smaller, the losses of three steps, each after an update: unpacked in float32, and, where
-        # no padding reaches the published LSTM, as the kit trains.
+        # Losses of three steps of a small model, each after an update: unpacked in float32, and as
+        # the kit trains where no padding reaches the LSTM of the reference.
         ours, theirs, _ = prepare(64, packed=False, opt_level="O0", learning_rate=1e-5)
         np.testing.assert_allclose(ours(), theirs(), rtol=1e-5)
         ours, theirs, _ = prepare(64, amount=1, learning_rate=1e-5)
@@ -284,7 +285,7 @@ def make_lstm_step(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
 
 
 def make_step_batches(amount: int, hidden: int) -> tuple[list[dict], list[dict]]:
-    """The same three batches of series for the kit's model and for the published one."""
+    """The same three batches of series for the kit's model and for the reference."""
     from kit.sequences import SeriesDataset, collate_series
 
     embeddings, table = samples.make_series(3 * amount, hidden)
@@ -298,14 +299,14 @@ def make_step_batches(amount: int, hidden: int) -> tuple[list[dict], list[dict]]
 
 
 def compute_sequence_loss(model, batch: dict):
-    """As `kit.lstm.train_lstm` computes it."""
+    """The loss that `kit.lstm.train_lstm` computes."""
     from kit.lstm import sequence_loss
 
     return sequence_loss(model(batch["emb"], batch["mask"]), batch["labels"], batch["mask"])
 
 
 def make_models(hidden: int, weights: dict | None = None, **options):
-    """The kit's LSTM and the published one, with the same weights, those given or new ones."""
+    """The kit's LSTM and the reference with the same weights: `weights`, or new ones."""
     import torch
 
     from kit.lstm import LSTMConfig, SequenceLSTM
@@ -320,7 +321,7 @@ def make_models(hidden: int, weights: dict | None = None, **options):
 
 
 def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
-    """Embeddings of files, three views averaged, models loaded from their file."""
+    """Embeddings of files, averaged over three views, including the loading of the model."""
     import shutil
 
     import torch
@@ -343,8 +344,7 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
 
     def extract_published():
         backbone = published.load_backbone(weights, ClassifierConfig.architecture)
-        # One by one is its fastest way on two cores at 480 px: 0.89 s an image; by 2 0.99 s, by 4
-        # 1.17 s.
+        # On two cores at 480 px, a batch of 1 is fastest: 0.89 s per image (2: 0.99 s, 4: 1.17 s).
         at_once = 1 if size == 480 else choose_batch(size, device)
         return published.extract_embeddings(backbone, paths, size, device, batch_size=at_once)
 
@@ -376,7 +376,7 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
 
 
 def make_prediction(directory: Path, amount: int) -> Row:
-    """`kit predict` of one series from the shell, by one classifier and one LSTM of full size."""
+    """`kit predict` of one series from the shell, with one full-size classifier and LSTM."""
     folder, run = samples.write_series(directory, amount), samples.write_run(directory)
     out, bare = directory / "predicted.csv", directory / "bare.csv"
     floor = f"import floors; floors.predict({str(folder)!r}, {str(run)!r}, {str(bare)!r})"
@@ -407,7 +407,7 @@ def make_submission(directory: Path, amount: int) -> Row:
     wide = samples.make_probabilities(amount // 6)
     sample, ours, theirs = (directory / name for name in ("sample.csv", "ours.csv", "theirs.csv"))
     write_submission(wide * 0 + 0.5, sample)
-    text = sample.read_bytes()  # as long as any submission of these images
+    text = sample.read_bytes()  # every submission for these images has this length
 
     def write_bare():
         (directory / "bare.csv").write_bytes(text)
@@ -435,7 +435,7 @@ def make_submission(directory: Path, amount: int) -> Row:
 
 
 def make_bag(directory: Path, amount: int, members: int = 30) -> Row:
-    """Members from their files → the submission; the published ones are CSV files."""
+    """Members from their files → the submission; the reference reads CSV files."""
     import pyarrow.parquet as pq
 
     from kit.ensemble import bag
@@ -460,7 +460,7 @@ def make_bag(directory: Path, amount: int, members: int = 30) -> Row:
         bag_published()
         found, expected = pd.read_csv(ours), pd.read_csv(theirs)
         assert found["ID"].equals(expected["ID"])
-        # A mean that ends in half a millionth may be rounded either way.
+        # A mean that ends in half a millionth may be rounded in either direction.
         np.testing.assert_allclose(found["Label"], expected["Label"], atol=1.01e-6)
 
     return Row(
@@ -476,7 +476,7 @@ def make_bag(directory: Path, amount: int, members: int = 30) -> Row:
 
 
 def assert_same_order(slices: pd.DataFrame, expected: pd.DataFrame) -> None:
-    """The same series, in the same order, counted alike."""
+    """Assert that series, order and numbering are equal."""
     left = slices.set_index("SOPInstanceUID").sort_index()
     right = expected.set_index("SOPInstanceUID").sort_index()
     assert left.index.equals(right.index)
@@ -486,7 +486,7 @@ def assert_same_order(slices: pd.DataFrame, expected: pd.DataFrame) -> None:
 
 
 def each(work: Callable, items: Iterable) -> Callable[[], None]:
-    """The work on one item after another, its results dropped."""
+    """Work on one item after another and drop the results."""
 
     def run() -> None:
         for item in items:
@@ -511,12 +511,12 @@ def keeping(work: Callable) -> Callable:
 
 
 def run_python(code: str) -> None:
-    """Run a line of Python in a process of its own, where the benchmarks' modules are found."""
+    """Run a line of Python in its own process, which can import the benchmarks' modules."""
     run_child(["-c", code])
 
 
 def run_child(arguments: list[str]) -> None:
-    """Run this interpreter; raises where it fails."""
+    """Run this interpreter with `arguments`; raise if it fails."""
     here = str(Path(__file__).parent)
     environment = {**os.environ, "PYTHONPATH": here}
     subprocess.run(

@@ -1,4 +1,4 @@
-"""What the benchmarks work on: files and tables of the competition's form and size, from a seed."""
+"""Inputs of the benchmarks: files and tables of the competition's form and size, from a seed."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-SERIES_SLICES = (20, 60)  # slices a series in the competition: 20 to 60, median 34
+SERIES_SLICES = (20, 60)  # slices per series in the competition: 20 to 60, median 34
 
 
 def name_images(count: int) -> list[str]:
-    """`ID_` and nine hexadecimal digits, all different."""
+    """`count` different names: `ID_` and nine hexadecimal digits."""
     return [f"ID_{number:09x}" for number in np.arange(count) * 7919 % 2**36]
 
 
@@ -23,14 +23,14 @@ def draw_lengths(series: int, seed: int = 0) -> np.ndarray:
 
 
 def write_slices(directory: Path, count: int) -> list[str]:
-    """The first `count` sound 512×512 files of a phantom; what no other form reads is left out."""
+    """The first `count` intact 512×512 files of a phantom, which the reference can read too."""
     from kit.dicom.header import read_header
     from kit.dicom.pixels import check_pixel_bytes, has_wrong_intercept
     from kit.phantom.write import write_phantom
 
     folder = directory / "phantom"
     if not folder.exists():
-        # Without workers: joblib's stay for five minutes, and this process would wait for them.
+        # Without workers: joblib's stay alive for five minutes, and this process would wait.
         write_phantom(folder, patients=6, size=512, seed=3, workers=1)
     found = sorted(str(path) for path in folder.rglob("*.dcm"))
     headers = {path: read_header(path) for path in found}
@@ -44,7 +44,7 @@ def write_slices(directory: Path, count: int) -> list[str]:
 
 
 def write_series(directory: Path, slices: int) -> Path:
-    """A folder with one series of `slices` different files at full size, named in no order."""
+    """A folder with one series of `slices` different full-size files, named in random order."""
     import pydicom
 
     folder = directory / f"series{slices}"
@@ -63,7 +63,7 @@ def write_series(directory: Path, slices: int) -> Path:
 
 
 def write_classifier(directory: Path, size: int, architecture: str = "resnext101_32x8d") -> Path:
-    """Weights of a classifier, not trained."""
+    """Weights of an untrained classifier."""
     import torch
 
     from kit.classifier import Classifier, ClassifierConfig
@@ -78,7 +78,7 @@ def write_classifier(directory: Path, size: int, architecture: str = "resnext101
 
 
 def write_run(directory: Path) -> Path:
-    """A complete run of full size: recipe `single` cut down to one epoch of each, not trained."""
+    """A complete full-size run, untrained: recipe `single` with one epoch of each model."""
     import torch
 
     from kit.classifier import Classifier
@@ -103,7 +103,7 @@ def write_run(directory: Path) -> Path:
 
 
 def write_members(directory: Path, images: int, members: int) -> tuple[list[Path], list[Path]]:
-    """Members of a bag as parquet (the kit's) and as CSV, not rounded: three, over and over."""
+    """Members of a bag as parquet (for the kit) and as unrounded CSV: three files, repeated."""
     from kit.competition import to_submission
     from kit.runs.directory import write_frame
 
@@ -120,7 +120,7 @@ def write_members(directory: Path, images: int, members: int) -> tuple[list[Path
 
 
 def write_headers(directory: Path, count: int) -> Path:
-    """A folder of `count` files of full size; their pixels, which no index reads, are a hole."""
+    """A folder of `count` full-size files whose pixels, which no index reads, are sparse."""
     folder = directory / f"headers{count}"
     if folder.exists():
         return folder
@@ -165,10 +165,10 @@ def _write_header(path: Path, row) -> None:
 
 
 def make_slice_table(count: int) -> pd.DataFrame:
-    """Header columns of `count` slices in a random order, positions as the competition's texts.
+    """Header columns of `count` slices in random order; positions are text, as in the competition.
 
-    x is the same over a series, y and z rise together: the published order by x, y, z is then the
-    one along the normal, tilted as gantries are.
+    Within a series x is constant and y and z increase together, so that the published order by x,
+    y, z equals the order along the normal, which is tilted like a gantry.
     """
     random = np.random.default_rng(5)
     tilts = np.radians(np.random.default_rng(3).normal(0, 12, 500))
@@ -214,7 +214,7 @@ def make_series(series: int, embedding: int, seed: int = 0) -> tuple[np.ndarray,
 
 
 def make_probabilities(images: int, seed: int = 0) -> pd.DataFrame:
-    """Wide predictions (images × labels) of whole millionths, which six decimals keep."""
+    """Wide predictions (images × labels) in whole millionths, which six decimals represent."""
     from kit.competition import LABELS
 
     values = np.random.default_rng(seed).integers(100, 999_900, (images, len(LABELS))) / 1e6

@@ -1,12 +1,13 @@
-"""What the sequence model is worth, out of fold, on three phantoms never used for tuning.
+"""The gain of the sequence model, out of fold, on three phantoms never used for tuning.
 
     python benchmarks/study.py [--seeds 11 12 13] [--patients 300] [--directory study]
 
-For each seed: the demo recipe on a synthetic competition, then on the same embeddings an LSTM whose
-slices were shuffled within each series before the differences were formed (the control), one
-without deltas, and one on embeddings without test-time augmentation. Baselines: the classifier, its
-3-slice and 5-slice rolling means, and the 3-slice rolling mean recalibrated. Prints the table and
-writes it to `benchmarks/STUDY.md`, as a picture to `study.png` there. Two seeds run side by side.
+For each seed, it runs the demo recipe on a synthetic competition and then trains further LSTMs: one
+whose slices were shuffled within each series before the differences were computed (the control),
+one without deltas, and one on embeddings without test-time augmentation. The baselines are the
+classifier, its 3-slice and 5-slice rolling means, and the recalibrated 3-slice rolling mean. It
+prints the table, and writes it to `benchmarks/STUDY.md` and a plot to `study.png` beside it. Two
+seeds run at a time.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def main() -> None:
 
 
 def start_seed(seed: int, options) -> subprocess.Popen:
-    """One seed in a process of its own, on one core."""
+    """Start one seed in its own process, on one core."""
     command = [sys.executable, __file__, "--only", str(seed), "--patients", str(options.patients)]
     return subprocess.Popen(
         [*command, "--directory", str(options.directory)],
@@ -77,7 +78,7 @@ def start_seed(seed: int, options) -> subprocess.Popen:
 
 
 def study_seed(seed: int, patients: int, directory: Path) -> None:
-    """Phantom, run and variants of one seed; weighted log losses into `study.json`."""
+    """Phantom, run and variants of one seed; writes the weighted log losses to `study.json`."""
     import pandas as pd
 
     from kit.competition import LABELS, weighted_log_loss
@@ -111,7 +112,7 @@ def study_seed(seed: int, patients: int, directory: Path) -> None:
 
 
 def predict_prior(oof):
-    """The mean of the labels outside each fold."""
+    """For each fold, the mean of the labels outside it."""
     import numpy as np
 
     from kit.competition import LABELS
@@ -124,7 +125,7 @@ def predict_prior(oof):
 
 
 def recalibrate(oof, probabilities):
-    """Platt scaling (a logistic regression on the logit) of each label, fitted on other folds."""
+    """Platt scaling of each label (a logistic regression on the logit), fitted on other folds."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
 
@@ -143,7 +144,7 @@ def recalibrate(oof, probabilities):
 
 
 def train_variant(run, recipe, oof, name: str, directory: Path):
-    """Out-of-fold probabilities of an LSTM trained like the run's, but for one thing."""
+    """Out-of-fold probabilities of an LSTM trained like the run's, with one difference."""
     import numpy as np
     import torch
 
@@ -181,7 +182,7 @@ def train_variant(run, recipe, oof, name: str, directory: Path):
 
 
 def extract_one_view(run, recipe, fold, slices, directory: Path):
-    """Embeddings of the upright view alone, by the run's own classifier."""
+    """Embeddings of the upright view alone, by the run's classifier."""
     import torch
 
     from kit.classifier import load_classifier
@@ -198,12 +199,12 @@ def extract_one_view(run, recipe, fold, slices, directory: Path):
 
 
 def format_table(results: dict, patients: int, seconds: float) -> str:
-    """Losses per seed, and their change against the rolling mean of the same seed."""
+    """Losses per seed, and their change relative to the rolling mean of the same seed."""
     lines = [
-        "# What the sequence model is worth on the phantom",
+        "# The gain of the sequence model on the phantom",
         "",
-        f"Weighted log loss out of fold; {patients} patients a seed at 64 px, three folds; in "
-        "brackets the change against the 3-slice rolling mean. "
+        f"Out-of-fold weighted log loss; {patients} patients per seed at 64 px, three folds. In "
+        "brackets: the change relative to the 3-slice rolling mean. "
         f"`make study`, {seconds / 60:.0f} minutes.",
         "",
         "| | " + " | ".join(f"seed {seed}" for seed in results) + " |",
@@ -217,21 +218,22 @@ def format_table(results: dict, patients: int, seconds: float) -> str:
         lines.append(f"| {text} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "The phantom was drawn so that neighbouring slices matter. The gain shows that the code "
-        "does what the method says; it is **not** evidence of the published effect on patients.",
+        "The phantom was designed so that neighbouring slices matter. The gain shows that the code "
+        "does what the method describes; it is **not** evidence of the published effect on "
+        "patients.",
     ]
     return "\n".join(lines) + "\n"
 
 
 def draw_results(results: dict, path: Path) -> None:
-    """A dot a model and seed: weighted log loss, the rows in the table's order."""
+    """Draw the weighted log loss of each model and seed as a dot, in the order of the table."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7.5, 3.8), dpi=110, layout="constrained")
-    names = [name for name in ROWS if name != "prior"]  # far off; it would press the rest together
+    names = [name for name in ROWS if name != "prior"]  # far off; it would compress the others
     places = range(len(names), 0, -1)
     for (seed, values), marker in zip(results.items(), "osD^v<>", strict=False):
         losses = [values[name] for name in names]

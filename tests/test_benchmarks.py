@@ -1,4 +1,4 @@
-"""The published forms of the benchmarks give the kit's results. Nothing is timed here."""
+"""The reference implementation of the benchmarks gives the kit's results. Nothing is timed here."""
 
 import subprocess
 import sys
@@ -107,7 +107,7 @@ def test_the_index_row_gives_equal_tables(scratch):
     rows.make_index(scratch, 60).check()
 
 
-def test_real_slices_look_the_same_in_the_published_form():
+def test_real_slices_look_the_same_in_the_reference():
     from kit.dicom.pixels import read_hounsfield
     from kit.images import read_image
     from kit.windowing import window_image
@@ -237,10 +237,10 @@ def test_the_hours_of_stage_2_follow_from_the_rates():
         "extraction from files, O1": 874_035 / 7200,
         "bare forward pass, O1, channels last": 874_035 / 7200 / 0.95,
         "LSTM training, O1": 21_744 / 100,
-        "LSTM training, published form (mixed)": 21_744 / 300,
+        "LSTM training, reference (mixed)": 21_744 / 300,
     }
     lines = {name: gpu.Line(name, rate, "") for name, rate in rates.items()}
     text = gpu.summarize(lines)
     assert "95.0%" in text
-    assert "100 s, published form 300 s" in text
+    assert "100 s, reference implementation 300 s" in text
     assert "3.3 h (1.0 h classifier, 2.0 h embeddings, 0.3 h LSTM); with three views 7.3 h" in text
