@@ -193,13 +193,12 @@ def describe_scores(table: pd.DataFrame) -> dict:
         }
         for label in LABELS
     }
+    gain = None
+    if "rolling_mean" in models:
+        (gain,) = _score((losses["bag"] - losses["rolling_mean"])[:, -1:], patients)
     return {
         "scores": scores,
-        "gain": (
-            _score((losses["bag"] - losses["rolling_mean"])[:, -1:], patients)[0]
-            if "rolling_mean" in models
-            else None
-        ),
+        "gain": gain,
         "slices": len(table),
         "patients": int(table["PatientID"].nunique()),
         "curves": curves,

@@ -19,11 +19,7 @@ from kit.training.distributed import choose_device
 
 
 def write_scan_report(
-    table: pd.DataFrame,
-    path: Path,
-    weights: Path,
-    skipped: pd.DataFrame,
-    threshold: float = 0.5,
+    table: pd.DataFrame, path: Path, weights: Path, skipped: pd.DataFrame, threshold: float = 0.5
 ) -> Path:
     """Write the page of a folder's predictions and return its path.
 

@@ -39,10 +39,7 @@ def choose_series(table: pd.DataFrame, held_out: bool) -> tuple[list[str], pd.Da
 
 
 def present_series(
-    table: pd.DataFrame,
-    chosen: list[str],
-    config: ClassifierConfig,
-    locate: Locate | None = None,
+    table: pd.DataFrame, chosen: list[str], config: ClassifierConfig, locate: Locate | None = None
 ) -> list[dict]:
     """The series named in `chosen` as the page takes them, in that order.
 
