@@ -65,7 +65,7 @@ def write_weights(path: Path) -> None:
 
 
 def write_embeddings(folder: Path, data: Path) -> None:
-    """Embeddings of every slice in the published form, in three files as the authors keep them."""
+    """Embeddings of every slice in the form and the three files that the authors published."""
     images = [path.stem for part in ("train", "test") for path in data.glob(f"stage_2_{part}/*")]
     values = np.random.default_rng(0).normal(size=(len(images), 32)).astype(np.float32)
     for name, rows in zip(
