@@ -429,7 +429,7 @@ def make_submission(directory: Path, amount: int) -> Row:
         write_published,
         write_bare,
         check,
-        faster=3,
+        seconds=3,
         rounds=3,
     )
 
@@ -469,7 +469,7 @@ def make_bag(directory: Path, amount: int, members: int = 30) -> Row:
         bag_published,
         read_bare,
         check,
-        faster=5,
+        seconds=10,
         memory=1.5,
         rounds=9,
     )

@@ -1,16 +1,17 @@
-"""What the competition's host fixed: its labels, their weights, the two CSV forms, the metric."""
+"""What the competition's organizer fixed: labels, their weights, the metric, the two CSV forms."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import zipfile
 import zlib
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
-from pyarrow import csv as arrow_csv
+from numpy.typing import ArrayLike
 
 from kit import KitError
 from kit.files import MAX_MEMBER_BYTES, list_archive, open_file, split_archive
@@ -25,12 +26,24 @@ TRAINING_PRIOR = dict(
 )
 
 
+# What reading a damaged, cut or wrongly packed file raises.
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    UnicodeDecodeError,
+    pd.errors.EmptyDataError,
+    pd.errors.ParserError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+
+
 class LabelError(KitError, ValueError):
-    """A label or submission file that cannot be believed; the text names file, row and reason."""
+    """A label file or submission is wrong; the text names the file, the line and the reason."""
 
 
-def weighted_log_loss(labels, probabilities) -> float:
-    """The competition's metric: mean log loss per label, weights (1, 1, 1, 1, 1, 2) / 7.
+def weighted_log_loss(labels: ArrayLike, probabilities: ArrayLike) -> float:
+    """Compute the competition's metric: mean log loss per label, weights (1, 1, 1, 1, 1, 2) / 7.
 
     `labels` and `probabilities` are (N, 6) in the order of `LABELS`. Probabilities of exactly
     0 or 1 are moved by one float64 epsilon, as scikit-learn's `log_loss` does.
@@ -38,8 +51,8 @@ def weighted_log_loss(labels, probabilities) -> float:
     return float(np.average(label_log_losses(labels, probabilities), weights=LABEL_WEIGHTS))
 
 
-def label_log_losses(labels, probabilities) -> np.ndarray:
-    """Mean log loss of each label, shape (6,); arguments as in `weighted_log_loss`."""
+def label_log_losses(labels: ArrayLike, probabilities: ArrayLike) -> np.ndarray:
+    """Compute the mean log loss of each label, (6,); arguments as in `weighted_log_loss`."""
     labels = np.asarray(labels, dtype=np.float64)
     epsilon = np.finfo(np.float64).eps
     probabilities = np.clip(np.asarray(probabilities, np.float64), epsilon, 1 - epsilon)
@@ -52,16 +65,16 @@ def label_log_losses(labels, probabilities) -> np.ndarray:
 
 
 def read_labels(csv: str | Path) -> pd.DataFrame:
-    """Read a label file of the host's long form (`ID,Label`, six rows an image).
+    """Read a label file in the organizer's long form (`ID,Label`, six rows per image).
 
-    Returns int8 0/1, one row an image indexed by `SOPInstanceUID` in the file's order, columns
-    `LABELS`. Equal duplicate rows (the host's file has 24) are dropped. Reads plain, gzipped and
-    zipped files, with or without a byte-order mark, any line ending.
+    Returns int8 0/1, one row per image indexed by `SOPInstanceUID` in the file's order, columns
+    `LABELS`. Identical duplicate rows (the organizer's file has 24) are dropped. Plain, gzipped
+    and zipped files are read, with or without a byte-order mark and with any line ending.
 
-    Raises `LabelError` naming the file and the row for contradictory duplicates, missing labels,
-    values other than 0 and 1, and rows where `any` is not the OR of the other five.
+    Raises `LabelError` naming the file and the line for contradictory duplicates, missing labels,
+    values other than 0 and 1, and images whose `any` is not the OR of the other five labels.
     """
-    wide = _read_long(csv, duplicates=True)
+    wide = widen_table(csv, read_table(csv), duplicates=True)
     values = wide.to_numpy()
     wrong = ~np.isin(values, (0.0, 1.0)).all(axis=1)
     if wrong.any():
@@ -76,93 +89,96 @@ def read_labels(csv: str | Path) -> pd.DataFrame:
 
 
 def read_submission(csv: str | Path) -> pd.DataFrame:
-    """Read a file of the submission's form to (images × `LABELS`) float64 probabilities.
+    """Read a submission to (images × `LABELS`) float64 probabilities.
 
     Rows keep the order in which the images first occur. Raises `LabelError` naming the file and
-    the row for a wrong header, an unknown label, a duplicate or missing row, and a value that is
+    the line for a wrong header, an unknown label, a duplicate or missing row, and a value that is
     not a number in [0, 1].
     """
-    return _read_long(csv, duplicates=False)
+    return widen_table(csv, read_table(csv))
 
 
 def to_submission(wide: pd.DataFrame) -> pd.DataFrame:
-    """(images × `LABELS`) indexed by SOPInstanceUID → the long form `ID, Label`."""
+    """Turn (images × `LABELS`), indexed by SOPInstanceUID, into the long form `ID, Label`."""
     values = wide[list(LABELS)].to_numpy()
     suffixes = np.array([f"_{label}" for label in LABELS], dtype=object)
     ids = np.asarray(wide.index, dtype=object)[:, None] + suffixes[None, :]
     return pd.DataFrame({"ID": ids.ravel(), "Label": values.ravel()})
 
 
-def _read_long(csv: str | Path, duplicates: bool) -> pd.DataFrame:
-    """The long form as a wide float64 table; see `read_labels` for what is refused."""
-    ids, texts = read_columns(csv)
-    if len(ids) == 0:
-        raise LabelError(f"{csv}: there is no row in it")
-    codes, images = _split_ids(csv, ids)
-    labels = parse_numbers(texts)
-    _refuse(csv, ids, ~((labels >= 0) & (labels <= 1)), "has a Label that is no number in [0, 1]")
-    encoded = images.dictionary_encode()  # the images, in the order in which they first occur
-    cells = encoded.indices.to_numpy().astype(np.int64) * len(LABELS) + codes
-    counts = np.bincount(cells, minlength=len(encoded.dictionary) * len(LABELS))
-    wide = np.full((len(encoded.dictionary), len(LABELS)), np.nan)
-    wide.flat[cells] = labels
-    if counts.max(initial=0) > 1:
-        repeated = pd.Series(cells).duplicated().to_numpy()
-        wide.flat[cells[~repeated]] = labels[~repeated]
-        _refuse(csv, ids, wide.flat[cells] != labels, "occurs twice with different Labels")
-        if not duplicates:
-            _refuse(csv, ids, repeated, "occurs twice")
-    index = pd.Index(encoded.dictionary.cast(pa.string()).to_pandas(), name="SOPInstanceUID")
-    if (counts == 0).any():
-        image, label = divmod(int(np.argmin(counts)), len(LABELS))
-        raise LabelError(f"{csv}: row {index[image]}_{LABELS[label]} is missing")
-    return pd.DataFrame(wide, index=index, columns=list(LABELS))
+def read_table(csv: str | Path) -> pd.DataFrame:
+    """Read the texts of the columns ID and Label; the index is the line in the file.
 
-
-def _split_ids(csv: str | Path, ids: pa.Array) -> tuple[np.ndarray, pa.Array]:
-    """Each row's label, as its place in `LABELS`, and image."""
-    codes, images = np.full(len(ids), -1), []
-    places, count = np.empty(len(ids), np.int64), 0  # of each row's image among `images`
-    for code, label in enumerate(LABELS):
-        rows = np.flatnonzero(pc.ends_with(ids, f"_{label}"))
-        codes[rows], places[rows] = code, np.arange(count, count + len(rows))
-        texts = ids.take(pa.array(rows)).cast(pa.binary())
-        images.append(pc.binary_slice(texts, 0, -len(label) - 1))
-        count += len(rows)
-    _refuse(csv, ids, codes < 0, "does not end in one of the six labels")
-    images = pa.concat_arrays(images).take(pa.array(places))
-    _refuse(csv, ids, np.asarray(pc.binary_length(images)) == 0, "names no image")
-    return codes, images
-
-
-def parse_numbers(texts: pa.Array) -> np.ndarray:
-    """Texts → float64, NaN where one is no number."""
-    try:
-        return texts.cast(pa.float64()).to_numpy()
-    except pa.ArrowInvalid:
-        return pd.to_numeric(texts.to_pandas(), errors="coerce").to_numpy(np.float64)
-
-
-def read_columns(csv: str | Path) -> tuple[pa.Array, pa.Array]:
-    """The texts of the columns ID and Label. Raises `LabelError` where there are no such two."""
-    options = arrow_csv.ConvertOptions(
-        column_types={"ID": pa.string(), "Label": pa.string()}, strings_can_be_null=False
-    )
+    Raises `LabelError` where the file cannot be read or has other columns.
+    """
     try:
         with _open_csv(csv) as source:
-            table = arrow_csv.read_csv(source, convert_options=options)
-    except (pa.ArrowInvalid, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+            table = pd.read_csv(
+                source,
+                dtype=object,
+                keep_default_na=False,
+                skip_blank_lines=False,  # so that rows can be counted
+            )
+    except _UNREADABLE as error:
         if isinstance(error, FileNotFoundError | PermissionError) and error.errno is not None:
             raise
-        reason = "there is no row in it" if "Empty CSV" in str(error) else error
-        raise LabelError(f"{csv}: not a CSV file that can be read: {reason}") from error
-    if table.column_names != ["ID", "Label"]:
-        raise LabelError(f"{csv}: the header must be ID,Label, not {','.join(table.column_names)}")
-    return tuple(table[name].combine_chunks() for name in ("ID", "Label"))
+        raise LabelError(f"{csv}: not a CSV file that can be read: {error}") from error
+    if list(table) != ["ID", "Label"]:
+        raise LabelError(f"{csv}: the header must be ID,Label, not {','.join(table)}")
+    if not isinstance(table.index, pd.RangeIndex):
+        raise LabelError(f"{csv}: its rows have more than the two columns ID,Label")
+    table.index += 2
+    blank = (table["ID"] == "") & (table["Label"] == "")
+    return table[~blank] if blank.any() else table
 
 
-def _open_csv(csv: str | Path):
-    """The file, unpacked where it is gzipped, zipped alone, or a member of a zip."""
+def widen_table(csv: str | Path, table: pd.DataFrame, duplicates: bool = False) -> pd.DataFrame:
+    """Turn what `read_table` returns into (images × `LABELS`) float64, images as they first occur.
+
+    Raises `LabelError`, see `read_labels`; with `duplicates` identical rows may repeat.
+    """
+    if table.empty:
+        raise LabelError(f"{csv}: there is no row in it")
+    cells, images = _number_cells(csv, table["ID"])
+    values = pd.to_numeric(table["Label"], errors="coerce").to_numpy(np.float64)
+    _refuse(csv, table, ~((values >= 0) & (values <= 1)), "has a Label that is no number in [0, 1]")
+    repeated = pd.Series(cells).duplicated().to_numpy()
+    wide = np.full(len(images) * len(LABELS), np.nan)
+    wide[cells[~repeated]] = values[~repeated]
+    _refuse(csv, table, wide[cells] != values, "occurs twice with different Labels")
+    if not duplicates:
+        _refuse(csv, table, repeated, "occurs twice")
+    if np.isnan(wide).any():
+        row, column = divmod(int(np.isnan(wide).argmax()), len(LABELS))
+        raise LabelError(f"{csv}: row {images[row]}_{LABELS[column]} is missing")
+    index = pd.Index(images, name="SOPInstanceUID")
+    return pd.DataFrame(wide.reshape(-1, len(LABELS)), index, list(LABELS))
+
+
+def _number_cells(csv: str | Path, ids: pd.Series) -> tuple[np.ndarray, list[str]]:
+    """Give the cell of each id in (images × `LABELS`), row by row, and the images."""
+    columns = {label: column for column, label in enumerate(LABELS)}
+    images: dict[str, int] = {}
+    cells = []
+    for line, name in ids.items():
+        image, _, label = name.rpartition("_")
+        if label not in columns:
+            raise LabelError(f"{csv}: line {line} ({name!r}) does not end in one of the six labels")
+        if not image:
+            raise LabelError(f"{csv}: line {line} ({name!r}) names no image")
+        cells.append(images.setdefault(image, len(images)) * len(LABELS) + columns[label])
+    return np.array(cells), list(images)
+
+
+def _refuse(csv: str | Path, table: pd.DataFrame, wrong: np.ndarray, reason: str) -> None:
+    """Raise `LabelError` naming the first line of `table` that is `wrong` (N,)."""
+    if wrong.any():
+        row = int(np.argmax(wrong))
+        raise LabelError(f"{csv}: line {table.index[row]} ({table['ID'].iloc[row]!r}) {reason}")
+
+
+def _open_csv(csv: str | Path) -> BinaryIO:
+    """Open the file, unpacked where it is gzipped, zipped alone, or a member of a zip."""
     if split_archive(csv)[0] is not None:
         return open_file(csv)
     if str(csv).lower().endswith(".zip"):
@@ -170,35 +186,15 @@ def _open_csv(csv: str | Path):
         if len(members) != 1:
             raise LabelError(f"{csv}: holds {len(members)} files, not one")
         return open_file(members[0])
-    try:
-        source = pa.input_stream(str(csv), compression="detect")
-    except FileNotFoundError as error:  # Arrow's own sentence has no number and no name
-        raise FileNotFoundError(2, "No such file or directory", str(csv)) from error
-    return _inflate(source, csv) if isinstance(source, pa.CompressedInputStream) else source
+    if not str(csv).lower().endswith(".gz"):
+        return open_file(str(csv))
+    with gzip.open(open_file(str(csv))) as file:
+        content = file.read(MAX_MEMBER_BYTES + 1)
+    if len(content) > MAX_MEMBER_BYTES:
+        raise LabelError(f"{csv}: inflates to more than {MAX_MEMBER_BYTES / 1e6:.0f} MB")
+    return io.BytesIO(content)
 
 
 def _is_hidden(member: str) -> bool:
-    """Whether it is one of the files that a Mac or an editor adds to an archive."""
+    """Whether a member is one of the files that a Mac or an editor adds to an archive."""
     return member.startswith("__MACOSX/") or member.rsplit("/", 1)[-1].startswith(".")
-
-
-def _inflate(source: pa.NativeFile, csv: str | Path) -> pa.BufferReader:
-    """A compressed file's content, up to the size that no competition's file reaches."""
-    with source:
-        content = source.read(MAX_MEMBER_BYTES + 1)
-    if len(content) > MAX_MEMBER_BYTES:
-        raise LabelError(f"{csv}: inflates to more than {MAX_MEMBER_BYTES / 1e6:.0f} MB")
-    return pa.BufferReader(content)
-
-
-def _refuse(csv: str | Path, ids: pa.Array, wrong: np.ndarray, reason: str) -> None:
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise LabelError(f"{csv}: line {find_line(csv, row)} ({ids[row].as_py()!r}) {reason}")
-
-
-def find_line(csv: str | Path, row: int) -> int:
-    """The line, from 1, on which the row `row`, from 0, of a CSV file is; blank lines are none."""
-    with _open_csv(csv) as source:
-        lines = source.read().splitlines()
-    return [number for number, line in enumerate(lines, start=1) if line][row + 1]

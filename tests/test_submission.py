@@ -55,7 +55,7 @@ def test_the_ids_and_order_are_the_samples(tmp_path):
     [
         (["ID_a"], r"lacks ID_b \(1 images missing, 0 too many\)"),
         (["ID_a", "ID_b", "ID_c"], "has ID_c, not in the sample"),
-        (["ID_b", "ID_a"], "image 1 is ID_b, in the sample ID_a: the order differs"),
+        (["ID_b", "ID_a"], "line 2 is ID_b_epidural, in the sample ID_a_epidural: the order"),
     ],
 )
 def test_a_file_that_is_not_the_samples_leaves_the_earlier_one(tmp_path, images, reason):
