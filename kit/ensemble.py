@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
+from kit import InputError
 from kit.competition import LABELS, label_log_losses, weighted_log_loss
 
-# Columns of `oof.parquet` and `test.parquet` are {model}_{label}; how a reader is told of them.
+# Columns of `oof.parquet` and `test.parquet` are {model}_{label}; these are the names on pages.
 MODELS = {
     "classifier": "classifier",
     "rolling_mean": "rolling mean",
@@ -17,40 +19,39 @@ MODELS = {
     "bag": "bag",
 }
 
-CLIP = 1e-5  # the published bounds of a probability: [1e-5, 1 − 1e-5]
+CLIP = 1e-5  # the reference implementation clips probabilities to [1e-5, 1 − 1e-5]
 
-# Weights of the previous, this and the next slice (published: (0.6, 1.8, 0.6) / 3).
+# Weights of the previous, this and the next slice; reference implementation: (0.6, 1.8, 0.6) / 3.
 ROLLING_WEIGHTS = (0.2, 0.6, 0.2)
 
 
 def name_columns(model: str) -> list[str]:
-    """The columns of a model's probabilities, in the order of the labels."""
+    """Name the columns of a model's probabilities, in the order of the labels."""
     return [f"{model}_{label}" for label in LABELS]
 
 
 def bag(predictions: Iterable[pd.DataFrame]) -> pd.DataFrame:
-    """The mean of wide predictions (images × labels) of the same images, clipped.
+    """Average wide predictions (images × labels) of the same images, and clip the mean.
 
-    Takes any iterable and holds one sum in memory. Rows are those of the first member, whatever
-    the order of the others; raises `ValueError` where a member has other images or labels, or a
-    value that is not finite.
+    Takes any iterable and keeps only one sum in memory. Rows keep the order of the first member.
+    Raises `InputError` where a member has other images or labels, or a value that is not finite.
     """
-    total, count, first = None, 0, None
-    for member in predictions:
-        if first is None:
-            first, total = member, np.zeros(member.shape, dtype=np.float64)
+    members = iter(predictions)
+    first = next(members, None)
+    if first is None:
+        raise InputError("a bag needs at least one member")
+    total, count = np.zeros(first.shape), 0
+    for member in itertools.chain([first], members):
         if not member.index.equals(first.index) or not member.columns.equals(first.columns):
             if set(member.columns) != set(first.columns) or len(member) != len(first):
-                raise ValueError(f"member {count + 1} of the bag has other images or labels")
+                raise InputError(f"member {count + 1} of the bag has other images or labels")
             member = member.reindex(index=first.index, columns=first.columns)
         values = member.to_numpy(np.float64)
         if not np.isfinite(values).all():
             image = first.index[~np.isfinite(values).all(axis=1)][0]
-            raise ValueError(f"member {count + 1} of the bag has no finite value for {image}")
+            raise InputError(f"member {count + 1} of the bag has no finite value for {image}")
         total += values
         count += 1
-    if count == 0:
-        raise ValueError("a bag needs at least one member")
     mean = np.clip(total / count, CLIP, 1 - CLIP)
     return pd.DataFrame(mean, index=first.index, columns=first.columns)
 
@@ -60,7 +61,7 @@ def rolling_mean(
 ) -> np.ndarray:
     """Smooth (N, 6) along each series; rows in the order of the slice table, `series` (N,).
 
-    Where a neighbour is missing, at the ends of a series, the remaining weights are scaled up.
+    At the ends of a series, where a neighbor is missing, the remaining weights are scaled up.
     """
     probabilities = np.asarray(probabilities, dtype=np.float64)
     codes = pd.factorize(np.asarray(series))[0]
@@ -76,7 +77,7 @@ def rolling_mean(
 
 
 def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
-    """Log loss per label and `weighted`, the competition's metric; (N, 6) each."""
+    """Compute the log loss per label and `weighted`, the competition's metric; (N, 6) each."""
     probabilities = np.clip(probabilities, CLIP, 1 - CLIP)
     losses = dict(zip(LABELS, map(float, label_log_losses(labels, probabilities)), strict=True))
     return {**losses, "weighted": weighted_log_loss(labels, probabilities)}
@@ -85,9 +86,9 @@ def score(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, float]:
 def score_folds(
     table: pd.DataFrame, models: dict[str, np.ndarray]
 ) -> dict[str, dict[str, dict[str, float]]]:
-    """Scores of each model's out-of-fold probabilities: {model: {"all" or fold: `score`}}.
+    """Score each model's out-of-fold probabilities: {model: {"all" or fold: what `score` returns}}.
 
-    `table` has the labels and `fold`, `models` the probabilities (len(table), 6).
+    `table` has the labels and `fold`; `models` the probabilities, (len(table), 6) each.
     """
     labels, folds = table[list(LABELS)].to_numpy(), table["fold"].to_numpy()
     parts = {"all": np.ones(len(table), bool), **{str(k): folds == k for k in np.unique(folds)}}

@@ -2,7 +2,7 @@
 
     index → fit_classifier → embed → fit_lstm (for each fold) → score → report
 
-`run_recipe` calls them all; `predict_folder` applies a trained run to other scans,
+`run_recipe` calls them all; `kit.predict` applies a trained run to other scans,
 `predict_competition` to the competition's test part.
 """
 

@@ -68,7 +68,7 @@ def hostile_run(small_run, tmp_path_factory):
 @pytest.fixture(scope="module")
 def scans_page(small_data, small_run, tmp_path_factory):
     """The page of a folder of scans, some of whose files have hostile names."""
-    from kit.runs.prediction import predict_folder
+    from kit.cli.commands import main
 
     work = tmp_path_factory.mktemp("scans")
     folder = shutil.copytree(small_data / "stage_2_test", work / HOSTILE_FILE)
@@ -77,7 +77,8 @@ def scans_page(small_data, small_run, tmp_path_factory):
     (folder / f"{HOSTILE_FILE}.txt").write_text("no slice")
     first.rename(folder / f"{HOSTILE_FILE}.dcm")
     out = work / "scans.csv"
-    predict_folder(folder, small_run, out, threshold=0.3, page=True, workers=1)
+    command = ["predict", folder, "--run", small_run.path, "--out", out, "--report"]
+    assert main([*map(str, command), "--threshold", "0.3", "--workers", "1", "--quiet"]) == 0
     return out.with_suffix(".html")
 
 

@@ -2,17 +2,16 @@
 
 import json
 import shutil
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL, shared
+from conftest import SMALL
 from sklearn.metrics import log_loss
 
-from kit import images, pipeline
+from kit import pipeline
 from kit.cli.tables import format_scores
 from kit.competition import LABELS, read_labels
 from kit.embeddings import EmbeddingStore, make_series
@@ -20,12 +19,11 @@ from kit.ensemble import MODELS, name_columns
 from kit.lstm import load_lstm, predict_logits
 from kit.pipeline import run_recipe
 from kit.recipes import find_recipe
-from kit.runs.directory import Run, RunError, lock_folder, lock_run, read_slices
-from kit.runs.prediction import predict_folder
+from kit.runs.directory import Run, RunError, lock_run, read_slices
 from kit.runs.scoring import blend_runs, combine
 from kit.runs.status import list_stages
 from kit.submission import read_sample, validate_submission
-from kit.training.checkpoints import TrainingError, load_weights, save_tensors
+from kit.training.checkpoints import TrainingError
 
 
 def copy(run: Run, directory) -> Run:
@@ -162,31 +160,6 @@ def test_the_published_recipe_for_all_data_trains_one_model_without_scores(small
     validate_submission(run.submission, small_data / "stage_2_sample_submission.csv")
 
 
-def test_own_scans_are_predicted_in_order_and_the_unusable_listed(small_run, tmp_path):
-    folder = shared("data/dcm_qa_ct")
-    table, skipped = predict_folder(folder, small_run, tmp_path / "out" / "p.csv", workers=1)
-    written = pd.read_csv(tmp_path / "out" / "p.csv")
-    assert len(written) == len(table) == 56
-    ge = table[table["path"].str.contains("/GE/")]
-    numbers = ge["path"].str.extract(r"(\d+)\.dcm$")[0].astype(int)
-    assert numbers.tolist() == list(range(1, 29))
-    assert sorted(skipped["path"].str.extract(r"S21570/(.*)$")[0]) == [
-        "S1000/I10",
-        "S4010/I10",
-        "S4010/I40",
-    ]
-    listed = pd.read_csv(tmp_path / "out" / "p.skipped.csv")
-    assert listed["reason"].notna().all()
-    assert len(listed) == 3
-    values = written[list(LABELS)].to_numpy()
-    assert ((values > 0) & (values < 1)).all()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "p.csv",
-        "p.json",
-        "p.skipped.csv",
-    ]
-
-
 def test_every_stage_says_what_it_cost(small_run):
     timings = json.loads(small_run.timings.read_text())
     assert {"index", "fold0 classifier", "fold1 embeddings", "fold1 LSTM", "report"} <= set(timings)
@@ -194,20 +167,6 @@ def test_every_stage_says_what_it_cost(small_run):
         assert cost["seconds"] > 0
         assert 0 < cost["processor_seconds"] < 8 * cost["seconds"] + 1
         assert cost["gpu_seconds"] in (0, cost["seconds"])
-
-
-def test_own_scans_get_the_bag_of_all_members(small_run, small_data, tmp_path):
-    """The competition's test part, predicted as own scans, equals the run's own test table."""
-    table, _ = predict_folder(small_data / "stage_2_test", small_run, tmp_path / "p.csv")
-    expected = pd.read_parquet(small_run.test).set_index("SOPInstanceUID")
-    found = table.set_index("SOPInstanceUID").loc[expected.index, list(LABELS)]
-    np.testing.assert_allclose(found, expected[name_columns("bag")], atol=2e-3)
-
-
-def test_a_folder_without_a_usable_slice_says_why(small_run, tmp_path):
-    (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match=r"no usable CT slice among 1 files.*not a DICOM file"):
-        predict_folder(tmp_path, small_run, tmp_path / "p.csv")
 
 
 def test_a_vanished_file_stops_the_run_and_an_empty_one_gives_it_up(small_data, tmp_path):
@@ -297,54 +256,6 @@ def test_runs_are_blended_to_the_mean_of_their_submissions(small_run, tmp_path):
     assert blend_runs([small_run, other], tmp_path / "blend.csv")["scores"] == {}
 
 
-def test_a_prediction_that_was_broken_off_goes_on(small_run, small_data, tmp_path, monkeypatch):
-    folder, out = tmp_path / "scans", tmp_path / "out.csv"
-    shutil.copytree(small_data / "stage_2_test", folder)
-    expected, _ = predict_folder(folder, small_run, tmp_path / "whole.csv", workers=0)
-    original, embedded = images.load_batches, []
-
-    def load_batches(dataset, batches, workers, stop_at=None):
-        for number, batch in enumerate(original(dataset, batches, workers)):
-            if number == stop_at:
-                raise KeyboardInterrupt
-            embedded.append(len(batch["rows"]))
-            yield batch
-
-    monkeypatch.setattr("kit.embeddings._FLUSH_SECONDS", -1)
-    for change in (None, folder / f"{expected['SOPInstanceUID'].iloc[0]}.dcm"):
-        monkeypatch.setattr(images, "load_batches", partial(load_batches, stop_at=2))
-        with pytest.raises(KeyboardInterrupt):
-            predict_folder(folder, small_run, out, workers=0)
-        assert not out.exists()
-        if change is not None:
-            change.touch()  # another file, perhaps: all is embedded anew
-        done = sum(embedded) if change is None else 0
-        embedded.clear()
-        monkeypatch.setattr(images, "load_batches", load_batches)
-        table, _ = predict_folder(folder, small_run, out, workers=0)
-        assert sum(embedded) == 2 * len(table) - done  # by the classifiers of two folds
-        assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
-        assert not (tmp_path / ".out.kit-work").exists()
-        out.unlink()
-        embedded.clear()
-
-
-def test_what_is_not_of_kit_is_not_removed_and_a_second_process_is_refused(
-    small_run, small_data, tmp_path
-):
-    work = tmp_path / ".out.kit-work"
-    work.mkdir()
-    (work / "thesis.txt").write_text("mine")
-    with pytest.raises(RunError, match="not a folder of kit predict"):
-        predict_folder(small_data / "stage_2_test", small_run, tmp_path / "out.csv", workers=0)
-    assert (work / "thesis.txt").read_text() == "mine"
-    (work / "thesis.txt").unlink()
-    (work / "source.json.part").touch()  # as a kill leaves it: that is of kit
-    refused = pytest.raises(RunError, match="another process is at work")
-    with lock_folder(work), refused:
-        predict_folder(small_data / "stage_2_test", small_run, tmp_path / "out.csv", workers=0)
-
-
 def test_a_run_with_models_keeps_its_configuration(small_run, small_data, tmp_path):
     run = copy(small_run, tmp_path / "run")
     run.slices.unlink()
@@ -352,21 +263,6 @@ def test_a_run_with_models_keeps_its_configuration(small_run, small_data, tmp_pa
     with pytest.raises(RunError, match=r"was begun with recipe\.seed = 0, not 5"):
         pipeline.index(small_data, find_recipe("demo", {**SMALL, "seed": 5}), run)
     assert run.config.read_bytes() == before
-
-
-def test_pseudonyms_stand_for_patient_ids_everywhere(small_run, small_data, tmp_path):
-    folder = small_data / "stage_2_test"
-    plain, _ = predict_folder(folder, small_run, tmp_path / "plain.csv", workers=0)
-    table, _ = predict_folder(
-        folder, small_run, tmp_path / "out.csv", page=True, pseudonymize=True, workers=0
-    )
-    assert set(table["PatientID"]) == {
-        f"patient{n + 1}" for n in range(table["PatientID"].nunique())
-    }
-    np.testing.assert_array_equal(table[list(LABELS)], plain[list(LABELS)])
-    for name in ("out.csv", "out.json", "out.html"):
-        text = (tmp_path / name).read_text(encoding="utf-8")
-        assert not [patient for patient in set(plain["PatientID"]) if patient in text]
 
 
 def test_a_run_without_a_test_part_has_scores_and_no_submission(small_data, tmp_path):
@@ -388,11 +284,6 @@ def test_another_fold_table_is_refused(small_data, tmp_path):
     table.to_csv(tmp_path / "folds.csv", index=False)
     with pytest.raises(RunError, match="begun with fold_table_sha256 = None"):
         pipeline.index(small_data, recipe, run, fold_table=tmp_path / "folds.csv")
-
-
-def test_the_table_must_be_a_csv_file(small_run, small_data, tmp_path):
-    with pytest.raises(ValueError, match=r"p\.json: the table's name must end in \.csv"):
-        predict_folder(small_data / "stage_2_test", small_run, tmp_path / "p.json")
 
 
 def test_stages_return_tables(small_run, small_data):
@@ -444,20 +335,6 @@ def test_the_test_part_alone_can_be_indexed(small_data, tmp_path):
     assert (slices["fold"] == -1).all()
 
 
-def test_weights_that_are_not_finite_predict_nothing(small_run, small_data, tmp_path):
-    run = copy(small_run, tmp_path / "run")
-    for path, name in (
-        (run.lstm(0, 1) / "epoch2.safetensors", "linear.bias"),
-        (run.classifier(0) / "epoch1.safetensors", "head.bias"),
-    ):
-        tensors, metadata = load_weights(path)
-        tensors[name][0] = float("nan")
-        save_tensors(path, tensors, metadata)
-        with pytest.raises(TrainingError, match=rf"{path.name}: the weights {name} are not finite"):
-            predict_folder(small_data / "stage_2_test", run, tmp_path / "p.csv", workers=0)
-    assert not (tmp_path / "p.csv").exists()
-
-
 def test_a_series_whose_logits_are_not_finite_is_named(small_run):
     model = load_lstm(small_run.lstm(0, 1) / "epoch2.safetensors")
     series = make_series(EmbeddingStore(small_run.store(0, 1)), read_slices(small_run))
@@ -465,13 +342,3 @@ def test_a_series_whose_logits_are_not_finite_is_named(small_run):
     series.embeddings[series.rows[series.positions[3][2]]] = np.inf
     with pytest.raises(TrainingError, match=f"series {series.names[3]}: its logits are not finite"):
         predict_logits(model, series, torch.device("cpu"))
-
-
-def test_the_wrong_intercept_is_reported_for_own_scans(small_run, small_data, tmp_path):
-    slices = read_slices(small_run)
-    wrong = slices.loc[slices["repaired"], "path"].iloc[0]
-    (tmp_path / "scans").mkdir()
-    shutil.copy(wrong, tmp_path / "scans")
-    table, _ = predict_folder(tmp_path / "scans", small_run, tmp_path / "p.csv", workers=0)
-    assert table["repaired"].tolist() == [True]
-    assert pd.read_csv(tmp_path / "p.csv")["repaired"].tolist() == [True]

@@ -299,21 +299,28 @@ def _predict(options):
     from kit.runs import prediction
 
     _set_quiet(options)
-    table, skipped = prediction.predict_folder(
+    if not 0 <= options.threshold <= 1:
+        raise kit.InputError(f"the threshold {options.threshold:g} is not a probability")
+    model, page = prediction.load_model(options.run.path), options.out.with_suffix(".html")
+    with prediction.predict_scans(
         options.folder,
-        options.run,
+        model,
         options.out,
-        by=options.by,
-        threshold=options.threshold,
-        page=options.report,
         pseudonymize=options.pseudonymize,
         workers=options.workers,
-    )
+    ) as found:
+        table, skipped = found.table, found.skipped
+        prediction.write_predictions(found, options.out, options.by, options.threshold)
+        if options.report:  # last: whatever happens to it, the predictions are written
+            from kit.report.scans_page import write_scan_report
+
+            weights = list(model.members)[-1]
+            write_scan_report(table, page, weights, skipped, options.threshold)
     series, repaired = table["series"].nunique(), int(table["repaired"].sum())
     files = {"table": options.out, "manifest": options.out.with_suffix(".json"),
              "skipped_list": options.out.with_name(f"{options.out.stem}.skipped.csv")}  # fmt: skip
     if options.report:
-        files["page"] = options.out.with_suffix(".html")
+        files["page"] = page
     mended = f"{format_count(repaired, 'wrong intercept')} put right, " if repaired else ""
     return (
         f"{options.out}: {format_count(len(table), 'slice')} in {series} series, {mended}"
@@ -475,6 +482,7 @@ def _set_quiet(options):
     from kit import progress
 
     progress.quiet = options.quiet
+    progress.show_messages()
 
 
 COMMANDS = {

@@ -23,7 +23,7 @@ def write_scan_report(
 ) -> Path:
     """Write the page of a folder's predictions and return its path.
 
-    `table` and `skipped` are what `prediction.predict_folder` returns. `weights` are those of the
+    `table` and `skipped` are those of `prediction.Predictions`. `weights` are those of the
     classifier whose Grad-CAM is drawn; its configuration also gives the images' size and crop.
     """
     classifier = load_classifier(weights).to(choose_device())

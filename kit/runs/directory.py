@@ -1,24 +1,23 @@
-"""The run directory: the name of every file in it, its configuration, its lock."""
+"""The run directory: the names of its files, its configuration, its tables, its lock."""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import hashlib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from filelock import FileLock, Timeout
+from pyarrow import ArrowException
 
 import kit
 from kit import KitError, progress, recipes
-from kit.files import read_json, replace_file, write_json
+from kit.files import hash_file, read_json, replace_file, write_json
 from kit.recipes import Recipe
 from kit.training.distributed import choose_device, rank, world_size
 
@@ -26,12 +25,12 @@ ALL_DATA = "all"  # the fold of a model that was trained on everything
 
 
 class RunError(KitError, ValueError):
-    """A run directory that cannot be gone on with; the text says why and what to do."""
+    """A run directory cannot be used or continued; the text says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """One trained set of folds, as a directory. A file is named here and nowhere else."""
+    """One trained set of folds, as a directory. Its files are named here and nowhere else."""
 
     path: Path
 
@@ -79,42 +78,41 @@ class Run:
         return self.path / "report.html"
 
     def explanation(self, series: str) -> Path:
-        """The page that explains the series of a SeriesInstanceUID."""
+        """The page that explains one series, by its SeriesInstanceUID."""
         return self.path / f"explain_{re.sub('[^A-Za-z0-9._-]', '_', series)[:100]}.html"
 
     def classifier(self, fold: int | str) -> Path:
-        """Where a fold's classifier is trained: `epoch{n}.safetensors`, `history.json`."""
+        """The folder of a fold's classifier: `epoch{n}.safetensors`, `history.json`."""
         return self.path / f"fold{fold}" / "classifier"
 
     def store(self, fold: int | str, epoch: int) -> Path:
-        """The embeddings made by classifier epoch `epoch`."""
+        """The folder of the embeddings that classifier epoch `epoch` computed."""
         return self.path / f"fold{fold}" / "embeddings" / f"epoch{epoch}"
 
     def lstm(self, fold: int | str, epoch: int) -> Path:
-        """Where the LSTM on the embeddings of classifier epoch `epoch` is trained."""
+        """The folder of the LSTM trained on the embeddings of classifier epoch `epoch`."""
         return self.path / f"fold{fold}" / "lstm" / f"epoch{epoch}"
 
     def predictions(self, fold: int | str, epoch: int, lstm_epoch: int) -> Path:
-        """A member of the bag: probabilities of the held-out and test slices."""
+        """One member of the bag: its probabilities of the held-out and test slices."""
         return self.lstm(fold, epoch) / f"predictions{lstm_epoch}.parquet"
 
 
 def begin_run(run: Run, recipe: Recipe, data: Path, fold_table: Path | None = None) -> None:
-    """Write `config.json`; where more than it is there, check that the run is the same.
+    """Write `config.json`; where the run has begun, check that data and recipe are the same.
 
     Raises `RunError` naming the first field that differs.
     """
     wanted = {"data": str(data), "recipe": recipes.to_dict(recipe)}
     if fold_table is not None:
-        wanted["fold_table_sha256"] = hashlib.sha256(fold_table.read_bytes()).hexdigest()
+        wanted["fold_table_sha256"] = hash_file(fold_table)
     if run.config.exists() and (run.slices.exists() or any(run.path.glob("fold*"))):
-        found = read_config(run)
-        before, now = _flatten(found), _flatten(json.loads(json.dumps(wanted)))
+        before, now = _flatten(read_config(run)), _flatten(json.loads(json.dumps(wanted)))
         for name in sorted((before.keys() | now.keys()) - {"kit"}):
             if before.get(name) != now.get(name):
                 raise RunError(
                     f"{run} was begun with {name} = {before.get(name)}, not {now.get(name)}: "
-                    "name another run directory, or go on with the same"
+                    "name another run directory, or continue with the same values"
                 )
     elif rank() == 0:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -122,52 +120,51 @@ def begin_run(run: Run, recipe: Recipe, data: Path, fold_table: Path | None = No
 
 
 def read_config(run: Run) -> dict:
-    """`config.json`: `recipe`, and where it is a run's own `kit` (the version) and `data`."""
+    """Read `config.json`: `recipe`, and unless the run was exported `kit` (version) and `data`."""
     if not run.config.exists():
         raise RunError(f"{run}: there is no run here (begin one by kit run or kit index)")
-    try:
-        config = read_json(run.config)
-    except ValueError as error:
-        raise RunError(f"{run.config}: not a run's configuration ({error})") from error
-    if not isinstance(config, dict) or "recipe" not in config:
+    config = read_document(run.config)
+    if "recipe" not in config:
         raise RunError(f"{run.config}: not a run's configuration")
     return config
 
 
 def read_recipe(run: Run) -> Recipe:
-    """The recipe a run was begun with. Raises `RunError` where there is none."""
+    """Read the recipe a run was begun with. Raises `RunError` where there is none."""
+    config = read_config(run)
     try:
-        return recipes.from_dict(read_config(run)["recipe"])
+        return recipes.from_dict(config["recipe"])
     except (KeyError, TypeError, ValueError) as error:
-        if isinstance(error, RunError):
-            raise
         raise RunError(f"{run.config}: not a run's configuration ({error})") from error
 
 
 def read_slices(run: Run) -> pd.DataFrame:
-    """The slice table of a run."""
+    """Read the slice table of a run."""
     require_file(run.slices, f"kit index DATA --run {run}")
-    return pd.read_parquet(run.slices)
+    return read_frame(run.slices)
 
 
 def list_folds(recipe: Recipe) -> list[int | str]:
-    """The folds a recipe trains; [`ALL_DATA`] for one model on everything."""
+    """List the folds a recipe trains; [`ALL_DATA`] for one model on everything."""
     return list(recipe.train_folds) or [ALL_DATA]
 
 
 def list_classifier_epochs(recipe: Recipe) -> range:
-    """The last classifier epochs, which are embedded."""
+    """List the last classifier epochs, whose embeddings are used."""
     last = recipe.classifier.epochs
     return range(last - recipe.bag_classifier_epochs + 1, last + 1)
 
 
 def list_lstm_epochs(recipe: Recipe) -> range:
-    """The last LSTM epochs, which are averaged."""
+    """List the last LSTM epochs, which are averaged."""
     return range(recipe.lstm.epochs - recipe.bag_lstm_epochs + 1, recipe.lstm.epochs + 1)
 
 
 def list_members(run: Run, recipe: Recipe) -> dict[Path, list[Path]]:
-    """The weights of each kept classifier epoch → those of the LSTMs on its embeddings."""
+    """Map the weights of each kept classifier epoch to those of the LSTMs on its embeddings.
+
+    Raises `RunError` where one is missing.
+    """
     members = {}
     for fold in list_folds(recipe):
         for epoch in list_classifier_epochs(recipe):
@@ -184,13 +181,34 @@ def list_members(run: Run, recipe: Recipe) -> dict[Path, list[Path]]:
 
 
 def require_file(path: Path, command: str) -> None:
-    """Raise `RunError`, saying which command writes it, where `path` is missing."""
+    """Raise `RunError`, saying which command writes `path`, where it is missing."""
     if not path.exists():
         raise RunError(f"{path} is missing: run `{command}` first")
 
 
+def read_document(path: Path) -> dict:
+    """Read a JSON file of a run. Raises `RunError` where kit did not write it."""
+    try:
+        document = read_json(path)
+    except ValueError as error:
+        raise RunError(f"{path}: not a run's configuration ({error})") from error
+    if not isinstance(document, dict):
+        raise RunError(f"{path}: not a run's configuration")
+    return document
+
+
+def read_frame(path: Path) -> pd.DataFrame:
+    """Read a table that `write_frame` wrote. Raises `RunError` where it is damaged."""
+    try:
+        if path.suffix == ".parquet":
+            return pd.read_parquet(path)
+        return pd.read_csv(path, dtype={"SOPInstanceUID": str, "series": str})
+    except (ArrowException, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        raise RunError(f"{path}: not a table that can be read ({error})") from error
+
+
 def write_frame(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table, CSV or parquet by its name, beside its place; then move it there."""
+    """Write a table as CSV or parquet, by its name: beside its place, then move it there."""
     with replace_file(path) as part:
         if path.suffix == ".parquet":
             # Numbers and ids gain nothing from a dictionary, and would be read half as fast.
@@ -203,9 +221,10 @@ def write_frame(path: Path, frame: pd.DataFrame) -> None:
 
 @contextlib.contextmanager
 def lock_run(run: Run, new: bool = False) -> Iterator[None]:
-    """Keep other processes off a run directory, which with `new` is made where it is missing.
+    """Keep other processes out of a run directory; with `new` make it where it is missing.
 
-    Raises `RunError` where another is at work there, and without `new` where there is no run.
+    Raises `RunError` where another process is at work there, and without `new` where there is no
+    run.
     """
     if int(os.environ.get("RANK", 0)) != 0:
         yield
@@ -220,42 +239,45 @@ def lock_run(run: Run, new: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path) -> Iterator[None]:
-    """Keep other processes off a folder. Raises `RunError` where one is at work there."""
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise RunError(f"{folder}: another process is at work here; wait for it") from error
+    """Keep other processes out of a folder. Raises `RunError` where one is at work there."""
+    lock = FileLock(folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise RunError(f"{folder}: another process is at work here; wait for it") from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
 def time_stage(run: Run, stage: str, writes: Path) -> Iterator[None]:
-    """Say where a stage writes, and add what it costs to `timings.json`.
+    """Log where a stage writes, and add what it costs to `timings.json`.
 
-    Seconds by the clock, of processors and of GPUs; the processors' are those of the first process
-    and of the readers it has waited for.
+    Costs are wall-clock seconds, processor seconds (of the first process and the workers it has
+    waited for) and GPU seconds.
     """
     if rank() == 0 and not progress.quiet:
-        print(f"{stage} → {writes}", file=sys.stderr)
+        progress.log.info("%s → %s", stage, writes)
     clock, processors = time.monotonic(), _processor_seconds()
     try:
         yield
     except BaseException:
-        with contextlib.suppress(OSError):  # a full disk is told by what failed first
+        with contextlib.suppress(OSError):  # a full disk is reported by what failed first
             _add_cost(run, stage, clock, processors)
         raise
     _add_cost(run, stage, clock, processors)
 
 
 def _processor_seconds() -> float:
-    """Processor time of this process and of those it has waited for."""
+    """Read the processor time of this process and of those it has waited for."""
     used = os.times()
     return used.user + used.system + used.children_user + used.children_system
 
 
 def _add_cost(run: Run, stage: str, clock: float, processors: float) -> None:
-    """Add what was spent since the two readings `clock` and `processors`."""
+    """Add what was spent since the readings `clock` and `processors`."""
     if rank() == 0:
         seconds = time.monotonic() - clock
         cost = {
@@ -263,14 +285,14 @@ def _add_cost(run: Run, stage: str, clock: float, processors: float) -> None:
             "processor_seconds": _processor_seconds() - processors,
             "gpu_seconds": seconds * (choose_device().type == "cuda") * world_size(),
         }
-        timings = read_json(run.timings) if run.timings.exists() else {}
+        timings = read_document(run.timings) if run.timings.exists() else {}
         before = timings.get(stage, dict.fromkeys(cost, 0))
         timings[stage] = {name: round(before[name] + value, 2) for name, value in cost.items()}
         write_json(run.timings, timings)
 
 
 def _flatten(values: dict, prefix: str = "") -> dict:
-    flat = {}
+    flat: dict = {}
     for name, value in values.items():
         name = f"{prefix}{name}"
         flat.update(_flatten(value, name + ".") if isinstance(value, dict) else {name: value})

@@ -1,12 +1,11 @@
-"""Trained runs as a folder to hand on: the kept weights in float16, recipe, manifest with hashes.
+"""Export trained runs for other machines: float16 weights, recipe, manifest with hashes.
 
-The folder is a run directory for prediction: `config.json` and the weights stand where a run has
-them. `kit-run.json` says what they are and hashes every file.
+The folder is a run directory for prediction: `config.json` and the weights have the places that
+they have in a run. `kit-run.json` describes them and holds every file's hash.
 """
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,9 +32,10 @@ MANIFEST = "kit-run.json"
 def export_runs(runs: list[Run], directory: Path) -> dict:
     """Write the kept weights of `runs` to `directory` and return the manifest.
 
-    Several runs are one when they differ only in the folds they trained. Matrices and
-    convolutions become float16; vectors, which take no space, and what float16 cannot hold stay
-    float32. Raises `RunError` where a run is not complete or the runs do not belong together.
+    Several runs become one where they differ only in the folds they trained. Matrices and
+    convolutions become float16; vectors, which take little space, and tensors whose values float16
+    cannot hold stay float32. Raises `RunError` where a run is not complete or the runs do not
+    belong together.
     """
     recipe = _join_recipes(runs)
     files = {}
@@ -62,14 +62,14 @@ def export_runs(runs: list[Run], directory: Path) -> dict:
 
 
 def check_export(directory: Path) -> dict:
-    """The manifest of exported runs whose files are all there and as they were written.
+    """Check that the files of an export are complete and unchanged; return its manifest.
 
-    Raises `RunError` naming the first file that is not.
+    Raises `RunError` naming the first file that is missing or damaged.
     """
     try:
         manifest = read_json(directory / MANIFEST)
         hashes = manifest["sha256"]
-    except (OSError, json.JSONDecodeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{directory / MANIFEST}: not a manifest of weights ({error})") from error
     for name, digest in progress.track(hashes.items(), "Checking weights", unit="files"):
         path = directory / name
@@ -82,7 +82,7 @@ def check_export(directory: Path) -> dict:
 
 
 def _join_recipes(runs: list[Run]) -> recipes.Recipe:
-    """The recipe of the runs, with the folds of all of them."""
+    """Return the recipe of the runs, with the folds of all of them."""
     found = [read_recipe(run) for run in runs]
     for run, recipe in zip(runs, found, strict=True):
         if replace(recipe, train_folds=()) != replace(found[0], train_folds=()):
@@ -101,7 +101,7 @@ def _halve(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _measure_prior(run: Run) -> dict[str, float]:
-    """The share of positive training slices; the host's where the run's table is not at hand."""
+    """Measure the share of positive training slices; the organizer's without the slice table."""
     if not run.slices.exists():
         return TRAINING_PRIOR
     slices = read_slices(run)

@@ -1,4 +1,4 @@
-"""A trained run applied: to one's own scans, and to the competition's test part."""
+"""Predict with a trained run: a folder of scans, or the competition's test part."""
 
 from __future__ import annotations
 
@@ -6,30 +6,35 @@ import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
-from kit import ensemble
+from kit import InputError, ensemble
 from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore, extract_embeddings, make_series
-from kit.files import read_json, split_archive, write_json
+from kit.files import split_archive, write_json
 from kit.lstm import load_lstm, predict_logits
 from kit.processes import choose_workers, restart_once
-from kit.progress import track
-from kit.report.scans_page import write_scan_report
+from kit.progress import format_count, log, track
+from kit.recipes import Recipe
 from kit.runs.directory import (
     Run,
     RunError,
     list_members,
     lock_folder,
+    read_document,
+    read_frame,
     read_recipe,
     write_frame,
 )
-from kit.runs.scans import summarize_series, write_manifest
+from kit.runs.scans import count_reasons, summarize_series, write_manifest
 from kit.runs.scoring import list_places
 from kit.slices.competition_files import find_competition
 from kit.slices.index import index_files, index_slices
@@ -37,65 +42,146 @@ from kit.slices.order import number_series
 from kit.submission import fill_missing, read_sample, write_submission
 from kit.training.distributed import choose_device, rank, wait_for_all
 
-_SOURCE = "source.json"  # in the folder of what is done: of which files
+_SOURCE = "source.json"  # in the folder of unfinished work: from which files
 
 _COLUMNS = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID",
             "ImagePositionPatient", "series", "seq", "position", "path", "repaired"]  # fmt: skip
 
 
-def predict_folder(
-    folder: Path,
-    run: Run,
+@dataclass(frozen=True)
+class TrainedModel:
+    """A complete run, ready to predict.
+
+    `members` maps the weights of each classifier to those of the LSTMs trained on its embeddings.
+    """
+
+    run: Run
+    recipe: Recipe
+    members: dict[Path, list[Path]]
+
+    def __repr__(self) -> str:
+        lstms = sum(map(len, self.members.values()))
+        models = f"{format_count(len(self.members), 'classifier')}, {format_count(lstms, 'LSTM')}"
+        return f"<TrainedModel {self.run}: recipe {self.recipe.name}, {models}>"
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The predicted slices of a folder, the files that were skipped, and what predicted them.
+
+    `table` has one row per slice, in the order of the series, with the six probabilities;
+    `repaired` says that a wrong rescale intercept was corrected.
+    """
+
+    table: pd.DataFrame
+    skipped: pd.DataFrame
+    model: TrainedModel
+    seconds: float
+
+    @property
+    def slices(self) -> pd.DataFrame:
+        """The columns of `table` that are written to the CSV."""
+        return self.table.drop(columns=["series", "ImagePositionPatient"])
+
+
+def load_model(path: str | Path) -> TrainedModel:
+    """Open a run directory, or an export of one, for prediction.
+
+    Reads its configuration and checks that all weights are there. Raises `RunError` otherwise.
+    """
+    run = Run(Path(path))
+    recipe = read_recipe(run)
+    return TrainedModel(run, recipe, list_members(run, recipe))
+
+
+def predict(
+    scans: str | Path,
+    model: str | Path | TrainedModel,
+    out: str | Path | None = None,
+    *,
+    workers: int | None = None,
+) -> pd.DataFrame:
+    """Predict every CT slice in a folder or zip of DICOM files. Not a medical device.
+
+    `model` is a run directory or what `load_model` returned. Returns one row per slice, in the
+    order of the series: the slice's identity, `seq`, `position` (mm), `path`, `repaired` and a
+    probability per label. With `out`, a name ending in .csv, the table is also written there, and
+    the skipped files and a manifest beside it, as `kit predict` does.
+
+    Raises `RunError` where the run is not complete, `InputError` where there is no usable slice.
+    """
+    if not isinstance(model, TrainedModel):
+        model = load_model(model)
+    with tempfile.TemporaryDirectory(prefix="kit-predict") as folder:
+        place = Path(folder) / "predictions.csv" if out is None else Path(out)
+        with predict_scans(Path(scans), model, place, workers=workers) as predictions:
+            if out is not None:
+                write_predictions(predictions, place)
+    if len(predictions.skipped):
+        reasons = count_reasons(predictions.skipped)
+        log.warning("%s skipped: %s", format_count(len(predictions.skipped), "file"), reasons)
+    return predictions.slices
+
+
+@contextlib.contextmanager
+def predict_scans(
+    scans: Path,
+    model: TrainedModel,
     out: Path,
     *,
-    by: str = "slice",
-    threshold: float = 0.5,
-    page: bool = False,
     pseudonymize: bool = False,
     workers: int | None = None,
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Predict every CT slice below a folder, or in a zip, by all members of a run.
+) -> Iterator[Predictions]:
+    """Predict every CT slice in a folder or zip by all members of a run; write them in the block.
 
-    Writes the CSV `out`, a row a slice in series order, or with `by="series"` a row a series (see
-    `scans.summarize_series`, of which `threshold` is). Beside it: `*.skipped.csv`, the manifest
-    `*.json` and with `page` the page `*.html`. With `pseudonymize` running numbers stand for the
-    PatientIDs. Returns the slices' table, where `repaired` says that a wrong rescale intercept was
-    put right, and the skipped files. Embeddings are kept in a hidden folder beside `out` until all
-    is written: a call that was broken off goes on from them when it is made again on these files.
+    Embeddings are kept in a hidden folder beside `out` until the block has ended without an error:
+    after an interruption, the same call on the same files continues from them. With
+    `pseudonymize`, PatientIDs are replaced by running numbers.
 
-    Raises `RunError` where the run is not complete, `ValueError` where the folder holds no usable
-    slice.
+    Raises `InputError` where there is no usable slice or `out` is not a CSV, `RunError` where
+    another process is at work for `out`.
     """
     started = time.monotonic()
-    if not 0 <= threshold <= 1:
-        raise ValueError(f"the threshold {threshold:g} is no probability")
     if out.suffix != ".csv":
-        raise ValueError(f"{out}: the table's name must end in .csv; the rest is written beside it")
-    recipe = read_recipe(run)
-    members = list_members(run, recipe)
-    slices, skipped = restart_once(index_slices)(folder, workers)
-    _refuse_empty(folder, slices, skipped)
+        raise InputError(
+            f"{out}: the table's name must end in .csv; the other files are written beside it"
+        )
+    slices, skipped = restart_once(index_slices)(scans, workers)
+    _refuse_empty(scans, slices, skipped)
     if pseudonymize:
         slices["PatientID"] = [f"patient{n + 1}" for n in pd.factorize(slices["PatientID"])[0]]
         numbers, names = number_series(slices)
         slices["series"] = names[numbers]
-    slices["repaired"] &= recipe.classifier.repair
-    with _hold_work(out) as work:
-        _open_work(work, {"files": _fingerprint(slices["path"])})
-        stores = _embed_by_members(slices, members, work, workers)
-        probabilities = _bag_members(slices, members, stores)
+    slices["repaired"] &= model.recipe.classifier.repair
+    with _keep_work(out) as work:
+        _open_work(work, {"files": _hash_states(slices["path"])})
+        stores = _embed_by_members(slices, model.members, work, workers)
+        probabilities = _bag_members(slices, model.members, stores)
         skipped = pd.concat([skipped, _list_failed(slices, stores[0])[skipped.columns]])
         table = slices[_COLUMNS].join(probabilities, on="SOPInstanceUID", how="inner")
-        write_frame(out.with_name(out.stem + ".skipped.csv"), skipped[["path", "reason", "code"]])
-        rows = table.drop(columns=["series", "ImagePositionPatient"])
-        write_frame(out, summarize_series(table, threshold) if by == "series" else rows)
-        seconds = time.monotonic() - started
-        write_manifest(out.with_suffix(".json"), run, members, table, skipped, seconds)
-        if page:  # last: whatever happens to it, the predictions are there
-            weights = list(members)[-1]
-            write_scan_report(table, out.with_suffix(".html"), weights, skipped, threshold)
-        _remove_work(work)
-    return table, skipped
+        yield Predictions(table, skipped, model, time.monotonic() - started)
+
+
+def write_predictions(
+    predictions: Predictions, out: Path, by: str = "slice", threshold: float = 0.5
+) -> None:
+    """Write the CSV `out`, and beside it the skipped files `*.skipped.csv` and the manifest.
+
+    With `by="series"` the CSV has one row per series (see `scans.summarize_series`, which takes
+    `threshold`) instead of one per slice.
+    """
+    skipped, table = predictions.skipped[["path", "reason", "code"]], predictions.table
+    write_frame(out.with_name(f"{out.stem}.skipped.csv"), skipped)
+    write_frame(out, summarize_series(table, threshold) if by == "series" else predictions.slices)
+    model = predictions.model
+    write_manifest(
+        out.with_suffix(".json"),
+        model.run,
+        model.members,
+        table,
+        predictions.skipped,
+        predictions.seconds,
+    )
 
 
 def predict_competition(
@@ -105,16 +191,17 @@ def predict_competition(
 
     Images of which nothing is known get `prior` (6,). Beside `out`: `*.parquet`, the slice table
     with the probabilities, `*.skipped.csv` and `*.filled.csv`. Under `torchrun` each process
-    embeds its part. A second call goes on. Raises `FileNotFoundError` where the test part or the
-    sample submission is missing, else as `predict_folder`; `out` then stays as it was.
+    embeds its part. A second call continues the first. Raises `FileNotFoundError` where the test
+    part or the sample submission is missing, and otherwise as `predict_scans`; an earlier `out`
+    then stays as it was.
     """
-    members = list_members(run, read_recipe(run))
+    members = load_model(run.path).members
     files = find_competition(data, train=False)
     if not files.test or files.sample is None:
         raise FileNotFoundError(f"{data}: the test part or its sample submission is missing")
     rest = out.with_name(f"{out.stem}.skipped.csv")
     source = {"files": hashlib.sha256("\n".join(files.test).encode()).hexdigest()}
-    with _hold_work(out) as work:
+    with _keep_work(out) as work:
         table = work / "slices.parquet"
         if rank() == 0 and not (_open_work(work, source) and table.exists()):
             slices, skipped = restart_once(index_files)(files.test, str(data), workers)
@@ -122,26 +209,23 @@ def predict_competition(
             write_frame(rest, skipped)
             write_frame(table, slices)
         wait_for_all()
-        slices = pd.read_parquet(table)
+        slices = read_frame(table)
         stores = _embed_by_members(slices, members, work, workers)
         if rank() == 0:
             note_unreadable(rest, slices, stores[0])
             probabilities = _bag_members(slices, members, stores)
             _write_competition(out, slices, probabilities, files.sample, prior)
-            _remove_work(work)
     wait_for_all()
 
 
 def _write_competition(
     out: Path, slices: pd.DataFrame, probabilities: pd.DataFrame, sample: str, prior: np.ndarray
 ) -> None:
-    """The submission `out` of all the sample's images, and the lists beside it."""
+    """Write the submission `out` of all the sample's images, and the tables beside it."""
     images = read_sample(sample)
     if not images.isin(probabilities.index).any():
-        raise ValueError(f"{sample}: none of its images is among the predicted slices")
-    rest = out.with_name(f"{out.stem}.skipped.csv")
-    skipped = pd.read_csv(rest, dtype={"SOPInstanceUID": str, "series": str})
-    places = list_places(slices, skipped)
+        raise InputError(f"{sample}: none of its images is among the predicted slices")
+    places = list_places(slices, read_frame(out.with_name(f"{out.stem}.skipped.csv")))
     complete, filled = fill_missing(probabilities, images, places, prior)
     write_frame(out.with_suffix(".parquet"), slices.join(probabilities, on="SOPInstanceUID"))
     write_frame(out.with_name(f"{out.stem}.filled.csv"), filled)
@@ -149,10 +233,11 @@ def _write_competition(
 
 
 @contextlib.contextmanager
-def _hold_work(out: Path) -> Iterator[Path]:
-    """The hidden folder beside `out` with what is done of it, for this process alone.
+def _keep_work(out: Path) -> Iterator[Path]:
+    """Yield the hidden folder beside `out` for unfinished work, locked; remove it in the end.
 
-    Raises `RunError` where another process is at work for `out`, or the folder is somebody else's.
+    After an error it stays. Raises `RunError` where another process is at work for `out`, or where
+    the folder was not made by kit.
     """
     work = out.with_name(f".{out.stem}.kit-work")
     if rank() != 0:
@@ -164,12 +249,14 @@ def _hold_work(out: Path) -> Iterator[Path]:
     work.mkdir(parents=True, exist_ok=True)
     with lock_folder(work):
         yield work
+        _empty_work(work)
+        shutil.rmtree(work, ignore_errors=True)  # Windows keeps the lock, which is open
 
 
 def _open_work(work: Path, source: dict) -> bool:
-    """Whether `work` was left by an earlier call on the same `source`; else it is emptied."""
+    """Tell whether an earlier call on the same `source` left `work`; otherwise empty it."""
     note = work / _SOURCE
-    if note.exists() and read_json(note) == source:
+    if note.exists() and read_document(note) == source:
         return True
     _empty_work(work)
     write_json(note, source)
@@ -177,7 +264,7 @@ def _open_work(work: Path, source: dict) -> bool:
 
 
 def _empty_work(work: Path) -> None:
-    """Remove all but the lock and the note by which the folder is known: this may be broken off."""
+    """Remove all but the lock and the note that marks the folder as kit's, in case this fails."""
     for path in work.iterdir():
         if path.is_dir():
             shutil.rmtree(path)
@@ -185,13 +272,8 @@ def _empty_work(work: Path) -> None:
             path.unlink()
 
 
-def _remove_work(work: Path) -> None:
-    _empty_work(work)
-    shutil.rmtree(work)
-
-
-def _fingerprint(paths: pd.Series) -> str:
-    """A hash of the files' names, sizes and times; of a zip's members, of those of the zip."""
+def _hash_states(paths: pd.Series) -> str:
+    """Hash the files' names, sizes and times; for a zip's members, those of the zip."""
     digest = hashlib.sha256()
     for path in paths:
         found = os.stat(split_archive(path)[0] or path)
@@ -202,14 +284,16 @@ def _fingerprint(paths: pd.Series) -> str:
 def _refuse_empty(source: Path, slices: pd.DataFrame, skipped: pd.DataFrame) -> None:
     if slices.empty:
         reasons = skipped["code"].value_counts()
-        raise ValueError(
+        raise InputError(
             f"{source}: no usable CT slice among {len(skipped)} files; most often: "
             f"{reasons.index[0]} ({reasons.iloc[0]})"
         )
 
 
-def _embed_by_members(slices, members: dict, directory: Path, workers: int | None) -> list:
-    """The embeddings of `slices` by each classifier of `members`, in stores below `directory`."""
+def _embed_by_members(
+    slices: pd.DataFrame, members: dict[Path, list[Path]], directory: Path, workers: int | None
+) -> list[EmbeddingStore]:
+    """Embed `slices` by each classifier of `members`, into stores below `directory`."""
     return [
         extract_embeddings(
             slices,
@@ -223,8 +307,10 @@ def _embed_by_members(slices, members: dict, directory: Path, workers: int | Non
     ]
 
 
-def _bag_members(slices: pd.DataFrame, members: dict, stores: list) -> pd.DataFrame:
-    """The mean prediction of all LSTMs of `members`, each on its classifier's embeddings."""
+def _bag_members(
+    slices: pd.DataFrame, members: dict[Path, list[Path]], stores: list[EmbeddingStore]
+) -> pd.DataFrame:
+    """Average the predictions of all LSTMs of `members`, each on its classifier's embeddings."""
     pairs = [
         (store, lstm)
         for store, lstms in zip(stores, members.values(), strict=True)
@@ -236,19 +322,16 @@ def _bag_members(slices: pd.DataFrame, members: dict, stores: list) -> pd.DataFr
 
 
 def predict_slices(store: EmbeddingStore, table: pd.DataFrame, weights: Path) -> pd.DataFrame:
-    """Probabilities by one LSTM of the slices that have an embedding, by SOPInstanceUID.
-
-    In float32, as its logits are.
-    """
+    """Predict the slices that have an embedding by one LSTM: float32, by SOPInstanceUID."""
     model = load_lstm(weights).to(choose_device())
-    logits = predict_logits(model, make_series(store, table), choose_device()).astype(np.float64)
+    logits = predict_logits(model, make_series(store, table), choose_device())
     index = pd.Index(table["SOPInstanceUID"], name="SOPInstanceUID")
-    probabilities = (1 / (1 + np.exp(-logits))).astype(np.float32)
+    probabilities = torch.from_numpy(logits).double().sigmoid().float().numpy()
     return pd.DataFrame(probabilities, index=index, columns=list(LABELS)).dropna()
 
 
 def note_unreadable(path: Path, slices: pd.DataFrame, store: EmbeddingStore) -> None:
-    """Add the slices whose pixels gave no image to the list of skipped files in `path`."""
+    """Add the slices whose pixels gave no image to the skipped files in `path`."""
     skipped = pd.read_csv(path, dtype=str)
     failed = _list_failed(slices, store)
     failed = failed[~failed["path"].isin(skipped["path"])]
@@ -257,7 +340,7 @@ def note_unreadable(path: Path, slices: pd.DataFrame, store: EmbeddingStore) -> 
 
 
 def _list_failed(slices: pd.DataFrame, store: EmbeddingStore) -> pd.DataFrame:
-    """The slices whose pixels gave no image, with `reason` and `code`."""
+    """Select the slices whose pixels gave no image, with `reason` and `code`."""
     failed = slices[slices["SOPInstanceUID"].isin(store.failed)]
     names = failed["SOPInstanceUID"]
     return failed.assign(reason=names.map(store.failed), code=names.map(store.codes))

@@ -1,4 +1,4 @@
-"""What is said of one's own scans beside the probabilities: a row a series, and a manifest."""
+"""What accompanies predictions of scans: a summary of each series, and a manifest."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ _NO_CODE = "reason listed in skipped.csv"  # in tables that an older version wro
 
 
 def summarize_series(table: pd.DataFrame, threshold: float = 0.5) -> pd.DataFrame:
-    """A row a series, in the table's order, from a row a slice (`prediction.predict_folder`).
+    """Summarize each series in one row, in the table's order, from one row per slice.
 
-    Has the series' identity, `slices`, and for each label `{label}_maximum`, `{label}_slices` (how
-    many reach `threshold`) and `{label}_extent_mm`, the length along the slice normal that these
-    take up: every slice stands for half the way to each neighbour, at most the series' median
-    step, so that a gap counts for nothing. A single slice has no extent (NaN), nor has a series
-    that had to be ordered by InstanceNumber (`ImagePositionPatient` is missing).
+    `table` is that of `prediction.Predictions`. A row has the series' identity, `slices`, and for
+    each label `{label}_maximum`, `{label}_slices` (how many reach `threshold`) and
+    `{label}_extent_mm`, the length of these along the slice normal: a slice extends half way to
+    each neighbor, but at most half the series' median step, so that gaps do not count. A single
+    slice has no extent (NaN), nor has a series that was ordered by InstanceNumber
+    (`ImagePositionPatient` is missing).
     """
     keys = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
     rows = []
@@ -46,12 +47,12 @@ def summarize_series(table: pd.DataFrame, threshold: float = 0.5) -> pd.DataFram
 
 
 def measure_thickness(positions: np.ndarray) -> np.ndarray:
-    """The length (mm) each slice of an ordered series stands for, (T,); NaN for a single slice."""
+    """Measure how far each slice of an ordered series extends, (T,) mm; NaN for a single slice."""
     steps = np.diff(positions)
     if not len(steps):
         return np.full(len(positions), np.nan)
     median = np.median(steps[steps > 0]) if (steps > 0).any() else 0.0
-    # Outwards an end slice reaches half a median step.
+    # The first and the last slice extend outwards by half a median step.
     halves = np.concatenate([[median], np.minimum(steps, median), [median]]) / 2
     return halves[:-1] + halves[1:]
 

@@ -1,11 +1,8 @@
-"""Members → bag: a run's scores, test predictions and submission; several runs → one."""
+"""Average the members of a run: its scores, test predictions and submission; average runs."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +21,7 @@ from kit.runs.directory import (
     list_folds,
     list_lstm_epochs,
     read_config,
+    read_frame,
     read_recipe,
     read_slices,
     require_file,
@@ -53,7 +51,7 @@ def combine(run: Run) -> dict:
 
 
 def read_metrics(run: Run) -> dict:
-    """What `combine` wrote to `metrics.json` last."""
+    """Read what `combine` last wrote to `metrics.json`."""
     require_file(run.metrics, f"kit ensemble {run}")
     return metrics.read_metrics(run.metrics)
 
@@ -62,25 +60,24 @@ def blend_runs(runs: list[Run], out: Path) -> dict:
     """Average the submissions of several complete runs into `out`; clipped and validated.
 
     The members, by name and hash, are written to `*.members.json` beside it and returned, with the
-    `scores` of the mean of the runs' out-of-fold bags over so many `slices`; none where the runs
-    did not hold out the same ones. Raises `RunError` where a run has no submission, `ValueError`
-    where they are of different images.
+    `scores` of the mean of the runs' out-of-fold bags and the number of `slices` scored; no scores
+    where the runs did not hold out the same slices. Raises `RunError` where a run has no
+    submission, `InputError` where the submissions have different images.
     """
     for run in runs:
         require_file(run.submission, f"kit ensemble {run}")
     members = [{"path": str(r.submission), "sha256": hash_file(r.submission)} for r in runs]
-    files = [run.submission for run in runs]
-    write_submission(ensemble.bag(_read_ahead(read_submission, files)), out)
+    write_submission(ensemble.bag(read_submission(run.submission) for run in runs), out)
     write_json(out.with_name(out.stem + ".members.json"), members)
     scores, scored = _score_blend(runs)
     return {"scores": scores, "slices": scored, "members": members}
 
 
 def _score_blend(runs: list[Run]) -> tuple[dict, int]:
-    """Scores of the mean of the runs' out-of-fold bags, and the number of slices."""
+    """Score the mean of the runs' out-of-fold bags; count its slices."""
     if not all(run.oof.exists() for run in runs):
         return {}, 0
-    tables = [pd.read_parquet(run.oof).set_index("SOPInstanceUID") for run in runs]
+    tables = [read_frame(run.oof).set_index("SOPInstanceUID") for run in runs]
     first = tables[0]
     if any(set(table.index) != set(first.index) for table in tables):
         return {}, 0
@@ -88,21 +85,17 @@ def _score_blend(runs: list[Run]) -> tuple[dict, int]:
     return {"bag": {"all": ensemble.score(first[list(LABELS)].to_numpy(), mean)}}, len(first)
 
 
-def find_places(run: Run) -> pd.DataFrame:
-    """`series` and `position` of every slice whose header could be read, by SOPInstanceUID."""
-    skipped = pd.read_csv(run.skipped, dtype={"SOPInstanceUID": str, "series": str})
-    return list_places(read_slices(run), skipped)
-
-
 def list_places(slices: pd.DataFrame, skipped: pd.DataFrame) -> pd.DataFrame:
-    """`series` and `position` (mm) by SOPInstanceUID, of the slice table and of skipped files."""
+    """List `series` and `position` (mm) by SOPInstanceUID, of the slices and of skipped files."""
     columns = ["SOPInstanceUID", "series", "position"]
     places = pd.concat([slices[columns], skipped.loc[skipped["series"].notna(), columns]])
     return places.drop_duplicates("SOPInstanceUID").set_index("SOPInstanceUID")
 
 
-def _read_fold(run: Run, recipe: Recipe, slices: pd.DataFrame, fold: int | str):
-    """A fold's predictions by every model (a row a slice), and the members of its bag."""
+def _read_fold(
+    run: Run, recipe: Recipe, slices: pd.DataFrame, fold: int | str
+) -> tuple[pd.DataFrame, list[dict]]:
+    """Read a fold's predictions by every model (one row per slice) and its bag's members."""
     paths = [
         run.predictions(fold, epoch, lstm_epoch)
         for epoch in list_classifier_epochs(recipe)
@@ -116,7 +109,7 @@ def _read_fold(run: Run, recipe: Recipe, slices: pd.DataFrame, fold: int | str):
     table = slices.set_index("SOPInstanceUID").loc[bagged.index]
     classifier = store.probabilities(bagged.index)
     rolling = ensemble.rolling_mean(classifier, table["series"])
-    values = (classifier, rolling, _read_predictions(paths[-1]), bagged)
+    values = (classifier, rolling, *read_members(paths[-1:]), bagged)
     parts = [
         pd.DataFrame(np.asarray(value, np.float64), index=bagged.index, columns=name_columns(model))
         for model, value in zip(MODELS, values, strict=True)
@@ -125,23 +118,8 @@ def _read_fold(run: Run, recipe: Recipe, slices: pd.DataFrame, fold: int | str):
 
 
 def read_members(paths: list[Path]) -> Iterator[pd.DataFrame]:
-    """Predictions from their files (images × `LABELS`), the next two read while one is used."""
-    return _read_ahead(_read_predictions, paths)
-
-
-def _read_predictions(path: Path) -> pd.DataFrame:
-    return pd.read_parquet(path).set_index("SOPInstanceUID")
-
-
-def _read_ahead(read: Callable[[Path], pd.DataFrame], paths: list[Path]) -> Iterator[pd.DataFrame]:
-    """What `read` gives of each path; the next two are read while one is used."""
-    with ThreadPoolExecutor(2) as pool:
-        rest = iter(paths)
-        coming = deque(pool.submit(read, path) for path in islice(rest, 2))
-        while coming:
-            found = coming.popleft().result()
-            coming.extend(pool.submit(read, path) for path in islice(rest, 1))
-            yield found
+    """Read predictions (images × `LABELS`) from one file after another."""
+    return (read_frame(path).set_index("SOPInstanceUID") for path in paths)
 
 
 def _score(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> tuple[dict, int]:
@@ -151,7 +129,7 @@ def _score(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> tuple[d
     oof = slices.merge(predictions.drop(columns="split"), on="SOPInstanceUID")
     write_frame(run.oof, oof)
     models = {model: oof[name_columns(model)].to_numpy() for model in MODELS}
-    # Embeddings from elsewhere come without their classifier's own predictions.
+    # Imported embeddings come without their classifier's own predictions.
     models = {model: values for model, values in models.items() if np.isfinite(values).all()}
     return ensemble.score_folds(oof, models), len(oof)
 
@@ -159,7 +137,7 @@ def _score(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> tuple[d
 def _write_test(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> int | None:
     """Average the folds' test predictions, complete them to the sample's ids, write both.
 
-    Returns how many images had to be filled; None where a sample is missing, whose ids a
+    Returns how many images had to be filled; None without a sample submission, whose ids a
     submission must have.
     """
     mean = predictions.drop(columns="split").groupby("SOPInstanceUID", sort=False).mean()
@@ -169,7 +147,8 @@ def _write_test(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> in
     if sample is not None and len(mean):
         wide = mean[name_columns("bag")].set_axis(list(LABELS), axis=1)
         prior = slices.loc[slices["split"] == "train", list(LABELS)].mean().to_numpy()
-        complete, filled = fill_missing(wide, read_sample(sample), find_places(run), prior)
+        places = list_places(slices, read_frame(run.skipped))
+        complete, filled = fill_missing(wide, read_sample(sample), places, prior)
         write_frame(run.filled, filled)
         write_submission(complete, run.submission, sample)
         return len(filled)

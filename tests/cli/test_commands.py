@@ -166,7 +166,7 @@ def test_own_scans_give_a_table_and_a_one_line_summary(small_run, small_data, tm
     assert "1 file skipped. Not a medical device." in done.stdout
     refused = kit("predict", small_data, "--run", small_run, "--out", out, "--threshold", 3)
     assert refused.returncode == 1
-    assert refused.stderr == "kit: the threshold 3 is no probability\n"
+    assert refused.stderr == "kit: the threshold 3 is not a probability\n"
 
 
 def test_results_can_be_had_in_json(small_run, small_data, tmp_path):
@@ -213,7 +213,7 @@ def test_every_stage_says_where_it_writes(small_data, tmp_path):
     flags = ["--folds", 2, "--train-folds", "0", "--classifier-epochs", 1, "--lstm-epochs", 1]
     done = kit("run", small_data, "--recipe", "demo", "--run", run, *flags)
     assert done.returncode == 0, done.stderr
-    said = dict(line.split(" → ") for line in done.stderr.splitlines() if " → " in line)
+    said = dict(line.split(" → ") for line in done.stdout.splitlines() if " → " in line)
     assert list(said) == [
         "index",
         "fold0 classifier",

@@ -10,11 +10,12 @@ import pydicom
 import pytest
 from report_pages import make_classifier, read_data
 
+import kit
+from kit.cli.commands import main
 from kit.competition import LABELS
 from kit.ensemble import name_columns
 from kit.report.gradcam import find_map_layer
 from kit.report.scans_page import write_scan_report
-from kit.runs.prediction import predict_folder
 
 
 @pytest.mark.parametrize(
@@ -46,10 +47,13 @@ def test_predictions_of_scans_come_with_page_manifest_and_a_row_a_series(
 ):
     out = tmp_path / "scans.csv"
     folder = small_data / "stage_2_test"
-    table, skipped = predict_folder(
-        folder, small_run, out, by="series", threshold=0.3, page=True, workers=1
+    table = kit.predict(folder, small_run.path, workers=1).assign(
+        series=lambda t: t["PatientID"] + "/" + t["StudyInstanceUID"] + "/" + t["SeriesInstanceUID"]
     )
-    rows = pd.read_csv(out)
+    command = ["predict", folder, "--run", small_run.path, "--out", out, "--workers", 1, "--quiet"]
+    command += ["--by", "series", "--threshold", 0.3, "--report"]
+    assert main([*map(str, command)]) == 0
+    rows, skipped = pd.read_csv(out), pd.read_csv(tmp_path / "scans.skipped.csv")
     assert len(rows) == table["series"].nunique()
     assert rows["any_maximum"].max() == pytest.approx(table["any"].max(), rel=1e-5)
     assert rows["any_slices"].sum() == (table["any"] >= 0.3).sum()
@@ -81,7 +85,8 @@ def test_a_pseudonymized_page_names_no_folder_of_a_patient(small_data, small_run
     repeated.InstitutionName = "elsewhere"
     repeated.save_as(folder / "~other.dcm")
     out = tmp_path / "out.csv"
-    predict_folder(tmp_path / "scans", small_run, out, page=True, pseudonymize=True, workers=1)
+    command = ["predict", tmp_path / "scans", "--run", small_run.path, "--out", out, "--report"]
+    assert main([*map(str, command), "--pseudonymize", "--workers", "1", "--quiet"]) == 0
     for path in (out.with_suffix(".html"), out.with_suffix(".json")):
         text = path.read_text(encoding="utf-8")
         assert "DOE" not in text

@@ -1,0 +1,227 @@
+"""A folder of scans, predicted by a finished run: the table, what is written, what is refused."""
+
+import dataclasses
+import shutil
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import shared
+
+import kit
+from kit import images
+from kit.cli.commands import main
+from kit.competition import LABELS
+from kit.ensemble import name_columns
+from kit.runs.directory import Run, RunError, lock_folder, read_slices
+from kit.runs.prediction import load_model, predict_scans, write_predictions
+from kit.training.checkpoints import TrainingError, load_weights, save_tensors
+
+
+def predict_folder(folder, run, out, **options):
+    """Predict and write as `kit predict` does; the table and the skipped files."""
+    with predict_scans(folder, load_model(run.path), out, **options) as found:
+        write_predictions(found, out)
+    return found.table, found.skipped
+
+
+def copy(run: Run, directory) -> Run:
+    shutil.copytree(run.path, directory)
+    return Run(directory)
+
+
+@pytest.fixture(scope="module")
+def one_series(small_run, tmp_path_factory):
+    """A folder with the files of one test series."""
+    folder = tmp_path_factory.mktemp("scans")
+    test = read_slices(small_run).query("split == 'test'")
+    for path in test.loc[test["series"] == test["series"].iloc[0], "path"]:
+        shutil.copy(path, folder)
+    return folder
+
+
+def test_the_function_and_the_command_give_the_same_table(small_run, one_series, tmp_path):
+    table = kit.predict(str(one_series), small_run.path, tmp_path / "function.csv", workers=0)
+    command = ["predict", one_series, "--run", small_run.path, "--out", tmp_path / "command.csv"]
+    assert main([*map(str, command), "--workers", "0", "--quiet"]) == 0
+    assert len(list(tmp_path.iterdir())) == 6  # with the manifests
+    for rest in (".csv", ".skipped.csv"):
+        written = [(tmp_path / f"{by}{rest}").read_bytes() for by in ("function", "command")]
+        assert written[0] == written[1]
+    read = pd.read_csv(tmp_path / "function.csv", dtype={"PatientID": str})
+    assert list(table) == list(read)
+    np.testing.assert_allclose(table[list(LABELS)], read[list(LABELS)], rtol=1e-5)
+    assert table["SOPInstanceUID"].tolist() == read["SOPInstanceUID"].tolist()
+
+
+def test_a_loaded_model_predicts_without_leaving_a_file(
+    small_run, one_series, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    model = kit.load_model(str(small_run.path))
+    assert repr(model) == (f"<TrainedModel {small_run}: recipe demo, 2 classifiers, 4 LSTMs>")
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        model.recipe = None
+    before = sorted(one_series.iterdir())
+    table = kit.predict(one_series, model, workers=0)
+    assert (len(table), table["SeriesInstanceUID"].nunique()) == (len(before), 1)
+    assert sorted(one_series.iterdir()) == before
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_no_complete_run_is_not_loaded(small_run, tmp_path):
+    with pytest.raises(RunError, match="there is no run here"):
+        kit.load_model(tmp_path / "nowhere")
+    run = copy(small_run, tmp_path / "run")
+    (run.lstm(1, 1) / "epoch2.safetensors").unlink()
+    with pytest.raises(RunError, match=r"epoch2\.safetensors is missing: the run .* not complete"):
+        kit.load_model(str(run.path))
+
+
+def test_a_page_that_fails_does_not_cost_the_predictions(
+    small_run, one_series, tmp_path, monkeypatch
+):
+    def fail(*arguments):
+        raise OSError("no page today")
+
+    monkeypatch.setattr("kit.report.scans_page.write_scan_report", fail)
+    out = tmp_path / "p.csv"
+    command = ["predict", one_series, "--run", small_run.path, "--out", out, "--report"]
+    assert main([*map(str, command), "--workers", "0", "--quiet"]) == 1
+    assert len(pd.read_csv(out)) == len(list(one_series.iterdir()))
+    assert out.with_suffix(".json").exists()
+    assert (tmp_path / ".p.kit-work" / "1" / "embeddings.npy").exists()  # for the next call
+
+
+def test_own_scans_are_predicted_in_order_and_the_unusable_listed(small_run, tmp_path):
+    folder = shared("data/dcm_qa_ct")
+    table, skipped = predict_folder(folder, small_run, tmp_path / "out" / "p.csv", workers=1)
+    written = pd.read_csv(tmp_path / "out" / "p.csv")
+    assert len(written) == len(table) == 56
+    ge = table[table["path"].str.contains("/GE/")]
+    numbers = ge["path"].str.extract(r"(\d+)\.dcm$")[0].astype(int)
+    assert numbers.tolist() == list(range(1, 29))
+    assert sorted(skipped["path"].str.extract(r"S21570/(.*)$")[0]) == [
+        "S1000/I10",
+        "S4010/I10",
+        "S4010/I40",
+    ]
+    listed = pd.read_csv(tmp_path / "out" / "p.skipped.csv")
+    assert listed["reason"].notna().all()
+    assert len(listed) == 3
+    values = written[list(LABELS)].to_numpy()
+    assert ((values > 0) & (values < 1)).all()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "p.csv",
+        "p.json",
+        "p.skipped.csv",
+    ]
+
+
+def test_own_scans_get_the_bag_of_all_members(small_run, small_data, tmp_path):
+    """The competition's test part, predicted as own scans, equals the run's own test table."""
+    table, _ = predict_folder(small_data / "stage_2_test", small_run, tmp_path / "p.csv")
+    expected = pd.read_parquet(small_run.test).set_index("SOPInstanceUID")
+    found = table.set_index("SOPInstanceUID").loc[expected.index, list(LABELS)]
+    np.testing.assert_allclose(found, expected[name_columns("bag")], atol=2e-3)
+
+
+def test_a_folder_without_a_usable_slice_says_why(small_run, tmp_path):
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match=r"no usable CT slice among 1 files.*not a DICOM file"):
+        predict_folder(tmp_path, small_run, tmp_path / "p.csv")
+
+
+def test_a_prediction_that_was_broken_off_goes_on(small_run, small_data, tmp_path, monkeypatch):
+    folder, out = tmp_path / "scans", tmp_path / "out.csv"
+    shutil.copytree(small_data / "stage_2_test", folder)
+    expected, _ = predict_folder(folder, small_run, tmp_path / "whole.csv", workers=0)
+    original, embedded = images.load_batches, []
+
+    def load_batches(dataset, batches, workers, stop_at=None):
+        for number, batch in enumerate(original(dataset, batches, workers)):
+            if number == stop_at:
+                raise KeyboardInterrupt
+            embedded.append(len(batch["rows"]))
+            yield batch
+
+    monkeypatch.setattr("kit.embeddings._FLUSH_SECONDS", -1)
+    for change in (None, folder / f"{expected['SOPInstanceUID'].iloc[0]}.dcm"):
+        monkeypatch.setattr(images, "load_batches", partial(load_batches, stop_at=2))
+        with pytest.raises(KeyboardInterrupt):
+            predict_folder(folder, small_run, out, workers=0)
+        assert not out.exists()
+        if change is not None:
+            change.touch()  # another file, perhaps: all is embedded anew
+        done = sum(embedded) if change is None else 0
+        embedded.clear()
+        monkeypatch.setattr(images, "load_batches", load_batches)
+        table, _ = predict_folder(folder, small_run, out, workers=0)
+        assert sum(embedded) == 2 * len(table) - done  # by the classifiers of two folds
+        assert out.read_bytes() == (tmp_path / "whole.csv").read_bytes()
+        assert not (tmp_path / ".out.kit-work").exists()
+        out.unlink()
+        embedded.clear()
+
+
+def test_what_is_not_of_kit_is_not_removed_and_a_second_process_is_refused(
+    small_run, small_data, tmp_path
+):
+    work = tmp_path / ".out.kit-work"
+    work.mkdir()
+    (work / "thesis.txt").write_text("mine")
+    with pytest.raises(RunError, match="not a folder of kit predict"):
+        predict_folder(small_data / "stage_2_test", small_run, tmp_path / "out.csv", workers=0)
+    assert (work / "thesis.txt").read_text() == "mine"
+    (work / "thesis.txt").unlink()
+    (work / "source.json.part").touch()  # as a kill leaves it: that is of kit
+    refused = pytest.raises(RunError, match="another process is at work")
+    with lock_folder(work), refused:
+        predict_folder(small_data / "stage_2_test", small_run, tmp_path / "out.csv", workers=0)
+
+
+def test_pseudonyms_stand_for_patient_ids_everywhere(small_run, small_data, tmp_path):
+    folder = small_data / "stage_2_test"
+    plain, _ = predict_folder(folder, small_run, tmp_path / "plain.csv", workers=0)
+    out = tmp_path / "out.csv"
+    command = ["predict", folder, "--run", small_run.path, "--out", out, "--report"]
+    assert main([*map(str, command), "--pseudonymize", "--workers", "0", "--quiet"]) == 0
+    table = pd.read_csv(out)
+    assert set(table["PatientID"]) == {
+        f"patient{n + 1}" for n in range(table["PatientID"].nunique())
+    }
+    np.testing.assert_allclose(table[list(LABELS)], plain[list(LABELS)], rtol=1e-5)
+    for name in ("out.csv", "out.json", "out.html"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert not [patient for patient in set(plain["PatientID"]) if patient in text]
+
+
+def test_the_table_must_be_a_csv_file(small_run, small_data, tmp_path):
+    with pytest.raises(ValueError, match=r"p\.json: the table's name must end in \.csv"):
+        predict_folder(small_data / "stage_2_test", small_run, tmp_path / "p.json")
+
+
+def test_weights_that_are_not_finite_predict_nothing(small_run, small_data, tmp_path):
+    run = copy(small_run, tmp_path / "run")
+    for path, name in (
+        (run.lstm(0, 1) / "epoch2.safetensors", "linear.bias"),
+        (run.classifier(0) / "epoch1.safetensors", "head.bias"),
+    ):
+        tensors, metadata = load_weights(path)
+        tensors[name][0] = float("nan")
+        save_tensors(path, tensors, metadata)
+        with pytest.raises(TrainingError, match=rf"{path.name}: the weights {name} are not finite"):
+            predict_folder(small_data / "stage_2_test", run, tmp_path / "p.csv", workers=0)
+    assert not (tmp_path / "p.csv").exists()
+
+
+def test_the_wrong_intercept_is_reported_for_own_scans(small_run, small_data, tmp_path):
+    slices = read_slices(small_run)
+    wrong = slices.loc[slices["repaired"], "path"].iloc[0]
+    (tmp_path / "scans").mkdir()
+    shutil.copy(wrong, tmp_path / "scans")
+    table, _ = predict_folder(tmp_path / "scans", small_run, tmp_path / "p.csv", workers=0)
+    assert table["repaired"].tolist() == [True]
+    assert pd.read_csv(tmp_path / "p.csv")["repaired"].tolist() == [True]

@@ -1,0 +1,30 @@
+"""`import kit` offers what most people want, and loads it when it is first used."""
+
+import subprocess
+import sys
+
+import kit
+
+MEASURE = """
+import sys, time
+started = time.perf_counter()
+import kit
+print(time.perf_counter() - started, *(name for name in ("torch", "pandas") if name in sys.modules))
+"""
+
+
+def test_the_import_is_quick_and_loads_no_library():
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True
+        ).stdout.split()
+        for _ in range(3)
+    ]
+    assert [libraries for _, *libraries in found] == [[], [], []]
+    assert min(float(seconds) for seconds, *_ in found) < 0.05
+
+
+def test_every_name_that_is_offered_is_there():
+    assert all(getattr(kit, name) is not None for name in kit.__all__)
+    assert set(kit.__all__) <= set(dir(kit))
+    assert not hasattr(kit, "no_such_name")
