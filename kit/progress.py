@@ -68,6 +68,12 @@ def open_bar(description: str, total: int | None, unit: str = "it", done: int = 
     )
 
 
+def announce(text: str) -> None:
+    """Print a line where the bars are drawn, unless `quiet`."""
+    if not quiet:
+        tqdm.write(text, file=sys.stderr)
+
+
 def format_count(number: int, noun: str) -> str:
     """`1 slice`, `2 slices`."""
     return f"{number} {noun}" + ("" if number == 1 else "s")

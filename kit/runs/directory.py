@@ -253,13 +253,13 @@ def lock_folder(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def time_stage(run: Run, stage: str, writes: Path) -> Iterator[None]:
-    """Log where a stage writes, and add what it costs to `timings.json`.
+    """Announce where a stage writes, and add what it costs to `timings.json`.
 
     Costs are wall-clock seconds, processor seconds (of the first process and the workers it has
     waited for) and GPU seconds.
     """
-    if rank() == 0 and not progress.quiet:
-        progress.log.info("%s → %s", stage, writes)
+    if rank() == 0:
+        progress.announce(f"{stage} → {writes}")
     clock, processors = time.monotonic(), _processor_seconds()
     try:
         yield

@@ -213,7 +213,7 @@ def test_every_stage_says_where_it_writes(small_data, tmp_path):
     flags = ["--folds", 2, "--train-folds", "0", "--classifier-epochs", 1, "--lstm-epochs", 1]
     done = kit("run", small_data, "--recipe", "demo", "--run", run, *flags)
     assert done.returncode == 0, done.stderr
-    said = dict(line.split(" → ") for line in done.stdout.splitlines() if " → " in line)
+    said = dict(line.split(" → ") for line in done.stderr.splitlines() if " → " in line)
     assert list(said) == [
         "index",
         "fold0 classifier",
