@@ -52,6 +52,7 @@ setup(
         "opencv-python-headless>=4.9",
         "filelock>=3.13",
         "kaggle>=2.2",
+        "jupytext>=1.16",
         "requests>=2.31",
         "urllib3>=2.0",
         "six>=1.16",  # kaggle uses it without declaring it

@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
@@ -144,11 +144,12 @@ def write_json(path: str | Path, value: Any) -> None:
         part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def hash_file(path: str | Path) -> str:
-    """The SHA-256 of a file or zip member, in hexadecimal digits."""
+def hash_file(path: str | Path, algorithm: str = "sha256") -> str:
+    """The digest of a file or zip member, in hexadecimal digits."""
     with open_file(path) as file:
         readable = cast(Any, file)  # has `readinto`, which BinaryIO does not declare
-        return hashlib.file_digest(readable, "sha256").hexdigest()
+        new = partial(hashlib.new, algorithm, usedforsecurity=False)
+        return hashlib.file_digest(readable, new).hexdigest()
 
 
 def read_commit(folder: str | Path) -> str | None:

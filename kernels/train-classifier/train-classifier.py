@@ -17,7 +17,7 @@ if not found:
 pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
 installed = subprocess.run([*pip, "--find-links", found[0].parent, "-r", found[0]], check=True)
 
-# %% [parameters]
+# %% tags=["parameters"]
 RECIPE = "blog"
 FOLD = 0
 HOURS = 11.0

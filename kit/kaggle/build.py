@@ -17,21 +17,23 @@ import sys
 import tempfile
 from pathlib import Path
 
+from kit import KitError
 from kit.files import write_json
+from kit.progress import log
 
 BUILD = Path("build/kaggle")
 NOTEBOOKS = ("train-classifier", "train-lstm", "predict")
-REQUIREMENTS = "kit-requirements.txt"  # by it the notebooks find the wheels
-BACKBONE = "backbone.safetensors"  # by it train-classifier finds initial weights
+REQUIREMENTS = "kit-requirements.txt"  # the file by which the notebooks find the wheels
+BACKBONE = "backbone.safetensors"  # the file by which train-classifier finds initial weights
 DECODERS = ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
 PYTHONS = ("3.12", "3.13")  # of Kaggle's images
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
-# The earliest time that a zip can note: a rebuilt wheel has the same bytes.
+# The earliest time that a zip can record: a rebuilt wheel has the same bytes.
 EPOCH = "315532800"
 
 
-class BuildError(RuntimeError):
-    """What is missing for building, in one sentence."""
+class BuildError(KitError, RuntimeError):
+    """What is missing for the build, in one sentence."""
 
 
 def build_kernels(
@@ -44,14 +46,14 @@ def build_kernels(
 ) -> None:
     """Build wheels, notebooks and, where given, the weights of `runs` and the `backbone`.
 
-    `user` owns everything on Kaggle; `fold` is the one that the training notebooks train. Raises
-    `BuildError` where `project` is not the project's folder or `user` is no Kaggle user name.
+    `user` owns everything on Kaggle; the training notebooks train `fold`. Raises `BuildError`
+    where `project` is not the project's folder or `user` is no Kaggle user name.
     """
     if not re.fullmatch(r"[A-Za-z0-9_-]+", user):
         raise BuildError(f"KAGGLE_USER is {user!r}: set it to your Kaggle user name")
     if not (project / "kernels").is_dir() or not (project / "setup.py").is_file():
         raise BuildError(f"{project.absolute()} is not the project's folder: run this from there")
-    for name in ("datasets", "kernels"):  # and not the fetched output beside them
+    for name in ("datasets", "kernels"):  # the fetched output beside them stays
         shutil.rmtree(folder / name, ignore_errors=True)
     datasets = folder / "datasets"
     build_wheels(project, datasets / "wheels")
@@ -71,60 +73,55 @@ def build_kernels(
 
 
 def build_kernel(source: Path, folder: Path, user: str, fold: int = 0) -> None:
-    """Write a notebook and its metadata, with user and fold filled in, to `folder`.
-
-    The notebook as it stands in its source is written beside the source too.
-    """
+    """Write a notebook and its metadata, with user and fold filled in, to `folder`."""
     folder.mkdir(parents=True)
     text = (source / "kernel-metadata.json").read_text(encoding="utf-8")
     metadata = json.loads(text.replace("{user}", user).replace("{fold}", str(fold)))
     write_json(folder / "kernel-metadata.json", metadata)
-    cells = (source / f"{source.name}.py").read_text(encoding="utf-8")
-    (source / metadata["code_file"]).write_text(render_notebook(cells), encoding="utf-8")
-    parameters = {"FOLD": fold} if "\nFOLD = " in cells else {}
-    notebook = render_notebook(cells, parameters)
+    script = (source / f"{source.name}.py").read_text(encoding="utf-8")
+    parameters = {"FOLD": fold} if "\nFOLD = " in script else {}
+    notebook = render_notebook(script, parameters)
     (folder / metadata["code_file"]).write_text(notebook, encoding="utf-8")
 
 
-def render_notebook(text: str, parameters: dict | None = None) -> str:
-    """A percent-format script as a notebook's JSON; the same text gives the same bytes.
+def render_notebook(script: str, parameters: dict | None = None) -> str:
+    """A percent-format script as a notebook's JSON; the same script gives the same bytes.
 
-    Cells begin with `# %%`, `# %% [markdown]` or `# %% [parameters]`. `parameters` replace the
-    right sides of assignments in the last; `BuildError` where there is no such assignment.
+    `parameters` replace the right sides of assignments in the cell that begins with
+    `# %% tags=["parameters"]`. Raises `BuildError` where there is no such assignment.
     """
-    cells = []
-    for part in re.split(r"^# %%", text, flags=re.MULTILINE)[1:]:
-        kind, _, source = part.partition("\n")
-        kind, source = kind.strip(" []") or "code", source.strip("\n")
-        if kind == "markdown":
-            source = re.sub(r"^# ?", "", source, flags=re.MULTILINE)
-        if kind == "parameters":
-            source = _set_parameters(source, parameters or {})
-        cells.append(_make_cell(kind, source, len(cells)))
+    import jupytext
+
+    notebook = jupytext.reads(script, fmt="py:percent")
+    for number, cell in enumerate(notebook.cells):
+        if "parameters" in cell.metadata.get("tags", ()):
+            cell.source = _set_parameters(cell.source, parameters or {})
+        # jupytext gives a cell another id each time.
+        cell.id = hashlib.sha256(f"{number}\n{cell.source}".encode()).hexdigest()[:12]
     kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
-    notebook = {
-        "cells": cells,
-        "metadata": {"kernelspec": kernelspec, "language_info": {"name": "python"}},
-        "nbformat": 4,
-        "nbformat_minor": 5,
-    }
-    return json.dumps(notebook, indent=1, ensure_ascii=False) + "\n"
+    notebook.metadata = {"kernelspec": kernelspec, "language_info": {"name": "python"}}
+    return jupytext.writes(notebook, fmt="ipynb") + "\n"
+
+
+def name_dataset(content: str) -> str:
+    """The slug, and the title, of the dataset of `wheels`, `weights` or the `backbone`."""
+    return f"hemorrhage-{content}"
 
 
 def build_wheels(project: Path, directory: Path) -> None:
-    """The wheel of kit, decoder wheels for Kaggle's Pythons, and the list of what to install.
+    """Build the wheel of kit, download the decoders' wheels, and list what is to be installed.
 
-    Where the decoders cannot be downloaded it says so and goes on: the competition's files are
-    not compressed.
+    Where decoders cannot be downloaded it logs so and continues: the competition's files are not
+    compressed.
     """
     directory.mkdir(parents=True)
     with tempfile.TemporaryDirectory() as scratch:
-        # A copy, for setuptools would take modules that are no more from an old build folder.
+        # A copy, since setuptools would take removed modules from an old build folder.
         for name in ("setup.py", "pyproject.toml", "README.md"):
             shutil.copyfile(project / name, Path(scratch) / name)
         ignore = shutil.ignore_patterns("__pycache__")
         shutil.copytree(project / "kit", Path(scratch) / "kit", ignore=ignore)
-        # The build tools at hand, where there are any: no download.
+        # With setuptools installed nothing is downloaded.
         local = ["--no-build-isolation"] if importlib.util.find_spec("setuptools") else []
         _run_pip("wheel", "--no-deps", *local, "--wheel-dir", str(directory), scratch)
     lines = [f"kit=={_read_version(next(directory.glob('kit-*.whl')))}"]
@@ -134,14 +131,14 @@ def build_wheels(project: Path, directory: Path) -> None:
 
 
 def _download_decoders(python: str, directory: Path) -> list[str]:
-    """Download the decoders for one Python; their requirements, none where that fails."""
+    """Download the decoders for one Python; return their requirements, none where that fails."""
     platforms = [f"--platform={platform}" for platform in PLATFORMS]
     with tempfile.TemporaryDirectory() as scratch:
         options = ["--no-deps", "--only-binary=:all:", f"--python-version={python}", *platforms]
         try:
             _run_pip("download", *options, "--dest", scratch, *DECODERS)
         except BuildError as error:
-            print(
+            log.warning(
                 f"The decoders for Python {python} are left out: {error}. On Kaggle compressed "
                 "DICOM files will be skipped; the competition's are not compressed."
             )
@@ -172,7 +169,7 @@ def _read_version(wheel: Path) -> str:
 
 
 def _describe_dataset(directory: Path, user: str) -> None:
-    name = f"hemorrhage-{directory.name}"
+    name = name_dataset(directory.name)
     metadata = {"id": f"{user}/{name}", "title": name, "licenses": [{"name": "other"}]}
     write_json(directory / "dataset-metadata.json", metadata)
 
@@ -185,14 +182,3 @@ def _set_parameters(source: str, parameters: dict) -> str:
         if count != 1:
             raise BuildError(f"the notebook has no parameter {name}")
     return source
-
-
-def _make_cell(kind: str, source: str, number: int) -> dict:
-    """A cell whose id follows from its place and content."""
-    cell = {
-        "cell_type": "markdown" if kind == "markdown" else "code",
-        "id": hashlib.sha256(f"{number}\n{source}".encode()).hexdigest()[:12],
-        "metadata": {"tags": ["parameters"]} if kind == "parameters" else {},
-        "source": source,
-    }
-    return cell if kind == "markdown" else {**cell, "execution_count": None, "outputs": []}

@@ -1,29 +1,31 @@
-"""The connection to Kaggle: credentials, bounded retries, one plain sentence for each failure."""
+"""The connection to Kaggle: credentials, bounded waits, one plain sentence for each failure."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
-import re
-import sys
 import time
-from collections.abc import Callable
-from importlib import import_module
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import requests
-from requests.adapters import HTTPAdapter
 from urllib3.exceptions import InvalidHeader
 from urllib3.util.retry import Retry
 
 from kit import KitError
+from kit.progress import log
+
+if TYPE_CHECKING:  # importing it takes a second, and asks the network
+    from kagglesdk import KaggleClient
 
 T = TypeVar("T")
 
-TIMEOUT = (10, 60)  # seconds to connect, and between two bytes; the client itself waits for ever
+TIMEOUT = (10, 60)  # seconds to connect, and between two bytes; the client itself has no limit
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds; five attempts in all
-LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more is believed and not waited for
+LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more is not waited for
 PASSING_STATUSES = {429, 500, 502, 503, 504}
 
 SENTENCES = {
@@ -38,18 +40,18 @@ SENTENCES = {
     429: "Kaggle is limiting requests: wait a few minutes, and run the same command again",
 }
 SERVER_SENTENCE = "Kaggle's server failed: wait a few minutes, and run the same command again"
-OTHER_SENTENCE = "Kaggle gave an answer that was not expected: look at {page}, and try again later"
+OTHER_SENTENCE = "Kaggle gave an unexpected answer: look at {page}, and try again later"
 NO_CREDENTIALS = (
     "No Kaggle credentials were found: make a token at https://www.kaggle.com/settings/api and "
-    "save it as ~/.kaggle/access_token, or set KAGGLE_API_TOKEN"
+    "save it as ~/.kaggle/access_token, or set KAGGLE_API_TOKEN."
 )
 
 
 class KaggleError(KitError, RuntimeError):
     """What went wrong with Kaggle and what to do about it, in one plain sentence.
 
-    `status` is the HTTP status of the answer (None: no answer), `passing` whether the same request
-    may succeed later, and `retry_after` the seconds that Kaggle asked to wait, where it did.
+    `status` is the HTTP status of the answer (None without an answer), `passing` says whether the
+    same request may succeed later, and `retry_after` how many seconds Kaggle asks to wait before.
     """
 
     def __init__(
@@ -57,178 +59,172 @@ class KaggleError(KitError, RuntimeError):
         sentence: str,
         status: int | None = None,
         passing: bool = False,
-        retry_after: float | None = None,
+        retry_after: float = 0.0,
     ):
         super().__init__(sentence)
         self.status, self.passing, self.retry_after = status, passing, retry_after
 
 
 class Client:
-    """Kaggle's services as one account uses them; `subject` is what its errors speak of.
+    """Kaggle's services as one account uses them.
 
-    `sentences` say what an HTTP status means and what to do, `page` where to look.
+    `subject` is what its errors speak of, `page` where the user can look, `sentences` say what an
+    HTTP status means there and what to do, `defaults` are for the requests that have such fields.
     """
 
     sentences = SENTENCES
 
-    def __init__(self, subject: str, page: str, sleep: Callable[[float], None] = time.sleep):
-        self.subject, self.page, self.sleep = subject, page, sleep
-        self._api = connect(subject)
+    def __init__(
+        self, subject: str, page: str, sleep: Callable[[float], None] = time.sleep, **defaults: Any
+    ):
+        self.subject, self.page, self.sleep, self.defaults = subject, page, sleep, defaults
+        self._secrets: list[str] = []
+        try:
+            self._api = _connect()
+        except requests.RequestException as error:
+            raise self._describe_failure(error) from None
+        values = self._api.config_values
+        self._secrets = [values[name] for name in ("key", "token") if values[name]]
 
-    def send(self, service: str, method: str, **fields):
-        """Send one request by its service and name on the wire, once; kagglesdk's answer.
+    def send(self, choose: Callable[[KaggleClient], Callable], **fields: Any) -> Any:
+        """Send one request, once, and return Kaggle's answer. Raises `KaggleError`.
 
-        E.g. `send("datasets", "GetDataset", owner_slug="me", dataset_slug="mine")`. Raises
-        `KaggleError`.
+        `choose` picks a method: `lambda kaggle: kaggle.datasets.dataset_api_client.get_dataset`;
+        `fields` are those of the request it takes.
         """
-        name = service if service == "kernels" else service.removesuffix("s")
-        types = import_module(f"kagglesdk.{service}.types.{name}_api_service")
-        request = getattr(types, f"Api{method}Request")()
-        for field, value in fields.items():
-            setattr(request, field, value)
-        function = re.sub(r"(?<!^)(?=[A-Z])", "_", method).lower()
         try:
             with self._api.build_kaggle_client() as kaggle:
-                _limit_waiting(kaggle.http_client())
-                client = getattr(getattr(kaggle, service), f"{name}_api_client")
-                return getattr(client, function)(request)
+                session = getattr(kaggle.http_client(), "_session", None)
+                if session is not None:  # the client has no setting for it, and waits forever
+                    session.send = partial(session.send, timeout=TIMEOUT)
+                method = choose(kaggle)
+                request = get_type_hints(method)["request"]()
+                known = {
+                    name: self.defaults[name] for name in self.defaults if name in dir(request)
+                }
+                for name, value in (known | fields).items():
+                    setattr(request, name, value)
+                return method(request)
         except (requests.RequestException, ValueError, KeyError) as error:
-            raise explain(error, self.subject, self._secrets(), self.sentences, self.page) from None
+            raise self._describe_failure(error) from None
 
-    def _secrets(self) -> list[str]:
-        from kagglesdk import get_access_token_from_env
+    def call(self, choose: Callable[[KaggleClient], Callable], **fields: Any) -> Any:
+        """Send one request as `send` does, and repeat it as `retry` does."""
+        return retry(partial(self.send, choose, **fields), self.sleep)
 
-        values = self._api.config_values
-        # A token that has run out is not among the client's values, and is sent all the same.
-        secrets = (values.get("key"), values.get("token"), get_access_token_from_env()[0])
-        return [secret for secret in secrets if secret]
+    def _describe_failure(self, error: Exception) -> KaggleError:
+        response = getattr(error, "response", None)
+        if response is None:  # not `if not response`: an answer of 400 and above is falsy
+            return describe_silence(error)
+        body = _read_body(response)
+        code = body.get("code")
+        status = code if isinstance(code, int) and code >= 400 else response.status_code
+        sentence = SERVER_SENTENCE if status >= 500 else OTHER_SENTENCE
+        sentence = self.sentences.get(status, sentence).format(subject=self.subject, page=self.page)
+        detail = str(body.get("message") or "")
+        for secret in self._secrets:
+            detail = detail.replace(secret, "…")
+        reason = f": {quote_reason(detail)}" if detail.strip() else ""
+        return _describe_status(f"{sentence} (HTTP {status}{reason}).", status, response)
 
 
 class CompetitionClient(Client):
-    """Kaggle's competition service, as one account sees one competition."""
+    """Kaggle's services as one account uses them for one competition."""
 
-    def __init__(self, competition: str, sleep: Callable[[float], None] = time.sleep):
-        page = f"https://www.kaggle.com/competitions/{competition}"
-        super().__init__(competition, page, sleep)
-        self.competition = competition
-
-    def call(self, method: str, retries: bool = True, **fields):
-        """Send one request of the service, e.g. `call("GetCompetition")`; kagglesdk's answer.
-
-        `fields` are the request's; `competition_name` is filled in where it has one. With
-        `retries` a passing failure is tried again, see `retry`. Raises `KaggleError`.
-        """
-        if method != "GetSubmission":  # a submission goes by its ref alone
-            fields = {"competition_name": self.competition, **fields}
-
-        def send():
-            return self.send("competitions", method, **fields)
-
-        return retry(send, self.sleep) if retries else send()
+    def __init__(self, name: str, sleep: Callable[[float], None] = time.sleep):
+        page = f"https://www.kaggle.com/competitions/{name}"
+        super().__init__(name, page, sleep, competition_name=name)
 
 
-def connect(subject: str):
-    """An authenticated `KaggleApi`, without what the client prints and would ever log.
+def wait_until(
+    check: Callable[[], T | None],
+    delays: Iterable[float],
+    sleep: Callable[[float], None],
+    seconds: float = math.inf,
+    name: str = "Kaggle",
+) -> T | None:
+    """Call `check` until it returns something; None when `delays` or `seconds` are over before.
 
-    Raises `KaggleError` where there are no credentials or they cannot be checked.
+    Waits the next of `delays` after each call. A passing `KaggleError` is waited out as well, for
+    as long as Kaggle's Retry-After asks where that is longer; the last one is raised.
     """
-    # With either of these the client prints every request, Authorization header included.
-    for name in ("VERBOSE", "VERBOSE_OUTPUT"):
-        os.environ.pop(name, None)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            from kaggle.api.kaggle_api_extended import KaggleApi
-
-            api = KaggleApi()
-            api.args = [argument for argument in api.args if argument != "--verbose"]
-            api.authenticate()
-    except SystemExit:
-        raise KaggleError(NO_CREDENTIALS) from None
-    except requests.RequestException as error:
-        raise explain(error, subject) from None
-    except OSError as error:
-        raise KaggleError(
-            f"Kaggle's client could not use its settings folder: {error.strerror}: "
-            f"{error.filename}; set KAGGLE_CONFIG_DIR to a folder that can be written"
-        ) from None
-    # An empty KAGGLE_KEY passes for a key, and the request would go out unsigned.
-    values = api.config_values
-    if not (values.get("token") or (values.get("username") and values.get("key"))):
-        raise KaggleError(NO_CREDENTIALS)
-    return api
+    deadline, pauses = time.monotonic() + seconds, iter(delays)
+    while True:
+        failure = None
+        try:
+            answer = check()
+            if answer is not None:
+                return answer
+        except KaggleError as error:
+            if not error.passing or error.retry_after > LONGEST_RETRY_AFTER:
+                raise
+            failure = error
+        pause, remaining = next(pauses, None), deadline - time.monotonic()
+        if pause is None or remaining <= 0:
+            if failure is not None:
+                raise failure
+            return None
+        if failure is not None:
+            pause = max(pause, failure.retry_after)
+            reason = f"HTTP {failure.status}" if failure.status else "no answer"
+            log.warning(f"{name}: {reason}; trying again in {min(pause, remaining):g} s")
+        sleep(min(pause, remaining))
 
 
 def retry(call: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
-    """Repeat `call` while it raises a passing `KaggleError`, at most `len(RETRY_DELAYS)` times.
-
-    Waits as long as `RETRY_DELAYS` say, or as Kaggle's Retry-After asks where that is longer.
-    """
-    for delay in RETRY_DELAYS:
-        try:
-            return call()
-        except KaggleError as error:
-            if not error.passing or (error.retry_after or 0) > LONGEST_RETRY_AFTER:
-                raise
-            wait = max(delay, error.retry_after or 0)
-            reason = f"HTTP {error.status}" if error.status else "no answer"
-        print(f"Kaggle: {reason}; trying again in {wait:g} s", file=sys.stderr, flush=True)
-        sleep(wait)
-    return call()
+    """Repeat `call` after `RETRY_DELAYS` while it raises a passing `KaggleError`."""
+    answer = wait_until(lambda: (call(),), RETRY_DELAYS, sleep)
+    assert answer is not None  # where `call` never succeeds, its last error is raised
+    return answer[0]
 
 
-def put_blob(url: str, content) -> None:
+def grow_delays(first: float, longest: float) -> Iterator[float]:
+    """Delays without end, each half as long again as the one before, up to `longest`."""
+    while True:
+        yield first
+        first = min(first * 1.5, longest)
+
+
+def put_blob(url: str, content: Any) -> None:
     """Put bytes, or an open file, to the address that Kaggle gave for them, in one attempt."""
     try:
         answer = requests.put(url, data=content, timeout=TIMEOUT)
     except requests.RequestException as error:
         # The address is a permission to write: neither it nor the error that quotes it is shown.
-        raise KaggleError(
-            f"The upload to Kaggle broke off ({type(error).__name__}): check the network, and run "
-            "the same command again.",
-            passing=True,
-        ) from None
-    if answer.status_code not in (200, 201):
-        raise KaggleError(
-            f"Kaggle's storage did not take the file (HTTP {answer.status_code}): wait a few "
-            "minutes, and run the same command again.",
-            answer.status_code,
-            passing=answer.status_code in PASSING_STATUSES,
-            retry_after=read_retry_after(answer),
+        raise describe_silence(error) from None
+    check_storage(answer, "did not take the file")
+
+
+def check_storage(answer: requests.Response, failure: str) -> None:
+    """Raise `KaggleError` unless Kaggle's storage answered with success; `failure` is a verb."""
+    status = answer.status_code
+    if status not in (200, 201, 206):
+        raise _describe_status(
+            f"Kaggle's storage {failure} (HTTP {status}): wait a few minutes, and run the same "
+            "command again.",
+            status,
+            answer,
         )
 
 
-def explain(
-    error: Exception,
-    subject: str,
-    secrets: list[str] | tuple = (),
-    sentences: dict[int, str] = SENTENCES,
-    page: str = "https://www.kaggle.com",
-) -> KaggleError:
-    """The client's `error` as a `KaggleError`; `secrets` are cut out of what the server says."""
-    response = getattr(error, "response", None)
-    if response is None:  # not `if not response`: an answer of 400 and above is falsy
-        return _explain_silence(error)
-    body = _read_body(response)
-    code = body.get("code")
-    status = code if isinstance(code, int) and code >= 400 else response.status_code
-    sentence = sentences.get(status, SERVER_SENTENCE if status >= 500 else OTHER_SENTENCE)
-    detail = " ".join(str(body.get("message", "")).split())[:300].rstrip(".")
-    for secret in secrets:
-        detail = detail.replace(secret, "…")
-    sentence = sentence.format(subject=subject, page=page)
-    sentence += f" (HTTP {status}: {detail})." if detail else f" (HTTP {status})."
-    return KaggleError(sentence, status, status in PASSING_STATUSES, read_retry_after(response))
-
-
-def read_retry_after(response: requests.Response) -> float | None:
-    """Seconds that Retry-After (a number or a date) asks to wait; None without a valid one."""
+def _describe_status(sentence: str, status: int, answer: requests.Response) -> KaggleError:
     try:
-        return Retry().get_retry_after(response)
+        wait = Retry().parse_retry_after(answer.headers.get("Retry-After", "0"))
     except InvalidHeader:
-        return None
+        wait = 0.0
+    return KaggleError(sentence, status, status in PASSING_STATUSES, wait)
 
 
-def _explain_silence(error: Exception) -> KaggleError:
+def quote_reason(text: str) -> str:
+    """The reason that Kaggle or a notebook gave, as it is quoted within a sentence of ours.
+
+    It is put on one line, cut to 300 characters, and loses its period.
+    """
+    return " ".join(text.split())[:300].rstrip(".") or "no reason given"
+
+
+def describe_silence(error: Exception) -> KaggleError:
+    """The error for a request that got no answer, or one that cannot be read."""
     if isinstance(error, requests.RequestException) and not isinstance(error, ValueError):
         kind = "it took too long" if isinstance(error, requests.Timeout) else type(error).__name__
         return KaggleError(
@@ -243,23 +239,61 @@ def _explain_silence(error: Exception) -> KaggleError:
     )
 
 
+def _connect() -> Any:
+    """An authenticated `KaggleApi` that prints and logs nothing.
+
+    Raises `KaggleError` without credentials, and the errors of `requests` while it checks them.
+    """
+    # With either of these the client prints every request, Authorization header included.
+    names = ("VERBOSE", "VERBOSE_OUTPUT")
+    verbose = {name: os.environ.pop(name) for name in names if name in os.environ}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            from kaggle.api.kaggle_api_extended import KaggleApi
+
+            api = KaggleApi()
+            api.args = [argument for argument in api.args if argument != "--verbose"]
+            token = _read_token()
+            if token:
+                api.config_values = {"token": token}
+            else:
+                api.authenticate()
+    except SystemExit:
+        raise KaggleError(NO_CREDENTIALS) from None
+    except requests.RequestException:
+        raise
+    except OSError as error:
+        raise KaggleError(
+            f"Kaggle's client could not use its settings folder: {error.strerror}: "
+            f"{error.filename}; set KAGGLE_CONFIG_DIR to a folder that can be written."
+        ) from None
+    finally:
+        os.environ.update(verbose)
+    values = api.config_values
+    for name in ("username", "key", "token"):
+        values[name] = str(values.get(name) or "").strip() or None
+    # An empty KAGGLE_KEY passes for a key, and the request would go out unsigned.
+    if not (values["token"] or (values["username"] and values["key"])):
+        raise KaggleError(NO_CREDENTIALS)
+    return api
+
+
+def _read_token() -> str:
+    """The access token, without the line break that would spoil the header it is sent in.
+
+    It outranks a key even when it has run out. `KAGGLE_API_TOKEN` may also name a file.
+    """
+    from kagglesdk import get_access_token_from_env
+
+    token = os.environ.get("KAGGLE_API_TOKEN", "").strip()
+    if not token or os.path.exists(token):
+        token = (get_access_token_from_env()[0] or "").strip()
+    return token
+
+
 def _read_body(response: requests.Response) -> dict:
     try:
         body = response.json()
-    except ValueError:  # a page for people, not an answer for programs
+    except ValueError:  # a web page
         return {}
     return body if isinstance(body, dict) else {}
-
-
-class _LimitedAdapter(HTTPAdapter):
-    def send(self, request, **options):
-        options["timeout"] = options.get("timeout") or TIMEOUT
-        return super().send(request, **options)
-
-
-def _limit_waiting(http_client) -> None:
-    # The client has no setting for it, and a server that stalls would hold the command for ever.
-    session = getattr(http_client, "_session", None)
-    if session is not None:
-        session.mount("https://", _LimitedAdapter())
-        session.mount("http://", _LimitedAdapter())

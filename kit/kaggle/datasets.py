@@ -1,4 +1,4 @@
-"""Datasets on Kaggle: create one or a new version of it, wait until it can be attached."""
+"""Datasets on Kaggle: create one or a new version of it, and wait until it can be attached."""
 
 from __future__ import annotations
 
@@ -8,15 +8,26 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 from kit import progress
-from kit.files import read_json
-from kit.kaggle.connection import SENTENCES, Client, KaggleError, put_blob, retry
+from kit.files import hash_file, read_json
+from kit.kaggle.connection import (
+    SENTENCES,
+    Client,
+    KaggleError,
+    grow_delays,
+    put_blob,
+    quote_reason,
+    retry,
+    wait_until,
+)
+from kit.progress import log
 
 READY_SECONDS = 3600.0  # how long Kaggle may take to unpack a dataset
-POLL_DELAY, LONGEST_POLL_DELAY = 10.0, 300.0  # seconds; each wait is half as long again
+POLL_DELAY, LONGEST_POLL_DELAY = 10.0, 300.0  # seconds; see `grow_delays`
 
 
 class Account(Client):
@@ -33,57 +44,63 @@ class Account(Client):
     def __init__(self, sleep: Callable[[float], None] = time.sleep):
         super().__init__("this account", "https://www.kaggle.com", sleep)
 
-    def about(self, reference: str, kind: str) -> tuple[str, str]:
-        """Let errors speak of `reference`, a dataset or a notebook (`code`); (owner, slug)."""
+    def set_subject(self, reference: str, kind: str) -> None:
+        """Let errors speak of `reference`, OWNER/SLUG of a dataset or of a notebook (`code`)."""
         self.subject, self.page = reference, f"https://www.kaggle.com/{kind}/{reference}"
-        owner, _, slug = reference.partition("/")
-        return owner, slug
-
-    def call(self, service: str, method: str, **fields):
-        """`send`, with passing failures tried again."""
-        return retry(lambda: self.send(service, method, **fields), self.sleep)
 
 
 def push_dataset(account: Account, folder: Path) -> None:
-    """Create the dataset or a new version of it, unless Kaggle has it as it is; wait till ready."""
-    metadata = read_json(folder / "dataset-metadata.json")
-    owner, slug = account.about(metadata["id"], "datasets")
-    mark = f"Content {hash_folder(folder)[:16]}"
-    before = find_dataset(account, owner, slug)
+    """Create the dataset or a new version of it where it changed, and wait until it is ready."""
+    metadata = read_metadata(folder / "dataset-metadata.json")
+    reference = metadata["id"]
+    account.set_subject(reference, "datasets")
+    mark = f"Content {_hash_folder(folder)[:16]}"
+    before = find_dataset(account, reference)
     if before is not None and mark in before.description:
-        print(f"{metadata['id']}: Kaggle has it as it is.", flush=True)
+        log.info(f"{reference}: Kaggle has it as it is.")
     else:
         with tempfile.TemporaryDirectory() as scratch:
-            tokens = [upload_file(account, path) for path in pack_folder(folder, Path(scratch))]
+            tokens = [_upload_file(account, path) for path in _pack_folder(folder, Path(scratch))]
         retry(lambda: _save_dataset(account, metadata, tokens, mark), account.sleep)
-    wait_for_dataset(account, owner, slug, mark)
+    _wait_for_dataset(account, reference, mark)
 
 
-def find_dataset(account: Account, owner: str, slug: str):
-    """What Kaggle knows of a dataset, or None."""
+def read_metadata(path: Path) -> dict:
+    """Read a JSON file that describes a dataset or a notebook. Raises `KaggleError`."""
     try:
-        return account.call("datasets", "GetDataset", owner_slug=owner, dataset_slug=slug)
+        return read_json(path)
+    except ValueError as error:
+        raise KaggleError(f"{path} is damaged ({error}): remove it, and build again.") from None
+
+
+def find_dataset(account: Account, reference: str) -> Any:
+    """Kaggle's description of a dataset, or None."""
+    names = _name_fields(reference)
+    try:
+        return account.call(lambda kaggle: kaggle.datasets.dataset_api_client.get_dataset, **names)
     except KaggleError as error:
-        if error.status in (403, 404):  # of a dataset that is not there Kaggle may say either
+        if error.status in (403, 404):  # Kaggle may answer either for a dataset that is not there
             return None
         raise
 
 
-def hash_folder(folder: Path) -> str:
-    """SHA-256 over names and contents of the files below a folder, its metadata left out."""
+def _name_fields(reference: str) -> dict[str, str]:
+    return dict(zip(("owner_slug", "dataset_slug"), reference.split("/"), strict=True))
+
+
+def _hash_folder(folder: Path) -> str:
+    """SHA-256 over the names and contents of the files below a folder, without its metadata."""
     digest = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name != "dataset-metadata.json":
-            with open(path, "rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-            digest.update(f"{path.relative_to(folder)} {content}\n".encode())
+            digest.update(f"{path.relative_to(folder)} {hash_file(path)}\n".encode())
     return digest.hexdigest()
 
 
-def pack_folder(folder: Path, scratch: Path) -> Iterator[Path]:
+def _pack_folder(folder: Path, scratch: Path) -> Iterator[Path]:
     """The files to upload: those of the folder, and a zip of each folder in it.
 
-    A dataset takes files alone; Kaggle unpacks `fold0.zip` to `fold0/`.
+    A dataset takes only files; Kaggle unpacks `fold0.zip` to `fold0/`.
     """
     for path in sorted(folder.iterdir()):
         if path.is_dir():
@@ -97,16 +114,15 @@ def pack_folder(folder: Path, scratch: Path) -> Iterator[Path]:
             yield path
 
 
-def upload_file(account: Account, path: Path) -> str:
-    """Upload a file with bounded retries; the token that stands for it."""
+def _upload_file(account: Account, path: Path) -> str:
+    """Upload a file with bounded retries; return the token that stands for it."""
     from kagglesdk.blobs.types.blob_api_service import ApiBlobType
 
     size = path.stat().st_size
 
-    def attempt() -> str:
-        upload = account.send(
-            "blobs",
-            "StartBlobUpload",
+    def upload() -> str:
+        blob = account.send(
+            lambda kaggle: kaggle.blobs.blob_api_client.start_blob_upload,
             type=ApiBlobType.DATASET,
             name=path.name,
             content_length=size,
@@ -118,27 +134,26 @@ def upload_file(account: Account, path: Path) -> str:
                 file, "read", total=size, desc=path.name, disable=progress.quiet, ncols=80
             ) as content,
         ):
-            put_blob(upload.create_url, content)
-        return upload.token
+            put_blob(blob.create_url, content)
+        return blob.token
 
-    return retry(attempt, account.sleep)
+    return retry(upload, account.sleep)
 
 
 def _save_dataset(account: Account, metadata: dict, tokens: list[str], mark: str) -> None:
-    """Create the dataset or a version; a repetition after a lost answer makes one version more."""
-    from kagglesdk.datasets.types import dataset_api_service as types
+    """Create the dataset or a version; a retry after a lost answer makes one version too many."""
+    from kagglesdk.datasets.types.dataset_api_service import (
+        ApiCreateDatasetVersionRequestBody,
+        ApiDatasetNewFile,
+    )
 
-    owner, slug = metadata["id"].split("/")
-    files = []
-    for token in tokens:
-        files.append(types.ApiDatasetNewFile())
-        files[-1].token = token
-    if find_dataset(account, owner, slug) is None:
+    files = [ApiDatasetNewFile.from_dict({"token": token}) for token in tokens]
+    names = _name_fields(metadata["id"])
+    if find_dataset(account, metadata["id"]) is None:
         answer = account.send(
-            "datasets",
-            "CreateDataset",
-            owner_slug=owner,
-            slug=slug,
+            lambda kaggle: kaggle.datasets.dataset_api_client.create_dataset,
+            owner_slug=names["owner_slug"],
+            slug=names["dataset_slug"],
             title=metadata["title"],
             license_name=metadata["licenses"][0]["name"],
             is_private=True,
@@ -146,53 +161,65 @@ def _save_dataset(account: Account, metadata: dict, tokens: list[str], mark: str
             files=files,
         )
     else:
-        body = types.ApiCreateDatasetVersionRequestBody()
+        body = ApiCreateDatasetVersionRequestBody()
         body.version_notes, body.description, body.files = mark, mark, files
         answer = account.send(
-            "datasets", "CreateDatasetVersion", owner_slug=owner, dataset_slug=slug, body=body
+            lambda kaggle: kaggle.datasets.dataset_api_client.create_dataset_version,
+            body=body,
+            **names,
         )
     if answer.error or answer.status.lower() == "error":
-        reason = (answer.error or "no reason given").rstrip(".")
-        raise KaggleError(f"Kaggle did not take the dataset {metadata['id']}: {reason}.")
-
-
-def wait_for_dataset(account: Account, owner: str, slug: str, mark: str) -> None:
-    """Wait until Kaggle has unpacked this content: a notebook is given what is ready when pushed.
-
-    Raises `KaggleError` where Kaggle failed at it, or after an hour.
-    """
-
-    def ask() -> str:
-        dataset = find_dataset(account, owner, slug)
-        if dataset is None or mark not in dataset.description:
-            return "NOT_YET_LISTED"
-        answer = account.call("datasets", "GetDatasetStatus", owner_slug=owner, dataset_slug=slug)
-        return answer.status.name
-
-    state = poll(account, ask, ("READY", "FAILED", "DELETED"), READY_SECONDS, f"{owner}/{slug}")
-    if state != "READY":
         raise KaggleError(
-            f"Kaggle could not process the dataset {owner}/{slug} ({state}): look at "
-            f"{account.page}, and push it again."
+            f"Kaggle did not take the dataset {metadata['id']}: {quote_reason(answer.error)}."
         )
 
 
-def poll(
+def _wait_for_dataset(account: Account, reference: str, mark: str) -> None:
+    """Wait until Kaggle has unpacked this content: a notebook gets what is ready when it is pushed.
+
+    Raises `KaggleError` where Kaggle fails to, or after an hour.
+    """
+    names = _name_fields(reference)
+
+    def ask() -> str:
+        dataset = find_dataset(account, reference)
+        if dataset is None or mark not in dataset.description:
+            return "NOT_YET_LISTED"
+        answer = account.call(
+            lambda kaggle: kaggle.datasets.dataset_api_client.get_dataset_status, **names
+        )
+        return answer.status.name
+
+    ends = ("READY", "FAILED", "DELETED")
+    state = poll_state(account, ask, ends, READY_SECONDS, reference)
+    if state != "READY":
+        raise KaggleError(
+            f"Kaggle could not process the dataset {reference} ({state}): look at {account.page}, "
+            "and push it again."
+        )
+
+
+def poll_state(
     account: Account, ask: Callable[[], str], ends: tuple[str, ...], seconds: float, name: str
 ) -> str:
-    """Ask until the state is one of `ends`; `KaggleError` after `seconds`."""
-    deadline, delay, last = time.monotonic() + seconds, POLL_DELAY, None
-    while True:
-        state = ask()
-        if state != last:
-            print(f"{name}: {state.lower().replace('_', ' ')}", flush=True)
-            last = state
-        if state in ends:
-            return state
-        if time.monotonic() > deadline:
-            raise KaggleError(
-                f"{name} is still {state.lower()} after {seconds:g} seconds: run the same command "
-                "again to wait on."
-            )
-        account.sleep(delay)
-        delay = min(delay * 1.5, LONGEST_POLL_DELAY)
+    """Ask until the state is one of `ends`, and log its changes.
+
+    Raises `KaggleError` after `seconds`.
+    """
+    state = ""
+
+    def check() -> str | None:
+        nonlocal state
+        before, state = state, ask()
+        if state != before:
+            log.info(f"{name}: {state.lower().replace('_', ' ')}")
+        return state if state in ends else None
+
+    delays = grow_delays(POLL_DELAY, LONGEST_POLL_DELAY)
+    end = wait_until(check, delays, account.sleep, seconds, name)
+    if end is None:
+        raise KaggleError(
+            f"{name} is still {state.lower()} after {seconds:g} seconds: run the same command "
+            "again to wait on."
+        )
+    return end

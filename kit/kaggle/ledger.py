@@ -1,4 +1,4 @@
-"""The ledger of submissions: a JSON object a line, only ever added to; its table; Kaggle's list."""
+"""The ledger of submissions: one JSON object per line, append-only; its table; Kaggle's list."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from kit.competition import SLUG
-from kit.files import read_commit
+from kit.files import read_commit, replace_file
 from kit.kaggle.connection import CompetitionClient, KaggleError
 from kit.runs.metrics import read_out_of_fold
 
@@ -31,10 +31,8 @@ this competition's second stage says nothing.
 """
 
 
-def describe_submission(
-    csv: Path, content: bytes, message: str, competition: str, run: str | None = None
-) -> dict:
-    """The ledger entry of a submission that is not sent yet: ref None, status PENDING."""
+def describe_submission(csv: Path, content: bytes, message: str, competition: str) -> dict:
+    """The ledger entry of a submission that was not sent yet: ref None, status PENDING."""
     message = " ".join(message.split())
     if not message:
         raise KaggleError("The message is empty: say in a few words what this submission is.")
@@ -47,7 +45,7 @@ def describe_submission(
         "sha256": hashlib.sha256(content).hexdigest(),
         "message": message,
         "commit": read_commit("."),
-        "run": run or (csv.resolve().parent.name if metrics.exists() else None),
+        "run": csv.resolve().parent.name if metrics.exists() else None,
         "out_of_fold": read_out_of_fold(metrics),
         "status": "PENDING",
         "public_score": None,
@@ -58,7 +56,7 @@ def describe_submission(
 
 def append_entry(ledger: Path, entry: dict) -> None:
     """Add `entry` as a line of `ledger`, on the disk before this returns, and render the table."""
-    read_entries(ledger)  # a line that cannot be read must be seen before another follows it
+    read_entries(ledger)  # raises for a damaged line before another one follows it
     ledger.parent.mkdir(parents=True, exist_ok=True)
     with open(ledger, "ab") as file:
         file.write((json.dumps(entry) + "\n").encode())
@@ -68,9 +66,9 @@ def append_entry(ledger: Path, entry: dict) -> None:
 
 
 def read_entries(ledger: Path) -> list[dict]:
-    """The submissions of `ledger`, in the order they were sent; the last line about a ref holds.
+    """The submissions of `ledger` in the order they were sent, each as its last line describes it.
 
-    No ledger is no submissions. Raises `KaggleError` naming the line that cannot be read.
+    Without a ledger there are none. Raises `KaggleError` naming the line that cannot be read.
     """
     if not ledger.exists():
         return []
@@ -87,7 +85,7 @@ def read_entries(ledger: Path) -> list[dict]:
 
 
 def find_entry(ledger: Path, competition: str, sha256: str) -> dict | None:
-    """The last submission to `competition` of the file with this content, None if never sent."""
+    """The last submission of this content to `competition`, or None."""
     found = [
         entry
         for entry in read_entries(ledger)
@@ -100,9 +98,8 @@ def render_ledger(ledger: Path = LEDGER) -> Path:
     """Write `README.md` beside `ledger`: its submissions as a table, the newest first."""
     rows = [_format_row(entry) for entry in reversed(read_entries(ledger))]
     readme = ledger.with_name("README.md")
-    beside = readme.with_name(f".{readme.name}.{os.getpid()}")
-    beside.write_text(TABLE_HEAD + "".join(rows), encoding="utf-8")
-    os.replace(beside, readme)
+    with replace_file(readme) as part:
+        part.write_text(TABLE_HEAD + "".join(rows), encoding="utf-8")
     return readme
 
 
@@ -111,10 +108,10 @@ def list_submissions(
     ledger: str | Path = LEDGER,
     sleep: Callable[[float], None] = time.sleep,
 ) -> list[dict]:
-    """Ledger and server side by side, one dict a submission, the newest (largest ref) first.
+    """Ledger and server side by side, one dict per submission, the newest (largest ref) first.
 
-    Keys: ref, time, message, `ledger` and `kaggle` (the status, None where it is not known there),
-    public_score, private_score, error; Kaggle's where it knows the submission.
+    Keys: ref, time, message, `ledger` and `kaggle` (the status, None where the submission is not
+    known there), public_score, private_score, error. Kaggle's values take precedence.
     """
     rows = {
         entry["ref"]: {key: entry.get(key) for key in ("ref", "time", "message", *SCORE_KEYS)}
@@ -151,9 +148,13 @@ def format_submissions(rows: list[dict]) -> str:
 
 def iterate_submissions(client: CompetitionClient) -> Iterator:
     """This account's submissions to the competition, as Kaggle lists them, page after page."""
-    place = {"page": 1}
+    place: dict[str, int | str] = {"page": 1}
     while True:
-        answer = client.call("ListSubmissions", page_size=100, **place)
+        answer = client.call(
+            lambda kaggle: kaggle.competitions.competition_api_client.list_submissions,
+            page_size=100,
+            **place,
+        )
         yield from answer.submissions
         if not answer.next_page_token or not answer.submissions:
             return
@@ -161,7 +162,7 @@ def iterate_submissions(client: CompetitionClient) -> Iterator:
 
 
 def parse_score(text: str) -> float | None:
-    """Kaggle's score, which travels as text; None where it is hidden or missing."""
+    """Parse a score, which Kaggle sends as text; None where it is hidden or missing."""
     try:
         score = float(text)
     except ValueError:

@@ -1,22 +1,39 @@
-"""Push notebooks to Kaggle, follow them, fetch what they leave."""
+"""Push notebooks to Kaggle, follow them, and fetch what they leave."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import requests
 
-from kit.files import read_json
-from kit.kaggle.build import BUILD, NOTEBOOKS
-from kit.kaggle.connection import PASSING_STATUSES, TIMEOUT, KaggleError, retry
-from kit.kaggle.datasets import POLL_DELAY, Account, find_dataset, poll, push_dataset
+from kit.files import replace_file
+from kit.kaggle.build import BUILD, NOTEBOOKS, name_dataset
+from kit.kaggle.connection import (
+    TIMEOUT,
+    KaggleError,
+    check_storage,
+    describe_silence,
+    quote_reason,
+    retry,
+)
+from kit.kaggle.datasets import (
+    POLL_DELAY,
+    Account,
+    find_dataset,
+    poll_state,
+    push_dataset,
+    read_metadata,
+)
+from kit.progress import log
 
 RUN_SECONDS = 13 * 3600.0  # a notebook's 12 hours, and its wait for a machine
-OPTIONAL = "backbone"  # the dataset without which train-classifier begins from random weights
-NOT_FETCHED = ("checkpoint.safetensors", "embeddings.npy")  # large, and of use on Kaggle alone
+# The initial weights, which train-classifier can do without.
+OPTIONAL = name_dataset("backbone")
+NOT_FETCHED = ("checkpoint.safetensors", "embeddings.npy")  # large, and needed only on Kaggle
 
 
 def push(
@@ -27,9 +44,9 @@ def push(
 ) -> None:
     """Push the built notebooks `names` and the datasets they need; follow and fetch each in turn.
 
-    Without names: `predict` where weights were built, else both training notebooks. What a
-    notebook leaves goes to `folder/output/SLUG`. Raises `KaggleError` for every failure, and where
-    a notebook left less than it should.
+    Without names it pushes `predict` where weights were built, else both training notebooks. What
+    a notebook leaves goes to `folder/output/SLUG`. Raises `KaggleError` for every failure, and
+    where a notebook leaves less than it should.
     """
     trained = (folder / "datasets" / "weights").is_dir()
     names = names or (["predict"] if trained else ["train-classifier", "train-lstm"])
@@ -38,35 +55,39 @@ def push(
             raise KaggleError(f"{folder}/kernels/{name} is not there: run `kit kernels` first.")
     account = Account(sleep)
     for dataset in sorted((folder / "datasets").iterdir()):
-        if any(_needs(folder / "kernels" / name, dataset) for name in names):
+        if any(_needs_dataset(folder / "kernels" / name, dataset) for name in names):
             push_dataset(account, dataset)
     for name in names:
-        reference = push_kernel(account, folder / "kernels" / name)
-        follow_kernel(account, reference, hours * 3600)
+        reference = _push_kernel(account, folder / "kernels" / name)
+        _follow_kernel(account, reference, hours * 3600)
         output = folder / "output" / reference.partition("/")[2]
-        fetch_output(account, reference, output)
-        report_outcome(reference, output)
+        _fetch_output(account, reference, output)
+        _report_outcome(reference, output)
 
 
-def _needs(kernel: Path, dataset: Path) -> bool:
-    sources = read_json(kernel / "kernel-metadata.json")["dataset_sources"]
-    return read_json(dataset / "dataset-metadata.json")["id"] in sources
+def _needs_dataset(kernel: Path, dataset: Path) -> bool:
+    sources = read_metadata(kernel / "kernel-metadata.json")["dataset_sources"]
+    return read_metadata(dataset / "dataset-metadata.json")["id"] in sources
 
 
-def push_kernel(account: Account, folder: Path) -> str:
-    """Push a notebook, unless it is at work already; its reference, OWNER/SLUG."""
-    metadata = read_json(folder / "kernel-metadata.json")
+def _push_kernel(account: Account, folder: Path) -> str:
+    """Push a notebook, unless it is running already; return its reference, OWNER/SLUG."""
+    metadata = read_metadata(folder / "kernel-metadata.json")
     reference = metadata["id"]
-    owner, slug = account.about(reference, "code")
-    state = read_state(account, owner, slug)
-    if state in ("QUEUED", "RUNNING"):
-        print(f"{reference} is at work already, as it was pushed before.", flush=True)
+    account.set_subject(reference, "code")
+    session = _find_session(account, reference)
+    if session and session.status.name in ("QUEUED", "RUNNING"):
+        log.info(f"{reference} was pushed before and is still running.")
         return reference
-    _leave_out_what_is_not_there(account, metadata, begun=state is not None)
+    # Before its first version a notebook has no output to continue from.
+    kernels = [source for source in metadata["kernel_sources"] if session or source != reference]
+    sources = {"kernel_sources": kernels, "dataset_sources": _list_datasets(account, metadata)}
     text = (folder / metadata["code_file"]).read_text(encoding="utf-8")
-    answer = retry(lambda: _save_kernel(account, metadata, text), account.sleep)
+    answer = retry(lambda: _save_kernel(account, metadata | sources, text), account.sleep)
     if answer.error:
-        raise KaggleError(f"Kaggle did not take the notebook {reference}: {answer.error}")
+        raise KaggleError(
+            f"Kaggle did not take the notebook {reference}: {quote_reason(answer.error)}."
+        )
     unknown = [
         *answer.invalid_dataset_sources,
         *answer.invalid_competition_sources,
@@ -77,148 +98,136 @@ def push_kernel(account: Account, folder: Path) -> str:
             f"Kaggle pushed {reference} without {', '.join(unknown)}, which it does not know: "
             "push or join that first, cancel the notebook's run, and push it again."
         )
-    print(f"{reference}: version {answer.version_number} is pushed: {answer.url}", flush=True)
+    log.info(f"{reference}: version {answer.version_number} is pushed: {answer.url}")
     account.sleep(POLL_DELAY)  # the state asked for at once might be the last version's
     return reference
 
 
-def _leave_out_what_is_not_there(account: Account, metadata: dict, begun: bool) -> None:
-    """A notebook's own output before its first version, and initial weights never uploaded."""
-    if not begun and metadata["id"] in metadata["kernel_sources"]:
-        metadata["kernel_sources"].remove(metadata["id"])
-    for source in list(metadata["dataset_sources"]):
-        if source.endswith(f"-{OPTIONAL}") and find_dataset(account, *source.split("/")) is None:
-            metadata["dataset_sources"].remove(source)
-            print(f"{source} was never uploaded: the classifier begins from random weights.")
+def _list_datasets(account: Account, metadata: dict) -> list[str]:
+    """The datasets of a notebook, without initial weights that were never uploaded."""
+    sources = []
+    for source in metadata["dataset_sources"]:
+        if source.split("/")[1] == OPTIONAL and find_dataset(account, source) is None:
+            log.info(f"{source} was never uploaded: the classifier begins from random weights.")
+        else:
+            sources.append(source)
+    return sources
 
 
-def _save_kernel(account: Account, metadata: dict, text: str):
-    """Save and run a version. Not repeated unless Kaggle surely did nothing: it costs GPU hours."""
+def _save_kernel(account: Account, metadata: dict, text: str) -> Any:
+    """Save and run a version. Retried only when Kaggle surely did nothing: it costs GPU hours."""
+    fields = {RENAMED.get(name, name): metadata[name] for name in metadata}
     try:
         return account.send(
-            "kernels",
-            "SaveKernel",
-            slug=metadata["id"],
-            new_title=metadata["title"],
-            text=text,
-            dataset_data_sources=metadata["dataset_sources"],
-            competition_data_sources=metadata["competition_sources"],
-            kernel_data_sources=metadata["kernel_sources"],
-            model_data_sources=metadata["model_sources"],
-            category_ids=metadata["keywords"],
-            **{name: metadata[name] for name in SAME_NAME},
+            lambda kaggle: kaggle.kernels.kernels_api_client.save_kernel, **fields | {"text": text}
         )
     except KaggleError as error:
         error.passing = error.status == 429
         raise
 
 
-# Fields of the request that are called as in kernel-metadata.json.
-SAME_NAME = (
-    "language",
-    "kernel_type",
-    "is_private",
-    "enable_gpu",
-    "enable_tpu",
-    "enable_internet",
-    "machine_shape",
-    "docker_image_pinning_type",
-)
+# Fields of kernel-metadata.json that have another name in the request.
+RENAMED = {
+    "id": "slug",
+    "title": "new_title",
+    "code_file": "text",
+    "keywords": "category_ids",
+    "competition_sources": "competition_data_sources",
+    "dataset_sources": "dataset_data_sources",
+    "kernel_sources": "kernel_data_sources",
+    "model_sources": "model_data_sources",
+}
 
 
-def read_state(account: Account, owner: str, slug: str) -> str | None:
-    """The state of a notebook's last version; None where there is none."""
+def _find_session(account: Account, reference: str) -> Any:
+    """Kaggle's description of the last version of a notebook, or None."""
+    names = _name_fields(reference)
     try:
-        answer = account.call(
-            "kernels", "GetKernelSessionStatus", user_name=owner, kernel_slug=slug
+        return account.call(
+            lambda kaggle: kaggle.kernels.kernels_api_client.get_kernel_session_status, **names
         )
     except KaggleError as error:
         if error.status in (403, 404):
             return None
         raise
-    return answer.status.name
 
 
-def follow_kernel(account: Account, reference: str, seconds: float = RUN_SECONDS) -> None:
-    """Wait until the notebook has ended. Raises `KaggleError` where it failed or takes longer."""
-    owner, slug = account.about(reference, "code")
+def _name_fields(reference: str) -> dict[str, str]:
+    return dict(zip(("user_name", "kernel_slug"), reference.split("/"), strict=True))
+
+
+def _follow_kernel(account: Account, reference: str, seconds: float) -> None:
+    """Wait until the notebook has ended. Raises `KaggleError` where it fails or takes longer."""
+    account.set_subject(reference, "code")
+    session: Any = None
+
+    def ask() -> str:
+        nonlocal session
+        session = _find_session(account, reference)
+        return session.status.name if session else "QUEUED"
+
     ends = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
-    state = poll(
-        account, lambda: read_state(account, owner, slug) or "QUEUED", ends, seconds, reference
-    )
+    state = poll_state(account, ask, ends, seconds, reference)
     if state == "CANCEL_ACKNOWLEDGED":
         raise KaggleError(f"{reference} was cancelled: push it again.")
     if state == "ERROR":
-        answer = account.call(
-            "kernels", "GetKernelSessionStatus", user_name=owner, kernel_slug=slug
-        )
-        reason = " ".join(answer.failure_message.split()).rstrip(".") or "no reason given"
+        reason = quote_reason(session.failure_message)
         raise KaggleError(f"{reference} failed ({reason}): its log is at {account.page}.")
 
 
-def fetch_output(account: Account, reference: str, directory: Path) -> None:
+def _fetch_output(account: Account, reference: str, directory: Path) -> None:
     """Download what the notebook's last version left, and its log, to `directory`."""
-    owner, slug = account.about(reference, "code")
+    account.set_subject(reference, "code")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "outcome.json").unlink(missing_ok=True)  # an earlier version's
-    token, log = "", ""
+    token, text = "", ""
     while True:
         page = account.call(
-            "kernels",
-            "ListKernelSessionOutput",
-            user_name=owner,
-            kernel_slug=slug,
+            lambda kaggle: kaggle.kernels.kernels_api_client.list_kernel_session_output,
             page_size=100,
             page_token=token,
+            **_name_fields(reference),
         )
         for file in page.files:
             target = (directory / file.file_name).resolve()
             if not target.is_relative_to(directory.resolve()):
-                raise KaggleError(f"{reference} left a file outside its folder: {file.file_name}")
+                raise KaggleError(f"{reference} left a file outside its folder: {file.file_name}.")
             if target.name not in NOT_FETCHED:
-                retry(lambda f=file, t=target: _download(f.url, t), account.sleep)
-        token, log = page.next_page_token, page.log or log
+                retry(partial(_download, file.url, target), account.sleep)
+        token, text = page.next_page_token, page.log or text
         if not token:
             break
-    (directory / "log.txt").write_text(log, encoding="utf-8")
-    print(f"{reference}: its output is in {directory}", flush=True)
+    (directory / "log.txt").write_text(text, encoding="utf-8")
+    log.info(f"{reference}: its output is in {directory}")
 
 
 def _download(url: str, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(target.name + ".part")
-    try:
-        with requests.get(url, stream=True, timeout=TIMEOUT) as answer, open(part, "wb") as file:
-            answer.raise_for_status()
-            for piece in answer.iter_content(1 << 20):
-                file.write(piece)
-    except requests.RequestException as error:
-        part.unlink(missing_ok=True)
-        status = None if error.response is None else error.response.status_code
-        # The address is a permission to read: the error that quotes it is not shown.
-        raise KaggleError(
-            f"{target.name} could not be fetched ({status or type(error).__name__}): run the same "
-            "command again.",
-            status,
-            passing=status is None or status in PASSING_STATUSES,
-        ) from None
-    os.replace(part, target)
+    with replace_file(target) as part, open(part, "wb") as file:
+        try:
+            with requests.get(url, stream=True, timeout=TIMEOUT) as answer:
+                check_storage(answer, f"did not give {target.name}")
+                for chunk in answer.iter_content(1 << 20):
+                    file.write(chunk)
+        except requests.RequestException as error:
+            # The address is a permission to read: the error that quotes it is not shown.
+            raise describe_silence(error) from None
 
 
-def report_outcome(reference: str, directory: Path) -> None:
-    """Say what the notebook left; `KaggleError` where that is less than it should."""
+def _report_outcome(reference: str, directory: Path) -> None:
+    """Log what the notebook left; raise `KaggleError` where that is less than it should."""
     path = directory / "outcome.json"
     if not path.exists():
         raise KaggleError(f"{reference} left no outcome: read {directory}/log.txt.")
-    outcome = read_json(path)
-    left, reason = outcome["left"], outcome["reason"].rstrip(".")
+    outcome = read_metadata(path)
+    left, reason = outcome["left"], quote_reason(outcome["reason"])
     if left == "training prior":
         raise KaggleError(
             f"{reference} left the training prior, not predictions ({reason}): do not submit it."
         )
     if left == "unfinished":
         raise KaggleError(
-            f"{reference} is not finished ({reason}): run the same command again, and it goes on "
+            f"{reference} is not finished ({reason}): run the same command again, and it continues "
             "from there."
         )
-    print(f"{reference} left {'a finished run' if left == 'finished' else left}.", flush=True)
+    log.info(f"{reference} left {'a finished run' if left == 'finished' else left}.")

@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import gzip
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 from kit.competition import SLUG, LabelError
-from kit.kaggle.connection import RETRY_DELAYS, CompetitionClient, KaggleError, put_blob, retry
+from kit.kaggle.connection import (
+    RETRY_DELAYS,
+    CompetitionClient,
+    KaggleError,
+    grow_delays,
+    put_blob,
+    quote_reason,
+    retry,
+    wait_until,
+)
 from kit.kaggle.ledger import (
     LEDGER,
     append_entry,
@@ -20,11 +31,12 @@ from kit.kaggle.ledger import (
     iterate_submissions,
     parse_score,
 )
+from kit.progress import log
 from kit.submission import validate_submission
 
 DEFAULT_TIMEOUT = 1800.0  # seconds to wait for a score
-POLL_DELAY, LONGEST_POLL_DELAY = 2.0, 60.0  # seconds; each wait is half as long again as the last
-TOKEN_LENGTH = 12  # hexadecimal digits of the file's SHA-256, by which its submission is found
+POLL_DELAY, LONGEST_POLL_DELAY = 2.0, 60.0  # seconds; see `grow_delays`
+TOKEN_LENGTH = 12  # hexadecimal digits of the file's SHA-256 that name its submission
 
 
 def submit(
@@ -35,49 +47,42 @@ def submit(
     timeout: float = DEFAULT_TIMEOUT,
     dry_run: bool = False,
     ledger: str | Path = LEDGER,
-    run: str | None = None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict:
-    """Validate `csv`, send it once, wait at most `timeout` seconds; the COMPLETE ledger entry.
+    """Validate `csv`, send it once, and wait at most `timeout` seconds for its score.
 
-    A file that is already on its way is waited for instead. With `dry_run` everything that needs
-    no credentials is done and the entry is returned with status DRY RUN. Raises `KaggleError` for
-    everything else, a submission that Kaggle rejected or has not scored in time included.
+    Returns the ledger entry, whose status is COMPLETE. A file that was sent and has no score yet is
+    waited for instead of sent. With `dry_run` everything that needs no credentials is done, and
+    the entry returned has the status DRY RUN. Raises `KaggleError` for everything else, also for a
+    submission that Kaggle rejected or has not scored in time.
     """
     csv, ledger = Path(csv), Path(ledger)
-    content = read_content(csv, sample)
-    entry = describe_submission(csv, content, message, competition, run)
+    content = _read_content(csv, sample)
+    entry = describe_submission(csv, content, message, competition)
     earlier = find_entry(ledger, competition, entry["sha256"])
     if earlier is not None:
-        refuse_repeat(earlier)
+        _check_unfinished(earlier)
         entry = earlier
     payload = gzip.compress(content, mtime=0)
     if dry_run:
         would = "would go" if earlier is None else f"went before, as submission {entry['ref']},"
-        print(f"Dry run: {csv} is valid; {len(payload):,} bytes {would} to {competition}.")
+        log.info(f"Dry run: {csv} is valid; {len(payload):,} bytes {would} to {competition}.")
         return entry | {"status": "DRY RUN"}
     client = CompetitionClient(competition, sleep)
-    with _alone(ledger):
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    # One sender at a time: two calls for the same file must not both create a submission.
+    with FileLock(ledger.with_suffix(".lock")):
         # Another call may have sent the file while this one waited for its turn.
         entry = earlier or find_entry(ledger, competition, entry["sha256"]) or entry
         if entry.get("ref") is None:
-            entry["ref"] = send_once(client, csv, payload, entry)
+            entry["ref"] = _send_once(client, csv, payload, entry)
             append_entry(ledger, entry)
-    print(f"Submission {entry['ref']}: waiting for its score.", flush=True)
-    return wait_for_score(client, entry, ledger, timeout)
+    log.info(f"Submission {entry['ref']}: waiting for its score.")
+    return _wait_for_score(client, entry, ledger, timeout)
 
 
-@contextlib.contextmanager
-def _alone(ledger: Path) -> Iterator[None]:
-    """One sender at a time: two calls of the same file must not both create a submission."""
-    ledger.parent.mkdir(parents=True, exist_ok=True)
-    with open(ledger.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def read_content(csv: Path, sample: str | Path | None = None) -> bytes:
-    """The text of a valid submission file (`.csv` or `.csv.gz`); `KaggleError` with the reason."""
+def _read_content(csv: Path, sample: str | Path | None = None) -> bytes:
+    """The text of a valid submission file, `.csv` or `.csv.gz`. Raises `KaggleError`."""
     if not csv.name.endswith((".csv", ".csv.gz")):
         raise KaggleError(f"{csv}: a submission is a .csv or a .csv.gz file.")
     try:
@@ -91,8 +96,8 @@ def read_content(csv: Path, sample: str | Path | None = None) -> bytes:
         raise KaggleError(f"{name}: cannot be read: {error.strerror or error}.") from None
 
 
-def refuse_repeat(entry: dict) -> None:
-    """Raise `KaggleError` where `entry` has its score or was rejected: the file was sent before."""
+def _check_unfinished(entry: dict) -> None:
+    """Raise `KaggleError` where the submission of `entry` has its score or was rejected."""
     ref, sent = entry["ref"], entry["time"]
     if entry["status"] == "COMPLETE":
         raise KaggleError(
@@ -106,72 +111,75 @@ def refuse_repeat(entry: dict) -> None:
         )
 
 
-def send_once(client: CompetitionClient, csv: Path, payload: bytes, entry: dict) -> int:
-    """Create the submission of `payload` unless Kaggle has it already; its ref."""
-    check_competition(client)
+def _send_once(client: CompetitionClient, csv: Path, payload: bytes, entry: dict) -> int:
+    """Create the submission of `payload` unless Kaggle has it already; return its ref."""
+    _check_competition(client)
     token = entry["sha256"][:TOKEN_LENGTH]
-    ref = find_submission(client, token)
+    ref = _find_submission(client, token)
     if ref is not None:
-        print(f"Kaggle already has this file, as submission {ref}: it is not sent again.")
+        log.info(f"Kaggle already has this file, as submission {ref}: it is not sent again.")
         return ref
-    check_limits(client)
-    blob = retry(lambda: upload_payload(client, csv, payload), client.sleep)
-    ref = create_submission(client, blob, f"[{token}] {entry['message']}", token)
-    print(f"Submission {ref} created.", flush=True)
+    _check_limits(client)
+    blob = retry(lambda: _upload_payload(client, csv, payload), client.sleep)
+    ref = _create_submission(client, blob, f"[{token}] {entry['message']}", token)
+    log.info(f"Submission {ref} created.")
     return ref
 
 
-def check_competition(client: CompetitionClient) -> None:
+def _check_competition(client: CompetitionClient) -> None:
     """Raise `KaggleError` where the competition takes no files from this account.
 
-    A deadline in the past alone is no reason: late submissions are scored.
+    A deadline in the past is no reason: late submissions are scored.
     """
-    competition = client.call("GetCompetition")
-    name = client.competition
-    page = f"https://www.kaggle.com/competitions/{name}"
+    competition = client.call(
+        lambda kaggle: kaggle.competitions.competition_api_client.get_competition
+    )
+    name = client.subject
     if not competition.user_has_entered:
         raise KaggleError(
-            f"This account has not joined {name}: accept the rules at {page}/rules, and run the "
-            "same command again."
+            f"This account has not joined {name}: accept the rules at {client.page}/rules, and run "
+            "the same command again."
         )
     if competition.submissions_disabled:
-        raise KaggleError(f"{name} is closed: its host takes no more submissions.")
+        raise KaggleError(f"{name} is closed: its organizer takes no more submissions.")
     if competition.is_kernels_submissions_only:
         raise KaggleError(
-            f"{name} takes notebooks only: push the notebook and submit its output at {page}."
+            f"{name} takes notebooks only: push the notebook and submit its output at "
+            f"{client.page}."
         )
 
 
-def check_limits(client: CompetitionClient) -> None:
+def _check_limits(client: CompetitionClient) -> None:
     """Raise `KaggleError` where no submission is left today, or at all."""
-    limits = client.call("GetSubmissionLimits")
+    limits = client.call(
+        lambda kaggle: kaggle.competitions.competition_api_client.get_submission_limits
+    )
     # Four zeros say that the account has no team yet, not that nothing is left.
     if limits.num_allowed_now > 0 or not (limits.num_today or limits.num_total):
         return
     if limits.limited_by_total:
         raise KaggleError(
-            f"All submissions to {client.competition} are used up ({limits.num_total} sent): "
+            f"All submissions to {client.subject} are used up ({limits.num_total} sent): "
             "nothing more can be sent."
         )
     raise KaggleError(
-        f"The daily limit of {client.competition} is reached ({limits.num_today} sent today): run "
+        f"The daily limit of {client.subject} is reached ({limits.num_today} sent today): run "
         "the same command again after midnight UTC."
     )
 
 
-def find_submission(client: CompetitionClient, token: str) -> int | None:
-    """The ref of this account's submission whose description carries `token`, None without one."""
+def _find_submission(client: CompetitionClient, token: str) -> int | None:
+    """The ref of this account's submission whose description carries `token`, or None."""
     for submission in iterate_submissions(client):
         if f"[{token}]" in submission.description:
             return submission.ref
     return None
 
 
-def upload_payload(client: CompetitionClient, csv: Path, payload: bytes) -> str:
-    """Upload the gzipped file, in one attempt; the token that stands for it."""
-    upload = client.call(
-        "StartSubmissionUpload",
-        retries=False,
+def _upload_payload(client: CompetitionClient, csv: Path, payload: bytes) -> str:
+    """Upload the gzipped file, in one attempt; return the token that stands for it."""
+    upload = client.send(
+        lambda kaggle: kaggle.competitions.competition_api_client.start_submission_upload,
         content_length=len(payload),
         last_modified_epoch_seconds=int(csv.stat().st_mtime),
         file_name=csv.name if csv.suffix == ".gz" else f"{csv.name}.gz",
@@ -180,63 +188,64 @@ def upload_payload(client: CompetitionClient, csv: Path, payload: bytes) -> str:
     return upload.token
 
 
-def create_submission(client: CompetitionClient, blob: str, description: str, token: str) -> int:
-    """Create the submission exactly once, even if Kaggle's reply is lost; its ref.
+def _create_submission(client: CompetitionClient, blob: str, description: str, token: str) -> int:
+    """Create the submission exactly once, even if Kaggle's reply is lost; return its ref.
 
-    It is looked for before each attempt. Only an answer of 429 says for certain that nothing was
-    created, and is tried again; after any other failure that may pass, the submission is looked
-    for and never created a second time.
+    The submission is looked for before each attempt. Only an answer of 429 says for certain that
+    nothing was created, and is followed by another attempt; after any other passing failure the
+    submission is looked for and never created a second time.
     """
 
     def create() -> int:
-        ref = find_submission(client, token)
+        ref = _find_submission(client, token)
         if ref is not None:
             return ref
         try:
-            answer = client.call(
-                "CreateSubmission",
-                retries=False,
+            answer = client.send(
+                lambda kaggle: kaggle.competitions.competition_api_client.create_submission,
                 blob_file_tokens=blob,
                 submission_description=description,
             )
         except KaggleError as error:
             if error.status == 429 or not error.passing:
                 raise
-            return look_for_submission(client, token, str(error))
-        return answer.ref or look_for_submission(client, token, answer.message)
+            return _await_listing(client, token, str(error))
+        return answer.ref or _await_listing(client, token, answer.message)
 
     return retry(create, client.sleep)
 
 
-def look_for_submission(client: CompetitionClient, token: str, reason: str) -> int:
-    """The ref of a submission that may just have been created; `KaggleError` if it never shows."""
-    for delay in RETRY_DELAYS:
-        client.sleep(delay)
-        ref = find_submission(client, token)
-        if ref is not None:
-            return ref
-    raise KaggleError(
-        "Kaggle did not confirm the submission and does not list it: wait a few minutes, and run "
-        f"the same command again, which looks for it before it sends anything ({reason})"
-    )
+def _await_listing(client: CompetitionClient, token: str, reason: str) -> int:
+    """The ref of a submission that may just have been created; `KaggleError` if it is not listed.
+
+    `reason` is why nobody knows.
+    """
+    ref = wait_until(partial(_find_submission, client, token), RETRY_DELAYS, client.sleep)
+    if ref is None:
+        raise KaggleError(
+            "Kaggle did not confirm the submission and does not list it: wait a few minutes, and "
+            "run the same command again, which looks for it before it sends anything "
+            f"({quote_reason(reason)})."
+        )
+    return ref
 
 
-def wait_for_score(
+def _wait_for_score(
     client: CompetitionClient, entry: dict, ledger: Path, timeout: float = DEFAULT_TIMEOUT
 ) -> dict:
-    """Poll until the submission of `entry` is COMPLETE; its entry, written to the ledger.
+    """Wait until the submission of `entry` is COMPLETE; write its entry to the ledger, return it.
 
     Raises `KaggleError` when Kaggle rejects it, when `timeout` seconds are over, when Kaggle
     refuses to say, and on Ctrl-C; after the last three the same command waits again.
     """
     ref = entry["ref"]
-    again = f"submission {ref} is in the ledger, and the same command waits for it again."
+    again = f"Submission {ref} is in the ledger, and the same command waits for it again."
     try:
-        submission = poll_submission(client, ref, timeout)
+        submission = _poll_submission(client, ref, timeout)
     except KeyboardInterrupt:
-        raise KaggleError(f"Interrupted while waiting for the score; {again}") from None
+        raise KaggleError(f"Interrupted while waiting for the score. {again}") from None
     except KaggleError as error:
-        raise KaggleError(f"{str(error).rstrip('.')}; {again}", error.status) from None
+        raise KaggleError(f"{error} {again}", error.status) from None
     entry = entry | {
         "status": submission.status.name,
         "public_score": parse_score(submission.public_score),
@@ -247,34 +256,29 @@ def wait_for_score(
     append_entry(ledger, entry)
     if entry["status"] == "ERROR":
         raise KaggleError(
-            f"Kaggle rejected submission {ref} ({entry['error'].rstrip('.')}): correct the file, "
+            f"Kaggle rejected submission {ref} ({quote_reason(entry['error'])}): correct the file, "
             "and send it again."
         )
-    print(f"Submission {ref}: {describe_scores(entry)}.", flush=True)
+    log.info(f"Submission {ref}: {describe_scores(entry)}.")
     return entry
 
 
-def poll_submission(client: CompetitionClient, ref: int, timeout: float):
-    """Kaggle's final answer about submission `ref`; `KaggleError` after `timeout` seconds.
+def _poll_submission(client: CompetitionClient, ref: int, timeout: float) -> Any:
+    """Kaggle's final answer about submission `ref`; `KaggleError` after `timeout` seconds."""
 
-    A 404 soon after creation only means that the submission is not listed yet, and a passing
-    failure is not the submission's: both are waited out.
-    """
-    deadline = time.monotonic() + timeout
-    delay = POLL_DELAY
-    while True:
-        pause, state = delay, "is still PENDING"
+    def check() -> Any:
         try:
-            submission = client.call("GetSubmission", retries=False, ref=ref)
-            if submission.status.name != "PENDING":
-                return submission
+            submission = client.send(
+                lambda kaggle: kaggle.competitions.competition_api_client.get_submission, ref=ref
+            )
         except KaggleError as error:
-            if not (error.passing or error.status == 404):
-                raise
-            pause = max(delay, error.retry_after or 0)
-            state = f"got HTTP {error.status}" if error.status else "got no answer"
-        remaining = deadline - time.monotonic()
-        if remaining <= 0:
-            raise KaggleError(f"The wait for the score {state} after {timeout:g} seconds.")
-        client.sleep(min(pause, remaining))
-        delay = min(delay * 1.5, LONGEST_POLL_DELAY)
+            if error.status == 404:  # soon after its creation it may not be listed yet
+                return None
+            raise
+        return None if submission.status.name == "PENDING" else submission
+
+    delays = grow_delays(POLL_DELAY, LONGEST_POLL_DELAY)
+    submission = wait_until(check, delays, client.sleep, timeout)
+    if submission is None:
+        raise KaggleError(f"The wait for the score is still PENDING after {timeout:g} seconds.")
+    return submission

@@ -36,7 +36,7 @@ import os
 
 print(os.sep)
 
-# %% [parameters]
+# %% tags=["parameters"]
 FOLD = 0
 NAME = "blog"
 
@@ -63,7 +63,7 @@ def offline(monkeypatch):
 
 @pytest.fixture
 def project(tmp_path) -> Path:
-    """A copy of the project, for building writes the notebooks beside their sources."""
+    """A copy of the project, to which a test may add files."""
     copy = tmp_path / "project"
     ignore = shutil.ignore_patterns("__pycache__")
     for name in ("kit", "kernels"):
@@ -100,8 +100,8 @@ def test_an_id_follows_from_place_and_content():
 
 
 def test_parameters_are_set_where_they_are_assigned():
-    notebook = json.loads(render_notebook(SOURCE, {"FOLD": 3, "NAME": "a\\1b"}))
-    assert notebook["cells"][2]["source"] == "FOLD = 3\nNAME = 'a\\\\1b'"
+    notebook = nbformat.reads(render_notebook(SOURCE, {"FOLD": 3, "NAME": "a\\1b"}), 4)
+    assert notebook.cells[2].source == "FOLD = 3\nNAME = 'a\\\\1b'"
     with pytest.raises(BuildError, match="the notebook has no parameter HOURS"):
         render_notebook(SOURCE, {"HOURS": 1})
 
@@ -197,7 +197,7 @@ def test_the_wheel_is_pure_and_complete(project, tmp_path, offline):
     (wheel,) = (tmp_path / "wheels").glob("*.whl")
     assert wheel.name == f"kit-{kit.__version__}-py3-none-any.whl"
     names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("kit/")}
-    packaged = {".py", ".html", ".css", ".js"}
+    packaged = {".py", ".html", ".css", ".js", ".typed"}
     assert names == {
         str(path.relative_to(ROOT))
         for path in (ROOT / "kit").rglob("*.*")
@@ -222,10 +222,10 @@ def test_decoders_are_required_of_the_pythons_they_were_built_for(tmp_path, monk
     assert "--python-version=3.12" in asked[0]
 
 
-def test_decoders_that_cannot_be_downloaded_are_said_to_be_left_out(tmp_path, capsys, monkeypatch):
+def test_decoders_that_cannot_be_downloaded_are_said_to_be_left_out(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(notebooks, "DECODERS", (str(tmp_path / "nothing-here.whl"),))
     assert notebooks._download_decoders("3.13", tmp_path) == []
-    said = capsys.readouterr().out
+    [said] = caplog.messages
     assert said.startswith("The decoders for Python 3.13 are left out: pip download failed (")
     assert "the competition's are not compressed." in said
 

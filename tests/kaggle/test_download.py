@@ -21,6 +21,8 @@ DRIVER = """
 import json, sys
 from kit.kaggle.connection import KaggleError
 from kit.kaggle.download import download_competition
+from kit.progress import show_messages
+show_messages()
 waits = []
 try:
     paths = download_competition(sleep=waits.append, **json.loads(sys.argv[1]))
@@ -159,7 +161,7 @@ def test_bytes_from_another_place_than_asked_are_never_appended(download, server
     outcome = download()
     assert outcome.code == 1
     assert "at another place than asked" in outcome.sentence
-    assert outcome.stderr.count("going on in") == 5
+    assert outcome.stderr.count("trying again in") == 5
     [part] = (tmp_path / "data").iterdir()
     assert part.read_bytes() == ARCHIVE[: 3 * CHUNK]
 

@@ -22,6 +22,8 @@ import json, sys
 from pathlib import Path
 from kit.kaggle import push
 from kit.kaggle.connection import KaggleError
+from kit.progress import show_messages
+show_messages()
 options = json.loads(sys.argv[1])
 waits = []
 try:
@@ -220,7 +222,7 @@ def test_a_training_notebook_gets_its_own_output_from_the_second_version_on(desk
     assert outcome.code == 1
     assert outcome.sentence == (
         f"{own} is not finished (Fold 0 classifier 2/5: stopped in time after step 9): run the "
-        "same command again, and it goes on from there."
+        "same command again, and it continues from there."
     )
     server.output["outcome.json"] = json.dumps({"left": "finished", "reason": ""}).encode()
     assert desk.push("train-classifier", "train-lstm").code == 0
@@ -252,7 +254,7 @@ def test_a_notebook_at_work_is_waited_for_and_not_pushed_again(desk, server):
     outcome = desk.push("predict")
     assert outcome.code == 0, outcome.stderr
     assert server.count("SaveKernel") == 0
-    assert "is at work already, as it was pushed before" in outcome.stdout
+    assert "was pushed before and is still running" in outcome.stdout
 
 
 def test_a_failed_notebook_gives_its_reason(desk, server):

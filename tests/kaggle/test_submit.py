@@ -24,15 +24,17 @@ SLUG = "rsna-intracranial-hemorrhage-detection"
 DRIVER = """
 import json, sys
 from kit.kaggle import connection
-from kit.kaggle import submit as upload
 from kit.kaggle.connection import KaggleError
+from kit.kaggle.submit import submit
+from kit.progress import show_messages
+show_messages()
 options = json.loads(sys.argv[1])
-connection.TIMEOUT = upload.TIMEOUT = tuple(options.pop("patience", (10, 60)))
+connection.TIMEOUT = tuple(options.pop("patience", (10, 60)))
 waits = []
 if not options.pop("real_waits", False):
     options["sleep"] = waits.append
 try:
-    entry = upload.submit(**options)
+    entry = submit(**options)
 except KaggleError as error:
     if options.get("message") == "uncaught":
         raise
@@ -453,7 +455,7 @@ def test_a_score_that_does_not_come_in_time_is_waited_for_by_the_next_call(desk,
     server.outcomes[0] = {"status": "PENDING"}
     outcome = desk.submit()
     assert outcome.code == 1
-    assert "still PENDING after 0.3 seconds; submission 7001 is in the ledger" in outcome.sentence
+    assert "still PENDING after 0.3 seconds. Submission 7001 is in the ledger" in outcome.sentence
     assert [line["status"] for line in desk.lines] == ["PENDING"]
     assert outcome.waits[0] == pytest.approx(0.3, abs=0.3)
     server.outcomes[0] = scored
@@ -478,7 +480,7 @@ def test_credentials_refused_while_polling_leave_the_submission_in_the_ledger(de
     outcome = desk.submit()
     assert outcome.code == 1
     assert "make a new token" in outcome.sentence
-    assert "submission 7001 is in the ledger" in outcome.sentence
+    assert "Submission 7001 is in the ledger" in outcome.sentence
     assert [line["ref"] for line in desk.lines] == [7001]
 
 
@@ -548,7 +550,7 @@ def test_no_credential_is_shown_by_a_traceback(desk, server):
     outcome = desk.submit(message="uncaught")
     assert outcome.code == 1
     assert "Traceback" in outcome.stderr
-    assert "KaggleError: The upload to Kaggle broke off" in outcome.sentence
+    assert "KaggleError: No answer from Kaggle (ConnectionError)" in outcome.sentence
 
 
 def test_a_ledger_line_that_cannot_be_read_is_named_before_anything_is_sent(desk, server):
