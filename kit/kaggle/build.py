@@ -176,9 +176,8 @@ def _describe_dataset(directory: Path, user: str) -> None:
 
 def _set_parameters(source: str, parameters: dict) -> str:
     for name, value in parameters.items():
-        source, count = re.subn(
-            rf"^{name} = .*$", lambda _, v=value, n=name: f"{n} = {v!r}", source, flags=re.MULTILINE
-        )
+        assignment = f"{name} = {value!r}".replace("\\", r"\\")
+        source, count = re.subn(rf"^{name} = .*$", assignment, source, flags=re.MULTILINE)
         if count != 1:
             raise BuildError(f"the notebook has no parameter {name}")
     return source

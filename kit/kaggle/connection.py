@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import requests
@@ -16,10 +17,12 @@ from urllib3.exceptions import InvalidHeader
 from urllib3.util.retry import Retry
 
 from kit import KitError
+from kit.files import replace_file
 from kit.progress import log
 
-if TYPE_CHECKING:  # importing it takes a second, and asks the network
+if TYPE_CHECKING:  # importing it takes a second
     from kagglesdk import KaggleClient
+    from kagglesdk.competitions.services.competition_api_service import CompetitionApiClient
 
 T = TypeVar("T")
 
@@ -27,6 +30,8 @@ TIMEOUT = (10, 60)  # seconds to connect, and between two bytes; the client itse
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds; five attempts in all
 LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more is not waited for
 PASSING_STATUSES = {429, 500, 502, 503, 504}
+AGAIN = "run the same command again"
+LATER = f"wait a few minutes, and {AGAIN}"
 
 SENTENCES = {
     400: "Kaggle refused the request: join {subject} at {page}, and check that the day's "
@@ -36,10 +41,10 @@ SENTENCES = {
     403: "Kaggle denied access to {subject}: accept its rules at {page}/rules with this "
     "account, and check the spelling of its name",
     404: "Kaggle does not know the competition {subject}: check the spelling of its name",
-    413: "Kaggle found the file too large: write fewer decimals, and run the same command again",
-    429: "Kaggle is limiting requests: wait a few minutes, and run the same command again",
+    413: f"Kaggle found the file too large: write fewer decimals, and {AGAIN}",
+    429: f"Kaggle is limiting requests: {LATER}",
 }
-SERVER_SENTENCE = "Kaggle's server failed: wait a few minutes, and run the same command again"
+SERVER_SENTENCE = f"Kaggle's server failed: {LATER}"
 OTHER_SENTENCE = "Kaggle gave an unexpected answer: look at {page}, and try again later"
 NO_CREDENTIALS = (
     "No Kaggle credentials were found: make a token at https://www.kaggle.com/settings/api and "
@@ -68,21 +73,24 @@ class KaggleError(KitError, RuntimeError):
 class Client:
     """Kaggle's services as one account uses them.
 
-    `subject` is what its errors speak of, `page` where the user can look, `sentences` say what an
-    HTTP status means there and what to do, `defaults` are for the requests that have such fields.
+    `subject` is what its errors speak of, `page` where the user can look, and `sentences` say what
+    an HTTP status means there and what to do.
     """
 
     sentences = SENTENCES
 
-    def __init__(
-        self, subject: str, page: str, sleep: Callable[[float], None] = time.sleep, **defaults: Any
-    ):
-        self.subject, self.page, self.sleep, self.defaults = subject, page, sleep, defaults
+    def __init__(self, subject: str, page: str, sleep: Callable[[float], None] = time.sleep):
+        self.subject, self.page, self.sleep = subject, page, sleep
         self._secrets: list[str] = []
         try:
             self._api = _connect()
         except requests.RequestException as error:
             raise self._describe_failure(error) from None
+        except OSError as error:
+            raise KaggleError(
+                f"Kaggle's client could not use its settings folder: {error.strerror}: "
+                f"{error.filename}; set KAGGLE_CONFIG_DIR to a folder that can be written."
+            ) from None
         values = self._api.config_values
         self._secrets = [values[name] for name in ("key", "token") if values[name]]
 
@@ -90,7 +98,7 @@ class Client:
         """Send one request, once, and return Kaggle's answer. Raises `KaggleError`.
 
         `choose` picks a method: `lambda kaggle: kaggle.datasets.dataset_api_client.get_dataset`;
-        `fields` are those of the request it takes.
+        `fields` are those of the request that the method takes.
         """
         try:
             with self._api.build_kaggle_client() as kaggle:
@@ -99,10 +107,7 @@ class Client:
                     session.send = partial(session.send, timeout=TIMEOUT)
                 method = choose(kaggle)
                 request = get_type_hints(method)["request"]()
-                known = {
-                    name: self.defaults[name] for name in self.defaults if name in dir(request)
-                }
-                for name, value in (known | fields).items():
+                for name, value in fields.items():
                     setattr(request, name, value)
                 return method(request)
         except (requests.RequestException, ValueError, KeyError) as error:
@@ -110,18 +115,61 @@ class Client:
 
     def call(self, choose: Callable[[KaggleClient], Callable], **fields: Any) -> Any:
         """Send one request as `send` does, and repeat it as `retry` does."""
-        return retry(partial(self.send, choose, **fields), self.sleep)
+        return self.retry(partial(self.send, choose, **fields))
+
+    def retry(self, attempt: Callable[[], T]) -> T:
+        """Repeat `attempt` after `RETRY_DELAYS` while it raises a passing `KaggleError`."""
+        answer = self.wait_until(lambda: (attempt(),))
+        assert answer is not None  # where no attempt succeeds, the last error is raised
+        return answer[0]
+
+    def wait_until(
+        self,
+        check: Callable[[], T | None],
+        delays: Iterable[float] = RETRY_DELAYS,
+        seconds: float = math.inf,
+        name: str = "Kaggle",
+    ) -> T | None:
+        """Call `check` until it returns something; None when `delays` or `seconds` end before.
+
+        Each call is followed by the next of `delays`. A passing `KaggleError` is waited out too,
+        for as long as Retry-After asks where that is longer; at the end the last one is raised.
+        """
+        deadline, pauses = time.monotonic() + seconds, iter(delays)
+        while True:
+            failure = None
+            try:
+                answer = check()
+                if answer is not None:
+                    return answer
+            except KaggleError as error:
+                if not error.passing or error.retry_after > LONGEST_RETRY_AFTER:
+                    raise
+                failure = error
+            pause, remaining = next(pauses, None), deadline - time.monotonic()
+            if pause is None or remaining <= 0:
+                if failure is not None:
+                    raise failure
+                return None
+            pause = min(max(pause, failure.retry_after if failure else 0), remaining)
+            if failure is not None:
+                reason = f"HTTP {failure.status}" if failure.status else "no answer"
+                log.warning(f"{name}: {reason}; trying again in {pause:g} s")
+            self.sleep(pause)
 
     def _describe_failure(self, error: Exception) -> KaggleError:
         response = getattr(error, "response", None)
         if response is None:  # not `if not response`: an answer of 400 and above is falsy
             return describe_silence(error)
-        body = _read_body(response)
-        code = body.get("code")
+        try:
+            body = response.json()
+        except ValueError:  # a web page
+            body = None
+        body = body if isinstance(body, dict) else {}
+        code, detail = body.get("code"), str(body.get("message") or "")
         status = code if isinstance(code, int) and code >= 400 else response.status_code
         sentence = SERVER_SENTENCE if status >= 500 else OTHER_SENTENCE
         sentence = self.sentences.get(status, sentence).format(subject=self.subject, page=self.page)
-        detail = str(body.get("message") or "")
         for secret in self._secrets:
             detail = detail.replace(secret, "…")
         reason = f": {quote_reason(detail)}" if detail.strip() else ""
@@ -129,53 +177,16 @@ class Client:
 
 
 class CompetitionClient(Client):
-    """Kaggle's services as one account uses them for one competition."""
+    """Kaggle's service for competitions, as one account uses it for the competition `subject`."""
 
-    def __init__(self, name: str, sleep: Callable[[float], None] = time.sleep):
-        page = f"https://www.kaggle.com/competitions/{name}"
-        super().__init__(name, page, sleep, competition_name=name)
+    def __init__(self, competition: str, sleep: Callable[[float], None] = time.sleep):
+        super().__init__(competition, f"https://www.kaggle.com/competitions/{competition}", sleep)
 
-
-def wait_until(
-    check: Callable[[], T | None],
-    delays: Iterable[float],
-    sleep: Callable[[float], None],
-    seconds: float = math.inf,
-    name: str = "Kaggle",
-) -> T | None:
-    """Call `check` until it returns something; None when `delays` or `seconds` are over before.
-
-    Waits the next of `delays` after each call. A passing `KaggleError` is waited out as well, for
-    as long as Kaggle's Retry-After asks where that is longer; the last one is raised.
-    """
-    deadline, pauses = time.monotonic() + seconds, iter(delays)
-    while True:
-        failure = None
-        try:
-            answer = check()
-            if answer is not None:
-                return answer
-        except KaggleError as error:
-            if not error.passing or error.retry_after > LONGEST_RETRY_AFTER:
-                raise
-            failure = error
-        pause, remaining = next(pauses, None), deadline - time.monotonic()
-        if pause is None or remaining <= 0:
-            if failure is not None:
-                raise failure
-            return None
-        if failure is not None:
-            pause = max(pause, failure.retry_after)
-            reason = f"HTTP {failure.status}" if failure.status else "no answer"
-            log.warning(f"{name}: {reason}; trying again in {min(pause, remaining):g} s")
-        sleep(min(pause, remaining))
-
-
-def retry(call: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
-    """Repeat `call` after `RETRY_DELAYS` while it raises a passing `KaggleError`."""
-    answer = wait_until(lambda: (call(),), RETRY_DELAYS, sleep)
-    assert answer is not None  # where `call` never succeeds, its last error is raised
-    return answer[0]
+    def send(self, choose: Callable[[CompetitionApiClient], Callable], **fields: Any) -> Any:
+        """As `Client.send`, for `choose` such as `lambda service: service.get_submission`."""
+        return super().send(
+            lambda kaggle: choose(kaggle.competitions.competition_api_client), **fields
+        )
 
 
 def grow_delays(first: float, longest: float) -> Iterator[float]:
@@ -195,16 +206,25 @@ def put_blob(url: str, content: Any) -> None:
     check_storage(answer, "did not take the file")
 
 
+def fetch_blob(url: str, target: Path) -> None:
+    """Write what lies at an address that Kaggle gave to the file `target`, in one attempt."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with replace_file(target) as part, open(part, "wb") as file:
+        try:
+            with requests.get(url, stream=True, timeout=TIMEOUT) as answer:
+                check_storage(answer, f"did not give {target.name}")
+                for chunk in answer.iter_content(1 << 20):
+                    file.write(chunk)
+        except requests.RequestException as error:
+            raise describe_silence(error) from None  # without the address, as in `put_blob`
+
+
 def check_storage(answer: requests.Response, failure: str) -> None:
     """Raise `KaggleError` unless Kaggle's storage answered with success; `failure` is a verb."""
     status = answer.status_code
     if status not in (200, 201, 206):
-        raise _describe_status(
-            f"Kaggle's storage {failure} (HTTP {status}): wait a few minutes, and run the same "
-            "command again.",
-            status,
-            answer,
-        )
+        sentence = f"Kaggle's storage {failure} (HTTP {status}): {LATER}."
+        raise _describe_status(sentence, status, answer)
 
 
 def _describe_status(sentence: str, status: int, answer: requests.Response) -> KaggleError:
@@ -225,24 +245,17 @@ def quote_reason(text: str) -> str:
 
 def describe_silence(error: Exception) -> KaggleError:
     """The error for a request that got no answer, or one that cannot be read."""
+    text = "Kaggle's answer could not be read: a proxy or a sign-in page may stand in between"
     if isinstance(error, requests.RequestException) and not isinstance(error, ValueError):
         kind = "it took too long" if isinstance(error, requests.Timeout) else type(error).__name__
-        return KaggleError(
-            f"No answer from Kaggle ({kind}): check the network and the proxy settings, and run "
-            "the same command again.",
-            passing=True,
-        )
-    return KaggleError(
-        "Kaggle's answer could not be read: a proxy or a sign-in page may stand in between; check "
-        "the network, and run the same command again.",
-        passing=True,
-    )
+        text = f"No answer from Kaggle ({kind})"
+    return KaggleError(f"{text}: check the network and the proxy, and {AGAIN}.", passing=True)
 
 
 def _connect() -> Any:
     """An authenticated `KaggleApi` that prints and logs nothing.
 
-    Raises `KaggleError` without credentials, and the errors of `requests` while it checks them.
+    Raises `KaggleError` without credentials, and what the client raises while it checks them.
     """
     # With either of these the client prints every request, Authorization header included.
     names = ("VERBOSE", "VERBOSE_OUTPUT")
@@ -260,13 +273,6 @@ def _connect() -> Any:
                 api.authenticate()
     except SystemExit:
         raise KaggleError(NO_CREDENTIALS) from None
-    except requests.RequestException:
-        raise
-    except OSError as error:
-        raise KaggleError(
-            f"Kaggle's client could not use its settings folder: {error.strerror}: "
-            f"{error.filename}; set KAGGLE_CONFIG_DIR to a folder that can be written."
-        ) from None
     finally:
         os.environ.update(verbose)
     values = api.config_values
@@ -289,11 +295,3 @@ def _read_token() -> str:
     if not token or os.path.exists(token):
         token = (get_access_token_from_env()[0] or "").strip()
     return token
-
-
-def _read_body(response: requests.Response) -> dict:
-    try:
-        body = response.json()
-    except ValueError:  # a web page
-        return {}
-    return body if isinstance(body, dict) else {}

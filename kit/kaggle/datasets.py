@@ -15,14 +15,13 @@ from tqdm import tqdm
 from kit import progress
 from kit.files import hash_file, read_json
 from kit.kaggle.connection import (
+    AGAIN,
     SENTENCES,
     Client,
     KaggleError,
     grow_delays,
     put_blob,
     quote_reason,
-    retry,
-    wait_until,
 )
 from kit.progress import log
 
@@ -48,6 +47,39 @@ class Account(Client):
         """Let errors speak of `reference`, OWNER/SLUG of a dataset or of a notebook (`code`)."""
         self.subject, self.page = reference, f"https://www.kaggle.com/{kind}/{reference}"
 
+    def find_dataset(self, reference: str) -> Any:
+        """Kaggle's description of a dataset, or None."""
+        names = _name_fields(reference)
+        try:
+            return self.call(lambda kaggle: kaggle.datasets.dataset_api_client.get_dataset, **names)
+        except KaggleError as error:
+            if error.status in (
+                403,
+                404,
+            ):  # either may mean that there is none
+                return None
+            raise
+
+    def poll_state(self, ask: Callable[[], str], ends: tuple[str, ...], seconds: float) -> str:
+        """Ask for the state of the subject until it is one of `ends`, and log its changes.
+
+        Raises `KaggleError` after `seconds`.
+        """
+        state = ""
+
+        def check() -> str | None:
+            nonlocal state
+            before, state = state, ask()
+            if state != before:
+                log.info(f"{self.subject}: {state.lower().replace('_', ' ')}")
+            return state if state in ends else None
+
+        end = self.wait_until(check, grow_delays(POLL_DELAY, LONGEST_POLL_DELAY), seconds)
+        if end is None:
+            late = f"{self.subject} is still {state.lower()} after {seconds:g} seconds"
+            raise KaggleError(f"{late}: {AGAIN} to wait on.")
+        return end
+
 
 def push_dataset(account: Account, folder: Path) -> None:
     """Create the dataset or a new version of it where it changed, and wait until it is ready."""
@@ -55,13 +87,13 @@ def push_dataset(account: Account, folder: Path) -> None:
     reference = metadata["id"]
     account.set_subject(reference, "datasets")
     mark = f"Content {_hash_folder(folder)[:16]}"
-    before = find_dataset(account, reference)
+    before = account.find_dataset(reference)
     if before is not None and mark in before.description:
         log.info(f"{reference}: Kaggle has it as it is.")
     else:
         with tempfile.TemporaryDirectory() as scratch:
             tokens = [_upload_file(account, path) for path in _pack_folder(folder, Path(scratch))]
-        retry(lambda: _save_dataset(account, metadata, tokens, mark), account.sleep)
+        account.retry(lambda: _save_dataset(account, metadata, tokens, mark))
     _wait_for_dataset(account, reference, mark)
 
 
@@ -71,17 +103,6 @@ def read_metadata(path: Path) -> dict:
         return read_json(path)
     except ValueError as error:
         raise KaggleError(f"{path} is damaged ({error}): remove it, and build again.") from None
-
-
-def find_dataset(account: Account, reference: str) -> Any:
-    """Kaggle's description of a dataset, or None."""
-    names = _name_fields(reference)
-    try:
-        return account.call(lambda kaggle: kaggle.datasets.dataset_api_client.get_dataset, **names)
-    except KaggleError as error:
-        if error.status in (403, 404):  # Kaggle may answer either for a dataset that is not there
-            return None
-        raise
 
 
 def _name_fields(reference: str) -> dict[str, str]:
@@ -137,7 +158,7 @@ def _upload_file(account: Account, path: Path) -> str:
             put_blob(blob.create_url, content)
         return blob.token
 
-    return retry(upload, account.sleep)
+    return account.retry(upload)
 
 
 def _save_dataset(account: Account, metadata: dict, tokens: list[str], mark: str) -> None:
@@ -149,7 +170,7 @@ def _save_dataset(account: Account, metadata: dict, tokens: list[str], mark: str
 
     files = [ApiDatasetNewFile.from_dict({"token": token}) for token in tokens]
     names = _name_fields(metadata["id"])
-    if find_dataset(account, metadata["id"]) is None:
+    if account.find_dataset(metadata["id"]) is None:
         answer = account.send(
             lambda kaggle: kaggle.datasets.dataset_api_client.create_dataset,
             owner_slug=names["owner_slug"],
@@ -182,7 +203,7 @@ def _wait_for_dataset(account: Account, reference: str, mark: str) -> None:
     names = _name_fields(reference)
 
     def ask() -> str:
-        dataset = find_dataset(account, reference)
+        dataset = account.find_dataset(reference)
         if dataset is None or mark not in dataset.description:
             return "NOT_YET_LISTED"
         answer = account.call(
@@ -191,35 +212,9 @@ def _wait_for_dataset(account: Account, reference: str, mark: str) -> None:
         return answer.status.name
 
     ends = ("READY", "FAILED", "DELETED")
-    state = poll_state(account, ask, ends, READY_SECONDS, reference)
+    state = account.poll_state(ask, ends, READY_SECONDS)
     if state != "READY":
         raise KaggleError(
             f"Kaggle could not process the dataset {reference} ({state}): look at {account.page}, "
             "and push it again."
         )
-
-
-def poll_state(
-    account: Account, ask: Callable[[], str], ends: tuple[str, ...], seconds: float, name: str
-) -> str:
-    """Ask until the state is one of `ends`, and log its changes.
-
-    Raises `KaggleError` after `seconds`.
-    """
-    state = ""
-
-    def check() -> str | None:
-        nonlocal state
-        before, state = state, ask()
-        if state != before:
-            log.info(f"{name}: {state.lower().replace('_', ' ')}")
-        return state if state in ends else None
-
-    delays = grow_delays(POLL_DELAY, LONGEST_POLL_DELAY)
-    end = wait_until(check, delays, account.sleep, seconds, name)
-    if end is None:
-        raise KaggleError(
-            f"{name} is still {state.lower()} after {seconds:g} seconds: run the same command "
-            "again to wait on."
-        )
-    return end

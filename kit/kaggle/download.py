@@ -19,14 +19,13 @@ import requests
 from kit.competition import SLUG
 from kit.files import hash_file
 from kit.kaggle.connection import (
+    AGAIN,
     RETRY_DELAYS,
     TIMEOUT,
     CompetitionClient,
     KaggleError,
     check_storage,
     describe_silence,
-    retry,
-    wait_until,
 )
 from kit.progress import log, open_bar
 
@@ -65,9 +64,10 @@ def download_competition(
     second call continues where the first broke off, and leaves whole files alone. (Listing the
     competition's files would take thousands of requests; slices are read from the zip as it is.)
     """
-    directory, names = Path(directory), files or [None]
+    directory = Path(directory)
+    names: list[str | None] = [*files] or [None]
     client = CompetitionClient(competition, sleep)
-    remotes = [retry(partial(_describe_file, client, name), sleep) for name in names]
+    remotes = [client.retry(partial(_describe_file, client, name)) for name in names]
     try:
         directory.mkdir(parents=True, exist_ok=True)
         _check_disk(remotes, directory)
@@ -78,7 +78,7 @@ def download_competition(
     except OSError as error:
         raise KaggleError(
             f"{error.filename or directory}: the download cannot be written ({error.strerror}): "
-            "make room or choose another folder, and run the same command again."
+            f"make room or choose another folder, and {AGAIN}."
         ) from None
 
 
@@ -87,21 +87,14 @@ def _describe_file(client: CompetitionClient, name: str | None) -> _RemoteFile:
     slug = client.subject
     try:
         if name is None:
-            answer = client.send(
-                lambda kaggle: kaggle.competitions.competition_api_client.download_data_files
-            )
+            answer = client.send(lambda service: service.download_data_files, competition_name=slug)
         else:
-            answer = client.send(
-                lambda kaggle: kaggle.competitions.competition_api_client.download_data_file,
-                file_name=name,
-            )
+            fields = {"competition_name": slug, "file_name": name}
+            answer = client.send(lambda service: service.download_data_file, **fields)
     except KaggleError as error:
         if error.status == 404 and name is not None:
-            raise KaggleError(
-                f"Kaggle does not know {name} in {slug}: check the spelling of both names "
-                "(HTTP 404).",
-                404,
-            ) from None
+            text = f"Kaggle does not know {name} in {slug}: check the spelling of both (HTTP 404)."
+            raise KaggleError(text, 404) from None
         raise
     answer.close()
     headers = answer.headers
@@ -140,38 +133,38 @@ def _check_disk(remotes: Sequence[_RemoteFile], directory: Path) -> None:
 
 
 def _fetch_file(
-    client: CompetitionClient, remote: _RemoteFile | None, name: str | None, directory: Path
+    client: CompetitionClient, first: _RemoteFile, name: str | None, directory: Path
 ) -> Path:
     """Download one file, verify it, and give it its name; return its path.
 
     Gives up after five failures in a row without a new byte; a large file may break off often.
     """
-    grown = False
+    remote: _RemoteFile | None = first
+    failures = 0
 
     def fetch() -> Path:
-        nonlocal remote, grown
-        grown = False
+        nonlocal remote, failures
+        failures += 1
         current = remote or _describe_file(client, name)
         remote = None  # after a failure: its address may have run out
         path, part = directory / current.name, current.locate_part(directory)
-        if _measure(path) != current.size:
-            part.parent.mkdir(parents=True, exist_ok=True)
-            before = _measure(part)
-            try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        before = _measure(part)
+        try:
+            if _measure(path) != current.size:
                 _transfer(current, part)
                 _verify(current, part)
-            except KaggleError:
-                grown = _measure(part) > before
-                raise
-            os.replace(part, path)
-        return path
+                os.replace(part, path)
+            return path
+        except KaggleError:
+            failures = 0 if _measure(part) > before else failures
+            raise
 
     def pace() -> Iterator[float]:
-        failures = 0
-        while (failures := 0 if grown else failures + 1) <= len(RETRY_DELAYS):
+        while failures <= len(RETRY_DELAYS):
             yield RETRY_DELAYS[max(failures - 1, 0)]
 
-    path = wait_until(fetch, pace(), client.sleep, name=remote.name if remote else "")
+    path = client.wait_until(fetch, pace(), name=first.name)
     assert path is not None  # where the transfer fails, its last error is raised
     return path
 
@@ -201,7 +194,7 @@ def _open_stream(remote: _RemoteFile, start: int) -> requests.Response:
     if start:
         request.headers["Range"] = f"bytes={start}-"
     session = requests.Session()
-    settings = session.merge_environment_settings(request.url, {}, True, None, None)
+    settings = session.merge_environment_settings(request.url or "", {}, True, None, None)
     answer = session.send(request, timeout=TIMEOUT, **settings)
     try:
         check_storage(answer, f"did not give {remote.name}")
@@ -210,11 +203,8 @@ def _open_stream(remote: _RemoteFile, start: int) -> requests.Response:
         raise
     expected = f"bytes {start}-{remote.size - 1}/{remote.size}"
     if answer.status_code == 206 and answer.headers.get("Content-Range") != expected:
-        raise KaggleError(
-            f"Kaggle's storage continued {remote.name} at another place than asked: run the same "
-            "command again.",
-            passing=True,
-        )
+        place = f"Kaggle's storage continued {remote.name} at another place than asked"
+        raise KaggleError(f"{place}: {AGAIN}.", passing=True)
     return answer
 
 
@@ -233,24 +223,20 @@ def _write_stream(answer: requests.Response, remote: _RemoteFile, part: Path, st
 
 def _verify(remote: _RemoteFile, part: Path) -> None:
     """Raise `KaggleError` unless `part` is the whole file; a damaged one is deleted."""
-    if _measure(part) < remote.size:
-        raise KaggleError(
-            f"{remote.name} ended early, at {_measure(part):,} of {remote.size:,} bytes: run the "
-            "same command again; it continues where it stopped.",
-            passing=True,
-        )
+    size = _measure(part)
+    if size < remote.size:
+        text = f"{remote.name} ended early, at {size:,} of {remote.size:,} bytes"
+        raise KaggleError(f"{text}: {AGAIN}; it continues where it stopped.", passing=True)
     reason = None
-    if _measure(part) > remote.size:
-        reason = f"it has {_measure(part):,} bytes instead of {remote.size:,}"
+    if size > remote.size:
+        reason = f"it has {size:,} bytes instead of {remote.size:,}"
     elif remote.md5 is not None and _hash_md5(part) != remote.md5:
         reason = "its checksum is not the one that Kaggle gives"
     elif remote.name.endswith(".zip") and not _is_whole_zip(part):
         reason = "it is not a whole zip file"
     if reason is not None:
         part.unlink()
-        raise KaggleError(
-            f"{remote.name} arrived damaged ({reason}) and was deleted: run the same command again."
-        )
+        raise KaggleError(f"{remote.name} arrived damaged ({reason}) and was deleted: {AGAIN}.")
 
 
 def _hash_md5(path: Path) -> str:

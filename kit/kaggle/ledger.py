@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from kit.competition import SLUG
 from kit.files import read_commit, replace_file
@@ -126,9 +127,7 @@ def list_submissions(
             time=f"{submission.date:%Y-%m-%d %H:%M:%S}" if submission.date else row.get("time"),
             message=submission.description,
             kaggle=submission.status.name,
-            public_score=parse_score(submission.public_score),
-            private_score=parse_score(submission.private_score),
-            error=submission.error_description or None,
+            **read_outcome(submission),
         )
     return [rows[ref] for ref in sorted(rows, reverse=True)]
 
@@ -148,20 +147,26 @@ def format_submissions(rows: list[dict]) -> str:
 
 def iterate_submissions(client: CompetitionClient) -> Iterator:
     """This account's submissions to the competition, as Kaggle lists them, page after page."""
-    place: dict[str, int | str] = {"page": 1}
+    place: dict[str, Any] = {"page": 1}
     while True:
-        answer = client.call(
-            lambda kaggle: kaggle.competitions.competition_api_client.list_submissions,
-            page_size=100,
-            **place,
-        )
+        fields = {"competition_name": client.subject, "page_size": 100, **place}
+        answer = client.call(lambda service: service.list_submissions, **fields)
         yield from answer.submissions
         if not answer.next_page_token or not answer.submissions:
             return
         place = {"page_token": answer.next_page_token}
 
 
-def parse_score(text: str) -> float | None:
+def read_outcome(submission: Any) -> dict:
+    """Kaggle's `public_score`, `private_score` and `error`; None where hidden or missing."""
+    return {
+        "public_score": _parse_score(submission.public_score),
+        "private_score": _parse_score(submission.private_score),
+        "error": " ".join(submission.error_description.split()) or None,
+    }
+
+
+def _parse_score(text: str) -> float | None:
     """Parse a score, which Kaggle sends as text; None where it is hidden or missing."""
     try:
         score = float(text)
@@ -184,18 +189,10 @@ def format_score(score: float | None) -> str:
 
 def _format_row(entry: dict) -> str:
     status = entry["status"] + (f": {entry['error']}" if entry.get("error") else "")
-    cells = (
-        entry["time"],
-        entry["ref"],
-        entry.get("message"),
-        entry.get("run"),
-        format_score(entry.get("out_of_fold")),
-        format_score(entry.get("public_score")),
-        format_score(entry.get("private_score")),
-        status,
-        f"`{entry['sha256'][:12]}`",
-        f"`{entry['commit'][:12]}`" if entry.get("commit") else None,
-    )
+    cells = [entry.get(name) for name in ("time", "ref", "message", "run")]
+    cells += [format_score(entry.get(name)) for name in ("out_of_fold", *SCORE_KEYS[:2])]
+    commit = f"`{entry['commit'][:12]}`" if entry.get("commit") else None
+    cells += [status, f"`{entry['sha256'][:12]}`", commit]
     return "| " + " | ".join(_escape(cell) for cell in cells) + " |\n"
 
 

@@ -8,26 +8,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import requests
-
-from kit.files import replace_file
 from kit.kaggle.build import BUILD, NOTEBOOKS, name_dataset
-from kit.kaggle.connection import (
-    TIMEOUT,
-    KaggleError,
-    check_storage,
-    describe_silence,
-    quote_reason,
-    retry,
-)
-from kit.kaggle.datasets import (
-    POLL_DELAY,
-    Account,
-    find_dataset,
-    poll_state,
-    push_dataset,
-    read_metadata,
-)
+from kit.kaggle.connection import AGAIN, KaggleError, fetch_blob, quote_reason
+from kit.kaggle.datasets import POLL_DELAY, Account, push_dataset, read_metadata
 from kit.progress import log
 
 RUN_SECONDS = 13 * 3600.0  # a notebook's 12 hours, and its wait for a machine
@@ -83,11 +66,10 @@ def _push_kernel(account: Account, folder: Path) -> str:
     kernels = [source for source in metadata["kernel_sources"] if session or source != reference]
     sources = {"kernel_sources": kernels, "dataset_sources": _list_datasets(account, metadata)}
     text = (folder / metadata["code_file"]).read_text(encoding="utf-8")
-    answer = retry(lambda: _save_kernel(account, metadata | sources, text), account.sleep)
+    answer = account.retry(lambda: _save_kernel(account, metadata | sources, text))
     if answer.error:
-        raise KaggleError(
-            f"Kaggle did not take the notebook {reference}: {quote_reason(answer.error)}."
-        )
+        reason = quote_reason(answer.error)
+        raise KaggleError(f"Kaggle did not take the notebook {reference}: {reason}.")
     unknown = [
         *answer.invalid_dataset_sources,
         *answer.invalid_competition_sources,
@@ -107,7 +89,7 @@ def _list_datasets(account: Account, metadata: dict) -> list[str]:
     """The datasets of a notebook, without initial weights that were never uploaded."""
     sources = []
     for source in metadata["dataset_sources"]:
-        if source.split("/")[1] == OPTIONAL and find_dataset(account, source) is None:
+        if source.split("/")[1] == OPTIONAL and account.find_dataset(source) is None:
             log.info(f"{source} was never uploaded: the classifier begins from random weights.")
         else:
             sources.append(source)
@@ -167,7 +149,7 @@ def _follow_kernel(account: Account, reference: str, seconds: float) -> None:
         return session.status.name if session else "QUEUED"
 
     ends = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
-    state = poll_state(account, ask, ends, seconds, reference)
+    state = account.poll_state(ask, ends, seconds)
     if state == "CANCEL_ACKNOWLEDGED":
         raise KaggleError(f"{reference} was cancelled: push it again.")
     if state == "ERROR":
@@ -193,25 +175,12 @@ def _fetch_output(account: Account, reference: str, directory: Path) -> None:
             if not target.is_relative_to(directory.resolve()):
                 raise KaggleError(f"{reference} left a file outside its folder: {file.file_name}.")
             if target.name not in NOT_FETCHED:
-                retry(partial(_download, file.url, target), account.sleep)
+                account.retry(partial(fetch_blob, file.url, target))
         token, text = page.next_page_token, page.log or text
         if not token:
             break
     (directory / "log.txt").write_text(text, encoding="utf-8")
     log.info(f"{reference}: its output is in {directory}")
-
-
-def _download(url: str, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replace_file(target) as part, open(part, "wb") as file:
-        try:
-            with requests.get(url, stream=True, timeout=TIMEOUT) as answer:
-                check_storage(answer, f"did not give {target.name}")
-                for chunk in answer.iter_content(1 << 20):
-                    file.write(chunk)
-        except requests.RequestException as error:
-            # The address is a permission to read: the error that quotes it is not shown.
-            raise describe_silence(error) from None
 
 
 def _report_outcome(reference: str, directory: Path) -> None:
@@ -222,12 +191,10 @@ def _report_outcome(reference: str, directory: Path) -> None:
     outcome = read_metadata(path)
     left, reason = outcome["left"], quote_reason(outcome["reason"])
     if left == "training prior":
-        raise KaggleError(
-            f"{reference} left the training prior, not predictions ({reason}): do not submit it."
-        )
+        left = f"the training prior, not predictions ({reason})"
+        raise KaggleError(f"{reference} left {left}: do not submit it.")
     if left == "unfinished":
         raise KaggleError(
-            f"{reference} is not finished ({reason}): run the same command again, and it continues "
-            "from there."
+            f"{reference} is not finished ({reason}): {AGAIN}, and it continues from there."
         )
     log.info(f"{reference} left {'a finished run' if left == 'finished' else left}.")

@@ -5,22 +5,20 @@ from __future__ import annotations
 import gzip
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from kit.competition import SLUG, LabelError
+from kit.competition import SLUG
 from kit.kaggle.connection import (
-    RETRY_DELAYS,
+    AGAIN,
+    LATER,
     CompetitionClient,
     KaggleError,
     grow_delays,
     put_blob,
     quote_reason,
-    retry,
-    wait_until,
 )
 from kit.kaggle.ledger import (
     LEDGER,
@@ -29,7 +27,7 @@ from kit.kaggle.ledger import (
     describe_submission,
     find_entry,
     iterate_submissions,
-    parse_score,
+    read_outcome,
 )
 from kit.progress import log
 from kit.submission import validate_submission
@@ -53,8 +51,9 @@ def submit(
 
     Returns the ledger entry, whose status is COMPLETE. A file that was sent and has no score yet is
     waited for instead of sent. With `dry_run` everything that needs no credentials is done, and
-    the entry returned has the status DRY RUN. Raises `KaggleError` for everything else, also for a
-    submission that Kaggle rejected or has not scored in time.
+    the entry returned has the status DRY RUN. Raises `LabelError` for an invalid file, `OSError`
+    for one that cannot be read, and `KaggleError` for everything else, also for a submission that
+    Kaggle rejected or has not scored in time.
     """
     csv, ledger = Path(csv), Path(ledger)
     content = _read_content(csv, sample)
@@ -82,32 +81,22 @@ def submit(
 
 
 def _read_content(csv: Path, sample: str | Path | None = None) -> bytes:
-    """The text of a valid submission file, `.csv` or `.csv.gz`. Raises `KaggleError`."""
+    """The text of a valid submission file, `.csv` or `.csv.gz`."""
     if not csv.name.endswith((".csv", ".csv.gz")):
         raise KaggleError(f"{csv}: a submission is a .csv or a .csv.gz file.")
-    try:
-        validate_submission(csv, sample)
-        data = csv.read_bytes()
-        return gzip.decompress(data) if csv.suffix == ".gz" else data
-    except (LabelError, EOFError) as error:
-        raise KaggleError(f"The submission is not valid: {error}.") from None
-    except OSError as error:
-        name = error.filename or csv
-        raise KaggleError(f"{name}: cannot be read: {error.strerror or error}.") from None
+    validate_submission(csv, sample)
+    data = csv.read_bytes()
+    return gzip.decompress(data) if csv.suffix == ".gz" else data
 
 
 def _check_unfinished(entry: dict) -> None:
     """Raise `KaggleError` where the submission of `entry` has its score or was rejected."""
-    ref, sent = entry["ref"], entry["time"]
+    before = f"This file was sent before, as submission {entry['ref']} on {entry['time']}"
     if entry["status"] == "COMPLETE":
-        raise KaggleError(
-            f"This file was sent before, as submission {ref} on {sent} ({describe_scores(entry)}): "
-            "nothing was sent."
-        )
+        raise KaggleError(f"{before} ({describe_scores(entry)}): nothing was sent.")
     if entry["status"] == "ERROR":
         raise KaggleError(
-            f"This file was sent before, as submission {ref} on {sent}, and rejected "
-            f"({entry['error']}): correct the file; nothing was sent."
+            f"{before}, and rejected ({entry['error']}): correct the file; nothing was sent."
         )
 
 
@@ -120,7 +109,7 @@ def _send_once(client: CompetitionClient, csv: Path, payload: bytes, entry: dict
         log.info(f"Kaggle already has this file, as submission {ref}: it is not sent again.")
         return ref
     _check_limits(client)
-    blob = retry(lambda: _upload_payload(client, csv, payload), client.sleep)
+    blob = client.retry(lambda: _upload_payload(client, csv, payload))
     ref = _create_submission(client, blob, f"[{token}] {entry['message']}", token)
     log.info(f"Submission {ref} created.")
     return ref
@@ -131,41 +120,31 @@ def _check_competition(client: CompetitionClient) -> None:
 
     A deadline in the past is no reason: late submissions are scored.
     """
-    competition = client.call(
-        lambda kaggle: kaggle.competitions.competition_api_client.get_competition
-    )
     name = client.subject
+    competition = client.call(lambda service: service.get_competition, competition_name=name)
     if not competition.user_has_entered:
         raise KaggleError(
-            f"This account has not joined {name}: accept the rules at {client.page}/rules, and run "
-            "the same command again."
+            f"This account has not joined {name}: accept the rules at {client.page}/rules, and "
+            f"{AGAIN}."
         )
     if competition.submissions_disabled:
         raise KaggleError(f"{name} is closed: its organizer takes no more submissions.")
     if competition.is_kernels_submissions_only:
-        raise KaggleError(
-            f"{name} takes notebooks only: push the notebook and submit its output at "
-            f"{client.page}."
-        )
+        raise KaggleError(f"{name} takes notebooks only: submit your notebook at {client.page}.")
 
 
 def _check_limits(client: CompetitionClient) -> None:
     """Raise `KaggleError` where no submission is left today, or at all."""
-    limits = client.call(
-        lambda kaggle: kaggle.competitions.competition_api_client.get_submission_limits
-    )
+    name = client.subject
+    limits = client.call(lambda service: service.get_submission_limits, competition_name=name)
     # Four zeros say that the account has no team yet, not that nothing is left.
     if limits.num_allowed_now > 0 or not (limits.num_today or limits.num_total):
         return
     if limits.limited_by_total:
-        raise KaggleError(
-            f"All submissions to {client.subject} are used up ({limits.num_total} sent): "
-            "nothing more can be sent."
-        )
-    raise KaggleError(
-        f"The daily limit of {client.subject} is reached ({limits.num_today} sent today): run "
-        "the same command again after midnight UTC."
-    )
+        used = f"All submissions to {name} are used up ({limits.num_total} sent)"
+        raise KaggleError(f"{used}: nothing more can be sent.")
+    used = f"The daily limit of {name} is reached ({limits.num_today} sent today)"
+    raise KaggleError(f"{used}: {AGAIN} after midnight UTC.")
 
 
 def _find_submission(client: CompetitionClient, token: str) -> int | None:
@@ -179,7 +158,8 @@ def _find_submission(client: CompetitionClient, token: str) -> int | None:
 def _upload_payload(client: CompetitionClient, csv: Path, payload: bytes) -> str:
     """Upload the gzipped file, in one attempt; return the token that stands for it."""
     upload = client.send(
-        lambda kaggle: kaggle.competitions.competition_api_client.start_submission_upload,
+        lambda service: service.start_submission_upload,
+        competition_name=client.subject,
         content_length=len(payload),
         last_modified_epoch_seconds=int(csv.stat().st_mtime),
         file_name=csv.name if csv.suffix == ".gz" else f"{csv.name}.gz",
@@ -202,7 +182,8 @@ def _create_submission(client: CompetitionClient, blob: str, description: str, t
             return ref
         try:
             answer = client.send(
-                lambda kaggle: kaggle.competitions.competition_api_client.create_submission,
+                lambda service: service.create_submission,
+                competition_name=client.subject,
                 blob_file_tokens=blob,
                 submission_description=description,
             )
@@ -212,27 +193,28 @@ def _create_submission(client: CompetitionClient, blob: str, description: str, t
             return _await_listing(client, token, str(error))
         return answer.ref or _await_listing(client, token, answer.message)
 
-    return retry(create, client.sleep)
+    return client.retry(create)
 
 
 def _await_listing(client: CompetitionClient, token: str, reason: str) -> int:
-    """The ref of a submission that may just have been created; `KaggleError` if it is not listed.
+    """The ref of a submission that may just have been created, for which `reason` is known.
 
-    `reason` is why nobody knows.
+    Raises `KaggleError`, never a passing one: a repetition might create a second submission.
     """
-    ref = wait_until(partial(_find_submission, client, token), RETRY_DELAYS, client.sleep)
+    try:
+        ref = client.wait_until(lambda: _find_submission(client, token))
+    except KaggleError as error:
+        error.passing = False
+        raise
     if ref is None:
         raise KaggleError(
-            "Kaggle did not confirm the submission and does not list it: wait a few minutes, and "
-            "run the same command again, which looks for it before it sends anything "
-            f"({quote_reason(reason)})."
+            f"Kaggle did not confirm the submission and does not list it: {LATER}, which looks for "
+            f"it before it sends anything ({quote_reason(reason)})."
         )
     return ref
 
 
-def _wait_for_score(
-    client: CompetitionClient, entry: dict, ledger: Path, timeout: float = DEFAULT_TIMEOUT
-) -> dict:
+def _wait_for_score(client: CompetitionClient, entry: dict, ledger: Path, timeout: float) -> dict:
     """Wait until the submission of `entry` is COMPLETE; write its entry to the ledger, return it.
 
     Raises `KaggleError` when Kaggle rejects it, when `timeout` seconds are over, when Kaggle
@@ -246,19 +228,13 @@ def _wait_for_score(
         raise KaggleError(f"Interrupted while waiting for the score. {again}") from None
     except KaggleError as error:
         raise KaggleError(f"{error} {again}", error.status) from None
-    entry = entry | {
-        "status": submission.status.name,
-        "public_score": parse_score(submission.public_score),
-        "private_score": parse_score(submission.private_score),
-    }
+    entry = entry | read_outcome(submission) | {"status": submission.status.name}
     if entry["status"] == "ERROR":
-        entry["error"] = " ".join(submission.error_description.split()) or "no reason given"
+        entry["error"] = reason = entry["error"] or "no reason given"
     append_entry(ledger, entry)
     if entry["status"] == "ERROR":
-        raise KaggleError(
-            f"Kaggle rejected submission {ref} ({quote_reason(entry['error'])}): correct the file, "
-            "and send it again."
-        )
+        rejection = f"Kaggle rejected submission {ref} ({quote_reason(reason)})"
+        raise KaggleError(f"{rejection}: correct the file, and send it again.")
     log.info(f"Submission {ref}: {describe_scores(entry)}.")
     return entry
 
@@ -268,9 +244,7 @@ def _poll_submission(client: CompetitionClient, ref: int, timeout: float) -> Any
 
     def check() -> Any:
         try:
-            submission = client.send(
-                lambda kaggle: kaggle.competitions.competition_api_client.get_submission, ref=ref
-            )
+            submission = client.send(lambda service: service.get_submission, ref=ref)
         except KaggleError as error:
             if error.status == 404:  # soon after its creation it may not be listed yet
                 return None
@@ -278,7 +252,7 @@ def _poll_submission(client: CompetitionClient, ref: int, timeout: float) -> Any
         return None if submission.status.name == "PENDING" else submission
 
     delays = grow_delays(POLL_DELAY, LONGEST_POLL_DELAY)
-    submission = wait_until(check, delays, client.sleep, timeout)
+    submission = client.wait_until(check, delays, timeout)
     if submission is None:
         raise KaggleError(f"The wait for the score is still PENDING after {timeout:g} seconds.")
     return submission

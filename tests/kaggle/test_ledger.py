@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT
@@ -16,7 +17,7 @@ from kit.kaggle.ledger import (
     append_entry,
     describe_submission,
     find_entry,
-    parse_score,
+    read_outcome,
     read_entries,
     render_ledger,
 )
@@ -115,7 +116,11 @@ def test_metrics_that_no_run_wrote_are_named(tmp_path, text):
 
 
 def test_a_score_that_is_hidden_is_none():
-    assert [parse_score(text) for text in ("0.04383", "", "NaN", "None")] == [
+    def read_private(text: str) -> float | None:
+        submission = SimpleNamespace(public_score="", private_score=text, error_description="")
+        return read_outcome(submission)["private_score"]
+
+    assert [read_private(text) for text in ("0.04383", "", "NaN", "None")] == [
         0.04383, None, None, None,
     ]  # fmt: skip
 

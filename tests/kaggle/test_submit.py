@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from kaggle_server import BASIC, FOREVER, KEY, KaggleServer
+from kaggle_server import BASIC, FOREVER, KEY, USER, KaggleServer
 
 from kit.competition import LABELS
 
@@ -23,8 +24,8 @@ SLUG = "rsna-intracranial-hemorrhage-detection"
 # Waits are noted instead of spent, so that a wait of minutes is tested in no time.
 DRIVER = """
 import json, sys
+from kit import KitError
 from kit.kaggle import connection
-from kit.kaggle.connection import KaggleError
 from kit.kaggle.submit import submit
 from kit.progress import show_messages
 show_messages()
@@ -35,7 +36,7 @@ if not options.pop("real_waits", False):
     options["sleep"] = waits.append
 try:
     entry = submit(**options)
-except KaggleError as error:
+except (KitError, OSError) as error:
     if options.get("message") == "uncaught":
         raise
     print(error, file=sys.stderr)
@@ -212,18 +213,17 @@ def test_an_invalid_file_is_never_sent(desk, server, dry_run):
     desk.csv.write_text(desk.csv.read_text().replace("0.25", "1.25", 1))
     outcome = desk.submit(dry_run=dry_run)
     assert outcome.code == 1
-    assert outcome.sentence.startswith("The submission is not valid")
-    assert "line 2" in outcome.sentence
+    assert outcome.sentence.startswith(f"{desk.csv}: line 2 ")
     assert server.requests == []
 
 
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({"csv": "nowhere.csv"}, "nowhere.csv: cannot be read: No such file"),
+        ({"csv": "nowhere.csv"}, "No such file or directory: 'nowhere.csv'"),
         ({"csv": "submission.zip"}, "a submission is a .csv or a .csv.gz file"),
         ({"message": "  "}, "The message is empty"),
-        ({"sample": "nowhere.csv"}, "nowhere.csv: cannot be read: No such file"),
+        ({"sample": "nowhere.csv"}, "No such file or directory: 'nowhere.csv'"),
     ],
 )
 def test_what_cannot_be_sent_is_named(desk, server, options, expected):
@@ -416,6 +416,16 @@ def test_a_creation_that_is_neither_confirmed_nor_listed_is_left_to_the_next_cal
     assert len(server.submissions) == 1
 
 
+def test_a_creation_is_not_repeated_when_the_list_fails_after_it(desk, server):
+    server.fail("ListSubmissions", 2)  # as it should, before the upload and before the creation
+    server.fail("CreateSubmission", status=503)
+    server.fail("ListSubmissions", 5, status=503)  # which ends one search for the submission
+    outcome = desk.submit()
+    assert outcome.code == 1
+    assert "did not confirm the submission and does not list it" in outcome.sentence
+    assert server.count("CreateSubmission") == 1
+
+
 def test_a_creation_that_meets_429_is_tried_again_after_a_look(desk, server):
     server.fail("CreateSubmission", status=429, headers={"Retry-After": "3"})
     outcome = desk.submit()
@@ -525,6 +535,29 @@ def test_a_token_that_has_run_out_is_named_as_what_outranks_the_key(desk, server
     assert "STALE" not in outcome.stdout + outcome.stderr
 
 
+@pytest.mark.parametrize("name", ["KAGGLE_API_TOKEN", "KAGGLE_KEY"])
+def test_a_line_break_after_a_credential_is_not_sent_and_nothing_is_shown(desk, server, name):
+    server.fail("GetCompetition", FOREVER, status=401, message="PASTED-TOKEN is not valid")
+    outcome = desk.submit({name: "PASTED-TOKEN\r\n"})
+    assert outcome.code == 1
+    [request] = server.find("GetCompetition")
+    basic = base64.b64encode(f"{USER}:PASTED-TOKEN".encode()).decode()
+    expected = {"KAGGLE_API_TOKEN": "Bearer PASTED-TOKEN", "KAGGLE_KEY": f"Basic {basic}"}
+    assert request.headers["Authorization"] == expected[name]
+    assert outcome.sentence.endswith("(HTTP 401: … is not valid).")
+    assert "PASTED" not in outcome.stdout + outcome.stderr
+
+
+def test_a_token_too_long_for_a_file_name_is_sent_and_not_shown(desk, server):
+    token = "PASTED" * 100
+    server.fail("GetCompetition", FOREVER, status=401, message=f"{'.' * 299}{token}")
+    outcome = desk.submit({"KAGGLE_API_TOKEN": token})
+    assert outcome.code == 1
+    [request] = server.find("GetCompetition")
+    assert request.headers["Authorization"] == f"Bearer {token}"
+    assert "PASTED" not in outcome.stdout + outcome.stderr
+
+
 def test_a_missing_network_is_said_in_one_sentence(desk):
     outcome = desk.submit({"http_proxy": "http://127.0.0.1:1"})
     assert outcome.code == 1
@@ -550,7 +583,7 @@ def test_no_credential_is_shown_by_a_traceback(desk, server):
     outcome = desk.submit(message="uncaught")
     assert outcome.code == 1
     assert "Traceback" in outcome.stderr
-    assert "KaggleError: No answer from Kaggle (ConnectionError)" in outcome.sentence
+    assert "KaggleError: No answer from Kaggle (ProxyError)" in outcome.sentence
 
 
 def test_a_ledger_line_that_cannot_be_read_is_named_before_anything_is_sent(desk, server):
