@@ -188,6 +188,12 @@ def test_a_rebuild_has_the_same_bytes(project, tmp_path, offline, small_run):
     assert {name.split("/")[1] for name in built} == {"wheels", "weights", *NOTEBOOKS}
 
 
+def test_building_writes_nothing_into_the_source_folder(project, tmp_path, offline):
+    before = _hash_tree(project)
+    build_kernels("reader", fold=2, folder=tmp_path / "built", project=project)
+    assert _hash_tree(project) == before
+
+
 def test_the_wheel_is_pure_and_complete(project, tmp_path, offline):
     # What an earlier build left would be taken along by setuptools.
     stale = project / "build" / "lib" / "kit" / "stale.py"

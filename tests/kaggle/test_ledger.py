@@ -17,8 +17,8 @@ from kit.kaggle.ledger import (
     append_entry,
     describe_submission,
     find_entry,
-    read_outcome,
     read_entries,
+    read_outcome,
     render_ledger,
 )
 
