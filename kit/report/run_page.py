@@ -22,9 +22,12 @@ from kit.report.page import render_page, write_page
 from kit.report.series import choose_series, present_series
 from kit.runs.directory import (
     Run,
+    RunError,
     list_classifier_epochs,
     list_folds,
     read_config,
+    read_document,
+    read_frame,
     read_recipe,
     read_slices,
     require_file,
@@ -88,9 +91,9 @@ def present_one(part: pd.DataFrame, config: ClassifierConfig) -> dict:
 def read_predictions(run: Run) -> pd.DataFrame:
     """The held-out slices, or else the test part, with the probabilities of all models."""
     if run.oof.exists():
-        return pd.read_parquet(run.oof)
+        return read_frame(run.oof)
     require_file(run.test, f"kit ensemble {run}")
-    return pd.read_parquet(run.test)
+    return read_frame(run.test)
 
 
 def read_series(run: Run, name: str) -> pd.DataFrame:
@@ -99,7 +102,7 @@ def read_series(run: Run, name: str) -> pd.DataFrame:
     `find_series` explains `name`.
     """
     require_file(run.test, f"kit ensemble {run}")
-    tables = [pd.read_parquet(path) for path in (run.oof, run.test) if path.exists()]
+    tables = [read_frame(path) for path in (run.oof, run.test) if path.exists()]
     found = find_series(pd.concat([table[["series"]] for table in tables]), name)
     parts = [table[table["series"] == found] for table in tables]
     return next(part for part in parts if len(part))
@@ -122,7 +125,7 @@ def find_series(table: pd.DataFrame, name: str) -> str:
 
 def describe_run(run: Run, recipe: Recipe) -> dict:
     """What was run, on which data, at what cost, and what wrote the report."""
-    skipped, commit = pd.read_csv(run.skipped, dtype=str), find_commit()
+    skipped, commit = read_frame(run.skipped), find_commit()
     versions = list_versions()
     return {
         "title": f"Run of recipe {recipe.name}",
@@ -132,7 +135,7 @@ def describe_run(run: Run, recipe: Recipe) -> dict:
             *versions.items(),
             *describe_machine().items(),
         ],
-        "stages": read_json(run.timings) if run.timings.exists() else {},
+        "stages": read_document(run.timings) if run.timings.exists() else {},
         "skipped": count_reasons(skipped),
     }
 
@@ -215,13 +218,18 @@ def read_histories(run: Run, recipe: Recipe) -> list[dict]:
         for kind, directory in directories:
             path = directory / "history.json"
             if path.exists():
-                history = read_json(path)
-                losses = [epoch["loss"] for epoch in history]
-                held_out = [epoch.get("validation_loss") for epoch in history]
-                found.append(
-                    {"kind": kind, "fold": str(fold), "loss": losses, "validation": held_out}
-                )
+                found.append({"kind": kind, "fold": str(fold), **_read_history(path)})
     return found
+
+
+def _read_history(path: Path) -> dict[str, list[float | None]]:
+    try:
+        history = read_json(path)
+        losses = [epoch["loss"] for epoch in history]
+        held_out = [epoch.get("validation_loss") for epoch in history]
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: not the history of a training ({error})") from error
+    return {"loss": losses, "validation": held_out}
 
 
 def _score(losses: np.ndarray, patients: np.ndarray) -> list[list[float]]:

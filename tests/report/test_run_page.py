@@ -16,7 +16,7 @@ from kit.competition import LABELS
 from kit.ensemble import MODELS, name_columns
 from kit.images import read_image
 from kit.report.run_page import find_commit, find_series, show_series, write_report
-from kit.runs.directory import Run
+from kit.runs.directory import Run, RunError
 from kit.runs.scans import count_reasons
 
 
@@ -95,6 +95,17 @@ def test_a_run_without_held_out_slices_shows_the_test_part_without_truth(copied_
     assert {series["name"] for series in data["series"]} == names
     highest = [max(series["probabilities"]["bag"][5]) for series in data["series"]]
     assert len(highest) == len(names)
+
+
+@pytest.mark.parametrize(
+    "name", ["oof.parquet", "skipped.csv", "timings.json", "fold0/classifier/history.json"]
+)
+def test_a_damaged_file_of_a_run_is_named(copied_run, name):
+    path = copied_run.path / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('"' if name.endswith(".csv") else "[1]")
+    with pytest.raises(RunError, match=f"{name}: not "):
+        write_report(copied_run)
 
 
 def test_a_slice_whose_file_is_gone_is_shown_with_its_reason(copied_run):
