@@ -28,14 +28,9 @@ TRAINING_PRIOR = dict(
 
 # What reading a damaged, cut or wrongly packed file raises.
 _UNREADABLE = (
-    OSError,
-    EOFError,
-    UnicodeDecodeError,
-    pd.errors.EmptyDataError,
-    pd.errors.ParserError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+    OSError, EOFError, UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError,
+    zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 class LabelError(KitError, ValueError):
@@ -113,12 +108,9 @@ def read_table(csv: str | Path) -> pd.DataFrame:
     """
     try:
         with _open_csv(csv) as source:
-            table = pd.read_csv(
-                source,
-                dtype=object,
-                keep_default_na=False,
-                skip_blank_lines=False,  # so that rows can be counted
-            )
+            # Blank lines are kept at first, so that an index is a line.
+            options = {"dtype": object, "keep_default_na": False, "skip_blank_lines": False}
+            table = pd.read_csv(source, **options)
     except _UNREADABLE as error:
         if isinstance(error, FileNotFoundError | PermissionError) and error.errno is not None:
             raise

@@ -8,7 +8,7 @@ BINS = 10  # of a reliability diagram, equally wide
 
 
 def trace_curves(labels: np.ndarray, probabilities: np.ndarray) -> dict | None:
-    """ROC, precision-recall and reliability of one label, (N,) each; None without both classes.
+    """Trace ROC, precision-recall and reliability of one label, (N,) each; None with one class.
 
     `roc` is (false positive rate, true positive rate), `precision_recall` (recall, precision),
     each thinned to at most 200 points; `auc` and `average_precision` are of the full curves.
@@ -34,24 +34,24 @@ def trace_curves(labels: np.ndarray, probabilities: np.ndarray) -> dict | None:
 
 
 def measure_reliability(labels: np.ndarray, probabilities: np.ndarray) -> dict[str, list]:
-    """Mean prediction, share of positives and number of slices in equally wide bins.
+    """Measure mean prediction, share of positives and number of slices in equally wide bins.
 
     Empty bins are left out.
     """
-    bins = np.minimum((probabilities * BINS).astype(int), BINS - 1)
-    count = np.bincount(bins, minlength=BINS)
-    filled = count > 0
-    predicted = np.bincount(bins, probabilities, BINS)[filled] / count[filled]
-    observed = np.bincount(bins, labels, BINS)[filled] / count[filled]
+    from sklearn.calibration import calibration_curve
+
+    observed, predicted = calibration_curve(labels, probabilities, n_bins=BINS)
+    edges = np.linspace(0, 1, BINS + 1)[1:-1]  # a probability on an edge is in the lower bin
+    count = np.bincount(np.searchsorted(edges, probabilities))
     return {
         "predicted": predicted.tolist(),
         "observed": observed.tolist(),
-        "slices": count[filled].tolist(),
+        "slices": count[count > 0].tolist(),
     }
 
 
 def _thin(x: np.ndarray, y: np.ndarray, points: int = 200) -> list[list[float]]:
-    """At most `points` points of a curve, evenly along its length, both ends among them."""
+    """Keep at most `points` points of a curve, evenly along its length, with both ends."""
     if len(x) <= points:
         return [x.tolist(), y.tolist()]
     along = np.concatenate([[0], np.cumsum(np.abs(np.diff(x)) + np.abs(np.diff(y)))])

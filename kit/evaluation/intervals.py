@@ -12,9 +12,9 @@ RESAMPLES = 1000
 
 
 def slice_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Log loss of every slice: (N, 6) each → (N, 7), the last the competition's weighted mean.
+    """Compute each slice's log loss: (N, 6) each → (N, 7), the last the weighted mean of the six.
 
-    Probabilities are clipped as in `ensemble.score`; the mean over the slices is its score.
+    Probabilities are clipped as in `ensemble.score`; the mean over all slices is that score.
     """
     labels = np.asarray(labels, dtype=bool)
     probabilities = np.clip(np.asarray(probabilities, np.float64), CLIP, 1 - CLIP)
@@ -26,9 +26,9 @@ def slice_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 def bootstrap_intervals(
     losses: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
 ) -> np.ndarray:
-    """95 % percentile intervals of the mean loss when whole patients are drawn with replacement.
+    """Compute 95 % percentile intervals of the mean loss, drawing whole patients with replacement.
 
-    `losses` (N, K) are those of slices, `patients` (N,) whose they are. Returns (K, 2).
+    `losses` (N, K) are those of slices, `patients` (N,) their patients. Returns (K, 2).
     """
     codes, names = pd.factorize(np.asarray(patients))
     sums = np.zeros((len(names), losses.shape[1]))

@@ -28,54 +28,35 @@ class RunError(KitError, ValueError):
     """A run directory cannot be used or continued; the text says why and what to do."""
 
 
+class _File:
+    """A file of fixed name in a run directory: an attribute of `Run` that gives its path."""
+
+    def __init__(self, name: str):
+        self.name = name
+
+    def __get__(self, run: Run, owner: type) -> Path:
+        return run.path / self.name
+
+
 @dataclass(frozen=True)
 class Run:
     """One trained set of folds, as a directory. Its files are named here and nowhere else."""
 
     path: Path
 
+    config = _File("config.json")
+    slices = _File("slices.parquet")
+    skipped = _File("skipped.csv")
+    filled = _File("filled.csv")
+    oof = _File("oof.parquet")
+    test = _File("test.parquet")
+    metrics = _File("metrics.json")
+    timings = _File("timings.json")
+    submission = _File("submission.csv")
+    report = _File("report.html")
+
     def __str__(self) -> str:
         return str(self.path)
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.json"
-
-    @property
-    def slices(self) -> Path:
-        return self.path / "slices.parquet"
-
-    @property
-    def skipped(self) -> Path:
-        return self.path / "skipped.csv"
-
-    @property
-    def filled(self) -> Path:
-        return self.path / "filled.csv"
-
-    @property
-    def oof(self) -> Path:
-        return self.path / "oof.parquet"
-
-    @property
-    def test(self) -> Path:
-        return self.path / "test.parquet"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.json"
-
-    @property
-    def timings(self) -> Path:
-        return self.path / "timings.json"
-
-    @property
-    def submission(self) -> Path:
-        return self.path / "submission.csv"
-
-    @property
-    def report(self) -> Path:
-        return self.path / "report.html"
 
     def explanation(self, series: str) -> Path:
         """The page that explains one series, by its SeriesInstanceUID."""
@@ -291,9 +272,6 @@ def _add_cost(run: Run, stage: str, clock: float, processors: float) -> None:
         write_json(run.timings, timings)
 
 
-def _flatten(values: dict, prefix: str = "") -> dict:
-    flat: dict = {}
-    for name, value in values.items():
-        name = f"{prefix}{name}"
-        flat.update(_flatten(value, name + ".") if isinstance(value, dict) else {name: value})
-    return flat
+def _flatten(values: dict) -> dict:
+    """Turn nested dictionaries into one whose names are joined by dots."""
+    return pd.json_normalize(values).to_dict("records")[0]

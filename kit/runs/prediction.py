@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -19,30 +17,19 @@ import torch
 from kit import InputError, ensemble
 from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore, extract_embeddings, make_series
-from kit.files import split_archive, write_json
 from kit.lstm import load_lstm, predict_logits
 from kit.processes import choose_workers, restart_once
 from kit.progress import format_count, log, track
 from kit.recipes import Recipe
-from kit.runs.directory import (
-    Run,
-    RunError,
-    list_members,
-    lock_folder,
-    read_document,
-    read_frame,
-    read_recipe,
-    write_frame,
-)
+from kit.runs.directory import Run, list_members, read_frame, read_recipe, write_frame
 from kit.runs.scans import count_reasons, summarize_series, write_manifest
 from kit.runs.scoring import list_places
+from kit.runs.work import hash_states, keep_work, open_work
 from kit.slices.competition_files import find_competition
 from kit.slices.index import index_files, index_slices
 from kit.slices.order import number_series
 from kit.submission import fill_missing, read_sample, write_submission
 from kit.training.distributed import choose_device, rank, wait_for_all
-
-_SOURCE = "source.json"  # in the folder of unfinished work: from which files
 
 _COLUMNS = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID",
             "ImagePositionPatient", "series", "seq", "position", "path", "repaired"]  # fmt: skip
@@ -153,8 +140,8 @@ def predict_scans(
         numbers, names = number_series(slices)
         slices["series"] = names[numbers]
     slices["repaired"] &= model.recipe.classifier.repair
-    with _keep_work(out) as work:
-        _open_work(work, {"files": _hash_states(slices["path"])})
+    with keep_work(out) as work:
+        open_work(work, {"files": hash_states(slices["path"])})
         stores = _embed_by_members(slices, model.members, work, workers)
         probabilities = _bag_members(slices, model.members, stores)
         skipped = pd.concat([skipped, _list_failed(slices, stores[0])[skipped.columns]])
@@ -170,18 +157,11 @@ def write_predictions(
     With `by="series"` the CSV has one row per series (see `scans.summarize_series`, which takes
     `threshold`) instead of one per slice.
     """
-    skipped, table = predictions.skipped[["path", "reason", "code"]], predictions.table
-    write_frame(out.with_name(f"{out.stem}.skipped.csv"), skipped)
+    table, skipped, model = predictions.table, predictions.skipped, predictions.model
+    write_frame(out.with_name(f"{out.stem}.skipped.csv"), skipped[["path", "reason", "code"]])
     write_frame(out, summarize_series(table, threshold) if by == "series" else predictions.slices)
-    model = predictions.model
-    write_manifest(
-        out.with_suffix(".json"),
-        model.run,
-        model.members,
-        table,
-        predictions.skipped,
-        predictions.seconds,
-    )
+    manifest, seconds = out.with_suffix(".json"), predictions.seconds
+    write_manifest(manifest, model.run, model.members, table, skipped, seconds)
 
 
 def predict_competition(
@@ -201,9 +181,9 @@ def predict_competition(
         raise FileNotFoundError(f"{data}: the test part or its sample submission is missing")
     rest = out.with_name(f"{out.stem}.skipped.csv")
     source = {"files": hashlib.sha256("\n".join(files.test).encode()).hexdigest()}
-    with _keep_work(out) as work:
+    with keep_work(out) as work:
         table = work / "slices.parquet"
-        if rank() == 0 and not (_open_work(work, source) and table.exists()):
+        if rank() == 0 and not (open_work(work, source) and table.exists()):
             slices, skipped = restart_once(index_files)(files.test, str(data), workers)
             _refuse_empty(data, slices, skipped)
             write_frame(rest, skipped)
@@ -230,55 +210,6 @@ def _write_competition(
     write_frame(out.with_suffix(".parquet"), slices.join(probabilities, on="SOPInstanceUID"))
     write_frame(out.with_name(f"{out.stem}.filled.csv"), filled)
     write_submission(complete, out, sample)
-
-
-@contextlib.contextmanager
-def _keep_work(out: Path) -> Iterator[Path]:
-    """Yield the hidden folder beside `out` for unfinished work, locked; remove it in the end.
-
-    After an error it stays. Raises `RunError` where another process is at work for `out`, or where
-    the folder was not made by kit.
-    """
-    work = out.with_name(f".{out.stem}.kit-work")
-    if rank() != 0:
-        yield work
-        return
-    found = {path.name for path in work.iterdir()} if work.is_dir() else set()
-    if found - {".lock", f"{_SOURCE}.part"} and _SOURCE not in found:
-        raise RunError(f"{work}: not a folder of kit predict; move it away, or name another output")
-    work.mkdir(parents=True, exist_ok=True)
-    with lock_folder(work):
-        yield work
-        _empty_work(work)
-        shutil.rmtree(work, ignore_errors=True)  # Windows keeps the lock, which is open
-
-
-def _open_work(work: Path, source: dict) -> bool:
-    """Tell whether an earlier call on the same `source` left `work`; otherwise empty it."""
-    note = work / _SOURCE
-    if note.exists() and read_document(note) == source:
-        return True
-    _empty_work(work)
-    write_json(note, source)
-    return False
-
-
-def _empty_work(work: Path) -> None:
-    """Remove all but the lock and the note that marks the folder as kit's, in case this fails."""
-    for path in work.iterdir():
-        if path.is_dir():
-            shutil.rmtree(path)
-        elif path.name not in (".lock", _SOURCE):
-            path.unlink()
-
-
-def _hash_states(paths: pd.Series) -> str:
-    """Hash the files' names, sizes and times; for a zip's members, those of the zip."""
-    digest = hashlib.sha256()
-    for path in paths:
-        found = os.stat(split_archive(path)[0] or path)
-        digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def _refuse_empty(source: Path, slices: pd.DataFrame, skipped: pd.DataFrame) -> None:

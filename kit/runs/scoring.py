@@ -14,13 +14,13 @@ from kit.embeddings import EmbeddingStore
 from kit.ensemble import MODELS, name_columns
 from kit.files import hash_file, write_json
 from kit.recipes import Recipe
-from kit.runs import metrics
 from kit.runs.directory import (
     Run,
     list_classifier_epochs,
     list_folds,
     list_lstm_epochs,
     read_config,
+    read_document,
     read_frame,
     read_recipe,
     read_slices,
@@ -44,8 +44,8 @@ def combine(run: Run) -> dict:
             scores, scored = _score(run, slices, predictions[~is_test])
             filled = _write_test(run, slices, predictions[is_test])
             members = [member for _, members in folds for member in members]
-            found = {"scores": scores, "slices": scored, "filled": filled, "members": members}
-            write_json(run.metrics, found)
+            metrics = {"scores": scores, "slices": scored, "filled": filled, "members": members}
+            write_json(run.metrics, metrics)
     wait_for_all()
     return read_metrics(run)
 
@@ -53,7 +53,7 @@ def combine(run: Run) -> dict:
 def read_metrics(run: Run) -> dict:
     """Read what `combine` last wrote to `metrics.json`."""
     require_file(run.metrics, f"kit ensemble {run}")
-    return metrics.read_metrics(run.metrics)
+    return read_document(run.metrics)
 
 
 def blend_runs(runs: list[Run], out: Path) -> dict:

@@ -29,3 +29,18 @@ def test_reliability_counts_the_slices_of_each_filled_bin():
     assert found["slices"] == [2, 2]
     np.testing.assert_allclose(found["predicted"], [0.03, 0.975])
     assert found["observed"] == [0.5, 1.0]
+
+
+def test_reliability_is_that_of_the_bins_counted_by_numpy():
+    random = np.random.default_rng(5)
+    probabilities = random.beta(0.3, 1.5, 5000)
+    labels = (random.random(5000) < probabilities).astype(int)
+    counts, edges = np.histogram(probabilities, 10, (0, 1))
+    sums, positives = (
+        np.histogram(probabilities, edges, weights=weights)[0]
+        for weights in (probabilities, labels)
+    )
+    found = measure_reliability(labels, probabilities)
+    assert found["slices"] == counts.tolist()
+    np.testing.assert_allclose(found["predicted"], sums / counts)
+    np.testing.assert_allclose(found["observed"], positives / counts)
