@@ -137,8 +137,8 @@ def make_slices(directory: Path, amount: int) -> Row:
         lambda: published.order_slices(table),
         lambda: np.lexsort((position, codes)),
         lambda: assert_same_order(order_slices(table), published.order_slices(table)),
-        faster=10,
-        memory=1.0,
+        seconds=4.0,
+        memory=1.5,
         rounds=3,
     )
 

@@ -1,11 +1,17 @@
 """DICOM files to order, for the tests of what reads them."""
 
+import os
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pydicom
+import pytest
+from conftest import shared
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian
+
+from kit.dicom import DicomError, read_hounsfield
 
 SERIES = {"StudyInstanceUID": "1.2.1", "SeriesInstanceUID": "1.2.1.1", "PatientID": "P1"}
 
@@ -63,3 +69,49 @@ def read_raw(path: Path) -> np.ndarray:
     dataset = pydicom.dcmread(path)
     kind = "<i2" if dataset.PixelRepresentation else "<u2"
     return np.frombuffer(dataset.PixelData, kind).reshape(dataset.Rows, dataset.Columns)
+
+
+def reasons(skipped: pd.DataFrame) -> dict[str, str]:
+    return {os.path.basename(row.path): row.reason for row in skipped.itertuples()}
+
+
+def write_stack(folder, count=3, **tags):
+    """A series of `count` files 5 mm apart, their InstanceNumbers falling from feet to head."""
+    for z in range(count):
+        place = {"ImagePositionPatient": [0, 0, 5 * z], "InstanceNumber": 9 - z, **tags}
+        write_slice(folder / f"{z}.dcm", SOPInstanceUID=f"1.{z}", **place)
+
+
+def write_cut_short(path, **tags):
+    write_slice(path, **tags)
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def find_places(skipped: pd.DataFrame) -> dict[str, tuple]:
+    """(series, position) of the skipped files; None where one is not known."""
+    known = skipped.astype(object).where(skipped.notna(), None)
+    return {os.path.basename(row.path): (row.series, row.position) for row in known.itertuples()}
+
+
+LOSSLESS = {
+    "implicit": "LittleEndianImplicitTransferSyntax_1.2.840.10008.1.2",
+    "explicit": "LittleEndianExplicitTransferSyntax_1.2.840.10008.1.2.1",
+    "big endian": "BigEndianExplicitTransferSyntax_1.2.840.10008.1.2.2",
+    "deflated": "DeflatedExplicitVRLittleEndianTransferSyntax_1.2.840.10008.1.2.1.99",
+    "RLE": "RLELosslessTransferSyntax_1.2.840.10008.1.2.5",
+    "JPEG .57": "JPEGProcess14TransferSyntax_1.2.840.10008.1.2.4.57",
+    "JPEG .70": "JPEGProcess14SV1TransferSyntax_1.2.840.10008.1.2.4.70",
+    "JPEG-LS .80": "JPEGLSLosslessTransferSyntax_1.2.840.10008.1.2.4.80",
+    "JPEG 2000 .90": "JPEG2000LosslessOnlyTransferSyntax_1.2.840.10008.1.2.4.90",
+}
+
+
+def encoded(name: str):
+    return shared(f"data/cornerstone3D/CTImage.dcm_{name}.dcm")
+
+
+def reason_of(path, error=DicomError, **options) -> str:
+    with pytest.raises(error) as caught:
+        read_hounsfield(path, **options)
+    assert str(caught.value) == f"{path}: {caught.value.reason}"
+    return caught.value.reason

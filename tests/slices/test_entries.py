@@ -1,0 +1,94 @@
+"""What a header contributes to the table, and what leaves the file out."""
+
+import os
+
+import numpy as np
+import pytest
+from dicom_files import reasons, replace_once, write_slice
+
+from kit.slices.index import index_slices
+
+
+@pytest.mark.parametrize("number", [b"1e999 ", b"2.5   ", b"YAMADA", b"nan   ", b"-1e300"])
+def test_an_instance_number_that_is_no_whole_number_is_as_good_as_missing(tmp_path, number):
+    for name, place in (("placed", [0, 0, 0]), ("lost", None)):
+        path = tmp_path / f"{name}.dcm"
+        write_slice(path, ImagePositionPatient=place, InstanceNumber="123456",
+                    SeriesInstanceUID=name, PixelSpacing=None)  # fmt: skip
+        replace_once(path, b"123456", number)
+    slices, skipped = index_slices(tmp_path, 1)
+    assert [os.path.basename(path) for path in slices["path"]] == ["placed.dcm"]
+    assert slices["InstanceNumber"].isna().all()
+    assert reasons(skipped)["lost.dcm"].startswith("ImagePositionPatient is missing")
+
+
+def test_sizes_that_are_no_numbers_do_not_enter_the_table(tmp_path):
+    for name, text in (("good", b"0.4883"), ("name", b"YAMADA"), ("date", b"410203"),
+                       ("none", b"nan   "), ("zero", b"0.0000")):  # fmt: skip
+        for keyword, tags in {
+            "PixelSpacing": {"PixelSpacing": ["7.7777", "1"]},
+            "SliceThickness": {"SliceThickness": "7.7777"},
+        }.items():
+            path = write_slice(tmp_path / f"{name}-{keyword}.dcm", **tags)
+            replace_once(path, b"7.7777", text)
+    slices, _ = index_slices(tmp_path, 1)
+    assert len(slices) == 10
+    found = slices.set_index(slices["path"].map(os.path.basename))
+    assert found["PixelSpacing"].dropna().to_dict() == {"good-PixelSpacing.dcm": "0.4883\\1"}
+    assert found["SliceThickness"].dropna().to_dict() == {"good-SliceThickness.dcm": "0.4883"}
+
+
+def test_a_slice_that_cannot_be_placed_or_named_is_skipped_with_its_reason(tmp_path):
+    write_slice(tmp_path / "good.dcm", PatientID=None, StudyInstanceUID=None)
+    for name, tags in {
+        "sop.dcm": {"SOPInstanceUID": None},
+        "series.dcm": {"SeriesInstanceUID": None},
+        "newline.dcm": {"SOPInstanceUID": "1.2\n3"},
+        "two.dcm": {"ImagePositionPatient": [1, 2]},
+        "far.dcm": {"ImagePositionPatient": ["0", "0", "-1.7e308"]},
+        "axes.dcm": {"ImageOrientationPatient": [7, 0, 0, 0, 1, 0]},
+        "flat.dcm": {"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]},
+    }.items():
+        write_slice(tmp_path / name, **tags)
+    slices, skipped = index_slices(tmp_path, 1)
+    assert [os.path.basename(path) for path in slices["path"]] == ["good.dcm"]
+    assert reasons(skipped) == {
+        "sop.dcm": "SOPInstanceUID is missing",
+        "series.dcm": "SeriesInstanceUID is missing",
+        "newline.dcm": "SOPInstanceUID holds characters that are not text",
+        "two.dcm": "ImagePositionPatient is not 3 numbers: it holds 2",
+        "far.dcm": "ImagePositionPatient cannot be millimetres in a scanner",
+        "axes.dcm": "ImageOrientationPatient is not two unit vectors at right angles",
+        "flat.dcm": "ImageOrientationPatient is not two unit vectors at right angles",
+    }
+
+
+def test_the_wrong_intercept_is_reported(tmp_path):
+    write_slice(tmp_path / "1.dcm", np.ones((8, 8), np.uint16), BitsStored=12)
+    write_slice(tmp_path / "2.dcm", np.ones((8, 8), np.uint16), BitsStored=16)
+    slices, _ = index_slices(tmp_path, 1)
+    assert dict(zip(slices["path"].map(os.path.basename), slices["repaired"], strict=True)) == {
+        "1.dcm": True,
+        "2.dcm": False,
+    }
+
+
+def test_japanese_names_and_paths_with_spaces_are_kept(tmp_path):
+    folder = tmp_path / "頭部 CT (München)"
+    write_slice(folder / "スライス 1.dcm", SpecificCharacterSet="ISO_IR 192", PatientID="山田-1")
+    slices, skipped = index_slices(folder, 1)
+    assert skipped.empty
+    assert slices["PatientID"].tolist() == ["山田-1"]
+    assert slices["path"].tolist() == [f"{folder}/スライス 1.dcm"]
+
+
+def test_a_file_name_that_is_no_text_is_listed_and_can_be_written_down(tmp_path):
+    write_slice(tmp_path / "good.dcm")
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9.dcm")).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system takes no such name")
+    slices, skipped = index_slices(tmp_path, 1)
+    assert len(slices) == 1
+    assert reasons(skipped) == {"caf\\udce9.dcm": "file's name is not UTF-8 text: rename it"}
+    skipped.to_csv(tmp_path / "skipped.csv")
