@@ -7,23 +7,19 @@ from pathlib import Path
 
 
 def read_headers(folder: str) -> list[int]:
-    """Read every header by `dcmread` in as many forked processes as the kit's index uses."""
-    import multiprocessing
-    from concurrent.futures import ProcessPoolExecutor
+    """Read every header by `dcmread` in as many of joblib's processes as the kit's index uses."""
+    import joblib
 
-    import pydicom
-
-    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     paths = sorted(entry.path for entry in os.scandir(folder))
     batches = [paths[start : start + 64] for start in range(0, len(paths), 64)]
-    cores, context = len(os.sched_getaffinity(0)), multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(cores, context) as pool:
-        return list(pool.map(_read_batch, batches))
+    parallel = joblib.Parallel(joblib.cpu_count(), return_as="generator")
+    return list(parallel(joblib.delayed(_read_batch)(batch) for batch in batches))
 
 
 def _read_batch(paths: list[str]) -> int:
     import pydicom
 
+    pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
     return len([pydicom.dcmread(path, stop_before_pixels=True) for path in paths])
 
 

@@ -16,6 +16,12 @@ Given = ParamSpec("Given")
 Result = TypeVar("Result")
 
 
+_DEATH = (
+    "a worker process died, as happens for want of memory: the same command goes on, "
+    "and with fewer --workers needs less"
+)
+
+
 class WorkerError(KitError, RuntimeError):
     """A worker process died."""
 
@@ -46,10 +52,10 @@ def limit_threads(image_size: int) -> None:
 
 
 def restart_once(stage: Callable[Given, Result]) -> Callable[Given, Result]:
-    """Call `stage` once more where a worker process of it died; it goes on from what it saved.
+    """Call `stage` once more if one of its worker processes died; it goes on from what it saved.
 
-    Raises `WorkerError` where one dies again, and under `torchrun`, where one process cannot go
-    back while the others wait for it.
+    Raises `WorkerError` if one dies again, and under `torchrun`, where one process cannot go back
+    while the others wait for it.
     """
 
     @wraps(stage)
@@ -57,29 +63,34 @@ def restart_once(stage: Callable[Given, Result]) -> Callable[Given, Result]:
         try:
             return stage(*arguments, **options)
         except RuntimeError as error:
-            _refuse(error, int(os.environ.get("WORLD_SIZE", 1)) > 1)
+            if not _is_death(error):
+                raise
+            _release_frames(error)
+            if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+                raise WorkerError(_DEATH) from error
         print("kit: a worker process died; going on from what is saved", file=sys.stderr)
         try:
             return stage(*arguments, **options)
         except RuntimeError as error:
-            _refuse(error, True)
+            if not _is_death(error):
+                raise
+            raise WorkerError(_DEATH) from error
 
     return call
 
 
-def _refuse(error: RuntimeError, deaths: bool) -> None:
-    """Raise whatever is not the death of a worker; with `deaths` that too, in one sentence."""
-    # torch raises a bare RuntimeError, wherever the main process happens to be.
-    named = str(error).startswith("DataLoader worker (pid")
-    if not named and not isinstance(error, (BrokenExecutor, WorkerError)):
-        raise error
-    # What is left of its loader would tell of the same death again, whatever is done then.
-    cause: BaseException | None = error
-    while cause is not None:
-        traceback.clear_frames(cause.__traceback__)
-        cause = cause.__cause__ or cause.__context__
-    if deaths:
-        raise WorkerError(
-            "a worker process died, as happens for want of memory: the same command goes on, "
-            "and with fewer --workers needs less"
-        ) from error
+def _is_death(error: RuntimeError) -> bool:
+    """Whether a worker process died.
+
+    For its DataLoader torch raises a bare RuntimeError from a signal handler, wherever the main
+    process happens to be: only the text tells it from others.
+    """
+    by_torch = type(error) is RuntimeError and str(error).startswith("DataLoader worker (pid")
+    return by_torch or isinstance(error, BrokenExecutor | WorkerError)
+
+
+def _release_frames(error: BaseException | None) -> None:
+    """Let go of the dead worker's loader, which would report the same death again later."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__

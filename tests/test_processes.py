@@ -98,17 +98,19 @@ def test_embedding_goes_on_after_a_worker_was_killed_and_stops_at_the_second_dea
 
 
 class Killer(threading.Thread):
-    """Kills the first of the processes that joblib starts."""
+    """Kills the first of the processes that joblib starts, and the first that it starts then."""
 
-    def __init__(self):
+    def __init__(self, times: int = 1):
         super().__init__(daemon=True)
-        self.killed, self.over = False, threading.Event()
+        self.times, self.killed, self.over = times, set(), threading.Event()
+        self.seen = set()
 
     def run(self):
-        while not self.over.wait(0.01) and not self.killed:
-            for pid in sorted(self.list_workers())[:1]:
+        while not self.over.wait(0.01) and len(self.killed) < self.times:
+            for pid in sorted(self.list_workers() - self.seen)[:1]:
+                self.seen = self.list_workers()  # its siblings end by it, and count once
                 os.kill(pid, signal.SIGKILL)
-                self.killed = True
+                self.killed.add(pid)
 
     def list_workers(self) -> set[int]:
         children = " ".join(p.read_text() for p in Path("/proc/self/task").glob("*/children"))
@@ -134,51 +136,43 @@ needs_proc = pytest.mark.skipif(
 )
 
 
-@pytest.fixture
-def reader_deaths(monkeypatch, slices, tmp_path):
-    """As `deaths`, for the processes that read headers."""
-    original, left = entries.read_entry, tmp_path / "left"
-    parent, fatal = os.getpid(), slices["path"].iloc[50]
-
-    def read_or_die(path):
-        if path == fatal and (times := int(left.read_text())):
-            assert os.getpid() != parent
-            left.write_text(str(times - 1))
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(path)
-
-    monkeypatch.setattr(entries, "read_entry", read_or_die)
-    return left
-
-
-needs_fork = pytest.mark.skipif(
-    sys.platform != "linux", reason="readers are forked, and so killed by this, on Linux alone"
-)
-
-
-@needs_fork
-def test_indexing_is_taken_up_after_a_worker_was_killed(small_data, reader_deaths, capfd):
-    reader_deaths.write_text("0")
+@needs_proc
+def test_indexing_is_taken_up_after_a_worker_was_killed(small_data, capfd):
     expected = index_competition(small_data, workers=1)
-    reader_deaths.write_text("1")
-    found = index_competition(small_data, workers=2)
-    assert reader_deaths.read_text() == "0"
+    with Killer():
+        found = index_competition(small_data, workers=2)
     assert DIED in capfd.readouterr().err
     for table, wanted in zip(found, expected, strict=True):
         pd.testing.assert_frame_equal(table, wanted)
 
 
-@needs_fork
+@needs_proc
 def test_workers_that_die_again_and_again_end_a_command_in_one_sentence(
-    small_data, reader_deaths, tmp_path, capfd
+    small_data, tmp_path, capfd
 ):
     command = ["index", str(small_data), "--recipe", "demo", "--run", str(tmp_path / "run")]
-    reader_deaths.write_text("2")
-    assert main([*command, "--workers", "2", "--quiet"]) == 1
+    with Killer(times=2):
+        assert main([*command, "--workers", "2", "--quiet"]) == 1
     said = capfd.readouterr().err.splitlines()
     assert said[-1].startswith("kit: a worker process died, as happens for want of memory")
     assert not (tmp_path / "run" / "slices.parquet").exists()
     assert main([*command, "--workers", "2", "--quiet"]) == 0
+
+
+@needs_proc
+def test_the_workers_that_read_headers_import_neither_pandas_nor_torch(small_data):
+    get_reusable_executor().shutdown(wait=True)
+    index_competition(small_data, workers=2)
+    # By a builtin: a function of this module would bring this module's imports along.
+    list_modules = joblib.delayed(eval)("sorted(__import__('sys').modules)", {})
+    loaded = joblib.Parallel(2)([list_modules] * 8)
+    assert all("pydicom" in modules for modules in loaded)
+    assert not {"pandas", "torch"} & set().union(*loaded)
+
+
+def list_modules() -> list[str]:
+
+    return sorted(sys.modules)
 
 
 def test_a_joblib_backend_that_the_caller_chose_reads_the_headers(small_data, monkeypatch):

@@ -1,22 +1,19 @@
-"""A folder or zip of DICOM files → the slice table, and what was skipped with its reason.
+"""A folder or zip of DICOM files → the slice table, and the skipped files with their reasons.
 
-The slice table has one row a slice, grouped in series, in order from feet to head. DICOM columns
+The slice table has one row per slice, grouped in series, in order from feet to head. DICOM columns
 bear their keyword; ours are `path`, `series` (patient/study/series), `seq` (from 1), `position`
-(mm along the slice normal) and `repaired` (the rescale intercept was wrong and is put right when
+(mm along the slice normal) and `repaired` (the rescale intercept is wrong, and is corrected when
 the pixels are read). A competition's table also has `split`, the labels and `fold`.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kit import progress
+from kit import InputError, progress
 from kit.files import list_archive
 from kit.processes import count_cores
 from kit.slices.entries import read_entries
@@ -24,7 +21,7 @@ from kit.slices.entries import read_entries
 if TYPE_CHECKING:
     import pandas as pd
 
-_BATCH = 64  # headers a task: large enough to hide the dispatch, small enough for a smooth bar
+_BATCH = 64  # headers per task: enough to hide the dispatch, few enough for a smooth bar
 
 
 def index_slices(
@@ -33,8 +30,8 @@ def index_slices(
     """Index every DICOM slice below a folder, or in a zip without unpacking it.
 
     Reads headers only, in parallel. Returns the slice table and the skipped files: `path`,
-    `reason`, and where the header could be read its columns, `series` and `position`. Raises
-    `FileNotFoundError` where the folder is not there, `ValueError` where it holds no file.
+    `reason`, its `code`, and, if the header could be read, its columns, `series` and `position`.
+    Raises `FileNotFoundError` if the folder does not exist, `InputError` if it holds no file.
     """
     return index_files(list_files(folder), str(folder), workers)
 
@@ -42,9 +39,9 @@ def index_slices(
 def index_files(
     paths: list[str], source: str, workers: int | None = None
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`index_slices` over a list of files, said to be from `source`."""
+    """`index_slices` of a list of files; `source` names them in errors."""
     if not paths:
-        raise ValueError(f"{source}: there is no file in it")
+        raise InputError(f"{source}: there is no file in it")
     batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
     rows = []
     with progress.open_bar("Reading headers", len(paths), "files") as bar:
@@ -78,11 +75,11 @@ def list_files(folder: str | Path) -> list[str]:
 def _walk(folder: Path) -> Iterator[str]:
     """Files below a folder, links followed, no real folder entered twice."""
 
-    def refuse(error: OSError):
-        raise error  # a folder that cannot be listed would be lost without a word
+    def raise_error(error: OSError) -> None:
+        raise error  # otherwise a folder that cannot be listed would be lost silently
 
     seen = set()
-    for directory, children, files in os.walk(folder, followlinks=True, onerror=refuse):
+    for directory, children, files in os.walk(folder, followlinks=True, onerror=raise_error):
         real = os.path.realpath(directory)
         if real in seen:
             children.clear()
@@ -93,26 +90,18 @@ def _walk(folder: Path) -> Iterator[str]:
 
 
 def _map_batches(batches: list[list[str]], workers: int | None) -> Iterator[list[tuple]]:
-    """Read the batches over processes; a folder of a few hundred files is not worth their start.
+    """Read the batches in processes; a folder of a few hundred files is not worth their start.
 
-    A joblib backend that the caller chose, as a cluster's with `joblib.parallel_config("dask")`,
+    A joblib backend that the caller chose, such as a cluster's by `joblib.parallel_config("dask")`,
     takes them instead.
     """
-    joblib = sys.modules.get("joblib")  # who chose a backend of its has imported it
     if len(batches) <= 4 or workers == 1:
         yield from map(read_entries, batches)
-    elif joblib and not isinstance(
-        joblib.parallel.get_active_backend()[0], joblib.parallel.LokyBackend
-    ):
-        yield from joblib.Parallel(workers, return_as="generator")(
-            joblib.delayed(read_entries)(batch) for batch in batches
-        )
-    else:
-        # Forked where that is safe: new processes would import pydicom first, each by itself.
-        context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-        with ProcessPoolExecutor(workers or count_cores(), context) as pool:
-            found = pool.map(read_entries, batches)
-            # Imported while they read: pandas takes as long as a thousand headers.
-            from kit.slices import selection  # noqa: F401
+        return
+    import joblib
 
-            yield from found
+    backend, jobs = joblib.parallel.get_active_backend()
+    if workers is None and jobs is None and isinstance(backend, joblib.parallel.LokyBackend):
+        workers = count_cores()
+    parallel = joblib.Parallel(workers, return_as="generator")
+    yield from parallel(joblib.delayed(read_entries)(batch) for batch in batches)
