@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 
 def read_image(path: str, size: int, crop: bool = True, repair: bool = True) -> np.ndarray:
-    """DICOM file → windowed, cropped and resized uint8 (size, size, 3). Raises `DicomError`."""
+    """DICOM file → windowed, cropped, resized image, uint8 (size, size, 3). Raises `DicomError`."""
     try:
         image = window_image(read_hounsfield(path, repair))
         return resize_image(crop_to_head(image) if crop else image, size)
@@ -70,22 +71,39 @@ class SliceDataset(torch.utils.data.Dataset):
             missing = isinstance(error, MissingError)
             return {"row": int(row), "reason": error.reason, "code": error.code, "missing": missing}
         if self.transform is not None:
-            image = self._augment(image, row)
+            image = _augment(image, self.transform, [self.seed, self.epoch, int(row)])
         item = {"row": int(row), "image": image}
         return item if self.labels is None else {**item, "labels": self.labels[row]}
 
-    def _augment(self, image: np.ndarray, row: int) -> np.ndarray:
-        seed = np.random.SeedSequence([self.seed, self.epoch, int(row)]).generate_state(2)
-        # One state shared by all transforms: seeded one by one they would all draw the same.
-        self.transform.set_random_state(np.random.default_rng(seed[0]), random.Random(int(seed[1])))
-        return self.transform(image=image)["image"]
+
+def _augment(image: np.ndarray, transform: albumentations.Compose, seeds: list[int]) -> np.ndarray:
+    seed = np.random.SeedSequence(seeds).generate_state(2)
+    # One state shared by all transforms: seeded one by one they would all draw the same.
+    transform.set_random_state(np.random.default_rng(seed[0]), random.Random(int(seed[1])))
+    return transform(image=image)["image"]
+
+
+@contextlib.contextmanager
+def _set_environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def make_augmentation() -> albumentations.Compose:
-    """The published augmentation: flip, shift/scale/rotate with replicated border, transpose."""
-    # Asked before import: the library would look for a newer release and wait, offline, a minute.
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-    import albumentations  # nothing but training needs it, and it takes half a second
+    """The augmentation: flip, shift/scale/rotate with a replicated border, transpose.
+
+    Shares and ranges are those of the reference implementation.
+    """
+    # Set before the import: the library would look for a newer release and, offline, wait a minute.
+    with _set_environment("NO_ALBUMENTATIONS_UPDATE", "1"):
+        import albumentations  # takes half a second, and training alone needs it
 
     return albumentations.Compose(
         [
@@ -104,17 +122,17 @@ def make_augmentation() -> albumentations.Compose:
 
 
 def choose_batch(size: int, device: torch.device) -> int:
-    """How many images of `size` pixels a side go through a model at once, without gradients.
+    """How many images of `size` pixels per side go through a model at once, without gradients.
 
-    On a CPU as many as a few of 480 pixels: measured with ResNeXt-101, 32 of those take three
-    times the memory of four (5.7 and 1.6 GB) and, where freed memory goes back to the system, a
-    third more time an image.
+    On a CPU as many pixels as four images of 480 have: measured with ResNeXt-101, 32 of those take
+    three times the memory of four (5.7 against 1.6 GB) and, if freed memory goes back to the
+    system, a third more time per image.
     """
     return 32 if device.type != "cpu" else max(1, min(32, 2**20 // size**2))
 
 
 def load_batches(dataset: SliceDataset, batches: list[np.ndarray], workers: int) -> Iterator[dict]:
-    """A batch for each array of rows: `image` (B, S, S, 3), `labels`, `rows`, `names`, `failed`.
+    """Yield a batch per array of rows: `image` (B, S, S, 3), `labels`, `rows`, `names`, `failed`.
 
     `failed` lists (row, reason) of files that gave no image, and `codes` has the reason's code for
     each of these rows; `image` is None if every file of the batch failed.

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from kit import InputError
 
-# (center, width) in HU of the channels: brain, subdural, soft tissue. The published solution's
+# (center, width) in HU of the channels: brain, subdural, soft tissue. From the solution's
 # code and write-up (2nd place, RSNA Intracranial Hemorrhage Detection, 2019).
 WINDOWS = ((40, 80), (80, 200), (40, 380))
 
@@ -23,19 +23,20 @@ def window_image(hounsfield: np.ndarray) -> np.ndarray:
     """Show a slice in the three windows: (rows, cols) HU → uint8 (rows, cols, 3).
 
     Each channel is clipped to its window, scaled to 0–1, lowered by its own minimum over the
-    slice, multiplied by 255 and truncated, as published (there before a JPEG step that we drop).
+    slice, multiplied by 255 and truncated, as in the reference implementation, which then has a
+    JPEG step that is left out here.
     Raises `InputError` if a value is not finite.
     """
     if hounsfield.dtype == np.int16:
         table = _window_table(int(np.clip(hounsfield.min(), _LOWEST, _HIGHEST)))
-        # Arrow looks up 16-bit places as they are; NumPy would first make them 64-bit.
+        # Arrow looks up by 16-bit indices as they are; NumPy would first make them 64-bit.
         values = pa.array(hounsfield.view(np.uint16).ravel())
         packed = pc.take(pa.array(table), values, boundscheck=False).to_numpy().view(np.uint8)
         # Four bytes a pixel make the look-up one pass; OpenCV drops the fourth fastest.
         return cv2.cvtColor(packed.reshape(*hounsfield.shape, 4), cv2.COLOR_BGRA2BGR)
     if not np.isfinite(hounsfield).all():
         raise InputError("the slice holds values that are not finite")
-    minimum = _scale_to_windows(np.float64(hounsfield.min()))
+    minimum = _scale_to_windows(np.array(hounsfield.min(), np.float64))
     image = np.empty((*hounsfield.shape, 3), dtype=np.uint8)
     # In strips: float64 takes a hundred bytes a pixel, which of the whole image would be too many.
     for start in range(0, len(image), 64):
@@ -48,7 +49,7 @@ def crop_to_head(image: np.ndarray) -> np.ndarray:
     """Cut the bounding box of non-zero pixels: uint8 (rows, cols, C) → square uint8 (n, n, C).
 
     The box lies at the top left of a zero square whose side is the larger of its rows and columns,
-    never below 3. An all-black image comes back as it is, in a square.
+    never below 3. An all-black image is not cropped, only put in a square.
     """
     # OR-ing whole rows is an order of magnitude faster than a maximum over three channels.
     rows = np.flatnonzero(image.reshape(len(image), -1).any(axis=1))
@@ -85,14 +86,16 @@ def _quantize(channels: np.ndarray, minimum: np.ndarray) -> np.ndarray:
 def _window_table(minimum: int) -> np.ndarray:
     """Look-up table of all int16 values, as uint16, for a slice whose least value is `minimum`.
 
-    One uint32 a value: the three channels and an unused byte.
+    One uint32 per value: the three channels and an unused byte.
     """
-    span = np.arange(_LOWEST, _HIGHEST + 1)
-    channels = _scale_to_windows(span.astype(np.float64))
-    below = channels - channels[minimum - _LOWEST]
     table = np.zeros((1 << 16, 4), dtype=np.uint8)
-    # Values under the slice's minimum do not occur in it.
-    table[span.astype(np.uint16), :3] = (np.maximum(below, 0) * 255).astype(np.uint8)
-    table[_HIGHEST + 1 : 1 << 15, :3] = table[_HIGHEST, :3]
-    table[1 << 15 : _LOWEST % (1 << 16), :3] = table[_LOWEST % (1 << 16), :3]
+    lowest = _scale_to_windows(np.array(minimum, np.float64))
+    # Values below the slice's minimum do not occur in it.
+    table[:, :3] = np.maximum(_scale_values() - lowest, 0) * 255
     return table.view(np.uint32).reshape(-1)
+
+
+@lru_cache(maxsize=1)
+def _scale_values() -> np.ndarray:
+    """All int16 values in the windows, in the order of their bytes as uint16: (65536, 3), 0–1."""
+    return _scale_to_windows(np.arange(1 << 16, dtype=np.uint16).view(np.int16).astype(np.float64))
