@@ -31,6 +31,8 @@ _HOMES = {
 class KitError(Exception):
     """The base of every error that kit raises on purpose; its text is for the user."""
 
+    exit_code = 1  # of the command line
+
 
 class InputError(KitError, ValueError):
     """A file, a folder or a value that was given cannot be used; the text says why."""

@@ -21,7 +21,7 @@ from kit.processes import restart_once
 from kit.sequences import SeriesDataset
 from kit.training import amp
 from kit.training.checkpoints import TrainingError
-from kit.training.distributed import rank, world_size
+from kit.training.distributed import all_have, rank, world_size
 from kit.training.loop import OutOfTime, predict
 
 _FLUSH_SECONDS = 60  # how much extraction a crash may cost
@@ -122,13 +122,17 @@ def extract_embeddings(
     batches = [np.arange(start, min(start + batch_size, writer.end)) for start in starts]
     loader = writer.note_failures(images.load_batches(dataset, batches, workers))
     bar = progress.open_bar(description, writer.end - writer.begin, "slices", writer.finished)
+    stopped = False
     with bar:
         for batch, outputs in predict(forward, loader, device, opt_level):
             writer.write(batch, *outputs)
             bar.update(writer.finished - bar.n)
-            if deadline is not None and time.monotonic() > deadline:
-                writer.flush()
-                raise OutOfTime(f"{description}: stopped in time after {writer.finished} slices")
+            stopped = deadline is not None and time.monotonic() > deadline
+            if stopped:
+                break
+    writer.flush()
+    if not all_have(not stopped, device):  # a process that has finished stops with the others
+        raise OutOfTime(f"{description}: stopped in time after {writer.finished} slices")
     return writer.finish(table["SOPInstanceUID"])
 
 

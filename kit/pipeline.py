@@ -1,16 +1,18 @@
-"""The stages as functions: files in, files out. Every one can be called again and goes on.
+"""The stages as functions: files in, files out. Each can be called again and continues.
 
     index → fit_classifier → embed → fit_lstm (for each fold) → score → report
 
-`run_recipe` calls them all; `kit.predict` applies a trained run to other scans,
-`predict_competition` to the competition's test part.
+`run_recipe` calls them all, and `STAGES` lists them for the command line. `kit.predict` applies a
+trained run to other scans, `predict_competition` to the competition's test part.
 """
 
 from __future__ import annotations
 
 import errno
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +25,7 @@ from kit.lstm import train_lstm
 from kit.processes import choose_workers
 from kit.recipes import Recipe
 from kit.report.run_page import write_report
+from kit.runs import status
 from kit.runs.directory import (
     ALL_DATA,
     Run,
@@ -37,7 +40,6 @@ from kit.runs.directory import (
     time_stage,
     write_frame,
 )
-from kit.runs.imported import import_published
 from kit.runs.prediction import note_unreadable, predict_slices
 from kit.runs.scoring import combine
 from kit.slices.competition_files import index_competition
@@ -54,10 +56,10 @@ def run_recipe(
     fold_table: Path | None = None,
     deadline: float | None = None,
 ) -> pd.DataFrame:
-    """Everything from the competition's data to `submission.csv` and `report.html`.
+    """Run all stages, from the competition's data to `submission.csv` and `report.html`.
 
-    Returns the out-of-fold scores, as `score` does. Goes on where an earlier call stopped. Raises
-    `RunError` where the run was begun with another recipe or on other data.
+    Continues where an earlier call stopped. Returns the out-of-fold scores, as `score` does. Raises
+    `RunError` if the run was begun with another recipe or on other data.
     """
     index(data, recipe, run, workers=workers, fold_table=fold_table)
     for fold in list_folds(recipe):
@@ -92,7 +94,7 @@ def index(
 
 
 def _locate_weights(recipe: Recipe, run: Run) -> Recipe:
-    """The recipe with the file of its initial weights in full, which must be there at the start."""
+    """The recipe with the absolute path of its initial weights, which must exist at the start."""
     weights = recipe.classifier.weights
     if weights in ("", "pretrained"):
         return recipe
@@ -107,37 +109,38 @@ def fit_classifier(
 ) -> pd.DataFrame:
     """Train the classifier of a fold on the training slices outside it.
 
-    Returns the history, a row an epoch; empty where its embeddings come from elsewhere.
+    Returns the history, one row per epoch; it is empty if the embeddings were imported.
     """
     recipe, slices = read_recipe(run), read_slices(run)
     directory = run.classifier(fold)
     config = replace(recipe.classifier, seed=_derive_seed(recipe, fold, 0))
-    training = _is_training(slices, fold)
-    if not _is_trained(directory, config.epochs) and not _is_imported(run, recipe, fold):
+    if not status.is_trained(directory, config.epochs) and not status.is_imported(
+        run, recipe, fold
+    ):
         with time_stage(run, f"fold{fold} classifier", directory):
             train_classifier(
-                slices[training],
+                slices[_is_training(slices, fold)],
                 config,
                 directory,
                 choose_device(),
                 choose_workers(workers),
-                slices[~training & (slices["split"] == "train")],
+                slices[_is_held_out(slices, fold)],
                 f"Fold {fold} classifier",
                 deadline,
             )
     wait_for_all()
-    return _read_history(directory)
+    return status.read_history(directory)
 
 
 def embed(
     run: Run, fold: int | str, *, workers: int | None = None, deadline: float | None = None
 ) -> pd.DataFrame:
-    """Embed every slice by each of the fold's kept classifier epochs.
+    """Embed every slice with each of the last classifier epochs of a fold.
 
-    Returns a row a store: `classifier_epoch`, `slices`, `failed`, `path`.
+    Returns one row per store, as `list_stores` does.
     """
     recipe, slices = read_recipe(run), read_slices(run)
-    epochs = [] if _is_imported(run, recipe, fold) else list_classifier_epochs(recipe)
+    epochs = [] if status.is_imported(run, recipe, fold) else list_classifier_epochs(recipe)
     for epoch in epochs:
         weights = run.classifier(fold) / f"epoch{epoch}.safetensors"
         require_file(weights, f"kit train-classifier {run} --fold {fold}")
@@ -154,90 +157,60 @@ def embed(
         if rank() == 0:
             note_unreadable(run.skipped, slices, store)
     wait_for_all()
-    return _list_stores(run, fold, recipe)
-
-
-def import_embeddings(run: Run, fold: int | str, files: list[tuple[Path, Path]]) -> pd.DataFrame:
-    """Take a fold's embeddings from published `.npz` files, each with the CSV of its ids.
-
-    The LSTM can then be trained without a classifier. Returns what `embed` does. Raises
-    `ValueError` for files that do not fit, and `RunError` where the recipe has no such fold or
-    averages several classifier epochs, or a slice of the run has no embedding.
-    """
-    recipe, slices = read_recipe(run), read_slices(run)
-    if fold not in list_folds(recipe):
-        raise RunError(f"{run} has no fold {fold}: {', '.join(map(str, list_folds(recipe)))}")
-    if recipe.bag_classifier_epochs != 1:
-        raise RunError(f"{run}: embeddings from elsewhere need --bag-classifier-epochs 1")
-    directory = run.store(fold, recipe.classifier.epochs)
-    with time_stage(run, f"fold{fold} embeddings", directory):
-        store = import_published(files, directory)
-    missing = store.find_rows(slices["SOPInstanceUID"]) < 0
-    if missing.any():
-        (directory / "store.json").unlink()
-        image = slices["SOPInstanceUID"][missing].iloc[0]
-        raise RunError(f"{missing.sum()} slices of {run} have no embedding, {image} the first")
-    return _list_stores(run, fold, recipe)
+    return status.list_stores(run, fold)
 
 
 def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> pd.DataFrame:
     """Train the LSTM of a fold on each of its embeddings, and predict held-out and test slices.
 
-    Returns the histories, a row an epoch, `classifier_epoch` saying on which embeddings.
+    Returns the histories, one row per epoch; `classifier_epoch` names the embeddings.
     """
-    recipe, slices = read_recipe(run), read_slices(run)
-    training = _is_training(slices, fold)
-    held_out = slices[~training & (slices["split"] == "train")]
-    for number, epoch in enumerate(list_classifier_epochs(recipe)):
+    recipe, slices, histories = read_recipe(run), read_slices(run), []
+    for number, epoch in enumerate(list_classifier_epochs(recipe), start=1):
         require_file(run.store(fold, epoch) / "store.json", f"kit embed {run} --fold {fold}")
         store, directory = EmbeddingStore(run.store(fold, epoch)), run.lstm(fold, epoch)
         config = replace(
             recipe.lstm,
-            seed=_derive_seed(recipe, fold, 1 + number),
+            seed=_derive_seed(recipe, fold, number),
             embedding_size=store.embeddings.shape[1],
         )
         _check_source(directory, store)
-        if not _is_trained(directory, config.epochs):
-            for stale in directory.glob("predictions*.parquet") if rank() == 0 else ():
-                stale.unlink()
+        if not status.is_trained(directory, config.epochs):
             with time_stage(run, f"fold{fold} LSTM", directory):
+                # The bag must not average what an earlier training predicted.
+                for stale in directory.glob("predictions*.parquet") if rank() == 0 else ():
+                    stale.unlink()
                 train_lstm(
-                    make_series(store, slices[training]),
+                    make_series(store, slices[_is_training(slices, fold)]),
                     config,
                     directory,
                     choose_device(),
-                    make_series(store, held_out),
+                    make_series(store, slices[_is_held_out(slices, fold)]),
                     f"Fold {fold} LSTM on {epoch}",
                     deadline,
                 )
         if rank() == 0:
-            for lstm_epoch in list_lstm_epochs(recipe):
-                path = run.predictions(fold, epoch, lstm_epoch)
-                if not path.exists():
-                    weights = directory / f"epoch{lstm_epoch}.safetensors"
-                    write_frame(
-                        path, predict_slices(store, slices[~training], weights).reset_index()
-                    )
+            _predict_with_epochs(run, fold, epoch, store, slices[~_is_training(slices, fold)])
+        histories.append(status.read_history(directory).assign(classifier_epoch=epoch))
     wait_for_all()
-    histories = [
-        _read_history(run.lstm(fold, epoch)).assign(classifier_epoch=epoch)
-        for epoch in list_classifier_epochs(recipe)
-    ]
     return pd.concat(histories, ignore_index=True)
 
 
-def report(run: Run, series: tuple[str, ...] = ()) -> None:
-    """Write `report.html`, the page that shows the run; the `series` named are surely on it."""
-    if rank() == 0:
-        with time_stage(run, "report", run.report):
-            write_report(run, series)
-    wait_for_all()
+def _predict_with_epochs(
+    run: Run, fold: int | str, epoch: int, store: EmbeddingStore, slices: pd.DataFrame
+) -> None:
+    """Write the probabilities of `slices` by each of the last LSTM epochs."""
+    for lstm_epoch in list_lstm_epochs(read_recipe(run)):
+        path = run.predictions(fold, epoch, lstm_epoch)
+        if not path.exists():
+            weights = run.lstm(fold, epoch) / f"epoch{lstm_epoch}.safetensors"
+            write_frame(path, predict_slices(store, slices, weights).reset_index())
 
 
 def score(run: Run) -> pd.DataFrame:
-    """`combine`, and the out-of-fold log loss as a table: a row a model and fold.
+    """Average and score the predictions; return the out-of-fold log loss per model and fold.
 
-    Columns are `model`, `fold` ("all" or a number), the labels and `weighted`; no row where
+    Columns are `model`, `fold` ("all" or a number), the labels and `weighted`. There is no row if
     nothing was held out.
     """
     scores = combine(run)["scores"]
@@ -249,43 +222,67 @@ def score(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "fold", *LABELS, "weighted"])
 
 
-def _read_history(directory: Path) -> pd.DataFrame:
-    path = directory / "history.json"
-    return pd.DataFrame(read_json(path) if path.exists() else [])
+def report(run: Run, series: tuple[str, ...] = ()) -> None:
+    """Write `report.html`, the page that shows the run, with at least the `series` named."""
+    if rank() == 0:
+        with time_stage(run, "report", run.report):
+            write_report(run, series)
+    wait_for_all()
 
 
-def _list_stores(run: Run, fold: int | str, recipe: Recipe) -> pd.DataFrame:
-    rows = []
-    for epoch in list_classifier_epochs(recipe):
-        store = EmbeddingStore(run.store(fold, epoch))
-        rows.append((epoch, len(store.ids), len(store.failed), str(store.directory)))
-    return pd.DataFrame(rows, columns=["classifier_epoch", "slices", "failed", "path"])
+@dataclass(frozen=True)
+class Stage:
+    """What runs a stage, and what lists its outputs by (run, recipe, fold).
+
+    A stage that works fold by fold writes into `folder` below the folder of the fold.
+    """
+
+    execute: Callable[..., Any]
+    list_outputs: Callable[[Run, Recipe, int | str], list[status.Output]]
+    folder: str = ""
 
 
-def _is_training(slices: pd.DataFrame, fold: int | str) -> np.ndarray:
-    training = (slices["split"] == "train").to_numpy()
-    return training if fold == ALL_DATA else training & (slices["fold"] != fold).to_numpy()
+# By the names of their commands.
+STAGES = {
+    "index": Stage(index, status.list_index),
+    "train-classifier": Stage(fit_classifier, status.list_classifier, "classifier"),
+    "embed": Stage(embed, status.list_embeddings, "embeddings"),
+    "train-lstm": Stage(fit_lstm, status.list_lstms, "lstm"),
+    "ensemble": Stage(score, status.list_results),
+    "report": Stage(report, status.list_report),
+}
 
 
-def _is_trained(directory: Path, epochs: int) -> bool:
-    """Whether `fit` came to its end: the history, written last, has every epoch."""
-    path = directory / "history.json"
-    return path.exists() and len(read_json(path)) >= epochs
+def list_stages(run: Run) -> list[tuple[str, str]]:
+    """Everything that the stages write, with its state: `done`, `3 of 5 epochs`, `begun`, `to do`.
+
+    Raises `RunError` where there is no run.
+    """
+    recipe = read_recipe(run)
+    order: list[tuple[str, int | str]] = [("index", ALL_DATA)]
+    for fold in list_folds(recipe):
+        order += [(name, fold) for name, stage in STAGES.items() if stage.folder]
+    order += [("ensemble", ALL_DATA), ("report", ALL_DATA)]
+    outputs = [o for name, fold in order for o in STAGES[name].list_outputs(run, recipe, fold)]
+    return [(output.name, status.describe_output(output)) for output in outputs]
 
 
-def _is_imported(run: Run, recipe: Recipe, fold: int | str) -> bool:
-    """Whether the fold's embeddings come from elsewhere: then it has no classifier."""
-    path = run.store(fold, recipe.classifier.epochs) / "store.json"
-    return path.exists() and "imported" in read_json(path)
+def _is_training(slices: pd.DataFrame, fold: int | str) -> pd.Series:
+    labeled = slices["split"] == "train"
+    return labeled if fold == ALL_DATA else labeled & (slices["fold"] != fold)
+
+
+def _is_held_out(slices: pd.DataFrame, fold: int | str) -> pd.Series:
+    return (slices["split"] == "train") & ~_is_training(slices, fold)
 
 
 def _derive_seed(recipe: Recipe, fold: int | str, part: int) -> int:
-    number = recipe.folds if fold == ALL_DATA else fold
+    number = recipe.folds if fold == ALL_DATA else int(fold)
     return int(np.random.SeedSequence([recipe.seed, number, part]).generate_state(1)[0] >> 1)
 
 
 def _check_source(directory: Path, store: EmbeddingStore) -> None:
-    """What an LSTM was trained on is written beside it; other embeddings since are refused."""
+    """Note beside an LSTM which embeddings it is trained on; refuse others later."""
     source, path = store.provenance["weights_sha256"], directory / "source.json"
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
@@ -294,5 +291,5 @@ def _check_source(directory: Path, store: EmbeddingStore) -> None:
     elif read_json(path)["embeddings_from"] != source:
         raise RunError(
             f"{directory} was trained on other embeddings than {store.directory} now holds: "
-            "remove it to train anew"
+            "remove it to train again"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
@@ -103,7 +104,7 @@ RECIPES = {
 def find_recipe(name: str, changes: dict[str, Any] | None = None) -> Recipe:
     """The recipe of a name with some options changed, named as by `list_options`.
 
-    Where fewer epochs are trained than the recipe averages, all of them are averaged. Raises
+    If fewer epochs are trained than the recipe averages, all of them are averaged. Raises
     `InputError` for an unknown recipe or option, or values that do not go together.
     """
     if name not in RECIPES:
@@ -136,6 +137,27 @@ def list_options(kind: Any = Recipe, prefix: str = "") -> dict[str, tuple[Any, s
         elif "help" in entry.metadata:
             options[name] = (type_, entry.metadata["help"])
     return options
+
+
+def name_flag(name: str) -> str:
+    """The flag of an option named as by `list_options`: `--lstm-hidden-size` for the LSTM's."""
+    return "--" + name.replace(".", "-").replace("_", "-")
+
+
+def format_flags(changes: dict[str, Any]) -> list[str]:
+    """Changes of a recipe, as `find_recipe` takes them, as flags of `kit run`."""
+    words = []
+    for name, value in changes.items():
+        flag = name_flag(name)
+        if isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-"))
+            continue
+        if isinstance(value, dict):
+            value = json.dumps(value)
+        elif isinstance(value, (list, tuple)):
+            value = ",".join(map(str, value))
+        words.append(f"{flag}={value}")
+    return words
 
 
 def to_dict(recipe: Recipe) -> dict:

@@ -11,8 +11,8 @@ import time
 import pytest
 from conftest import ROOT
 
+from kit.pipeline import list_stages
 from kit.runs.directory import Run
-from kit.runs.status import list_stages
 
 FLAGS = ["--folds", "2", "--train-folds", "0,1", "--bag-lstm-epochs", "2"]
 FLAGS += ["--classifier-epochs", "1", "--lstm-epochs", "2", "--lstm-hidden-size", "16"]

@@ -17,11 +17,11 @@ from kit.competition import LABELS, read_labels
 from kit.embeddings import EmbeddingStore, make_series
 from kit.ensemble import MODELS, name_columns
 from kit.lstm import load_lstm, predict_logits
-from kit.pipeline import run_recipe
+from kit.pipeline import list_stages, run_recipe
 from kit.recipes import find_recipe
 from kit.runs.directory import Run, RunError, lock_run, read_slices
+from kit.runs.imported import import_embeddings
 from kit.runs.scoring import blend_runs, combine
-from kit.runs.status import list_stages
 from kit.submission import read_sample, validate_submission
 from kit.training.checkpoints import TrainingError
 
@@ -213,7 +213,7 @@ def test_an_lstm_can_be_trained_on_published_embeddings_alone(small_data, tmp_pa
         np.savez(tmp_path / f"emb_{name}.npz", values[part])
         slices["SOPInstanceUID"][part].to_frame().to_csv(tmp_path / f"ids_{name}.csv")
         files.append((tmp_path / f"emb_{name}.npz", tmp_path / f"ids_{name}.csv"))
-    pipeline.import_embeddings(run, 0, files)
+    import_embeddings(run, 0, files)
     store = EmbeddingStore(run.store(0, 1))
     np.testing.assert_array_equal(store.embeddings, values.astype(np.float16))
     pipeline.fit_lstm(run, 0)
@@ -227,9 +227,9 @@ def test_an_lstm_can_be_trained_on_published_embeddings_alone(small_data, tmp_pa
     assert run.report.exists()
     validate_submission(run.submission, small_data / "stage_2_sample_submission.csv")
     with pytest.raises(RunError, match=r"slices of .* have no embedding"):
-        pipeline.import_embeddings(run, 0, files[:1])
+        import_embeddings(run, 0, files[:1])
     with pytest.raises(RunError, match="has no fold 7: 0"):
-        pipeline.import_embeddings(run, 7, files)
+        import_embeddings(run, 7, files)
 
 
 def test_runs_are_blended_to_the_mean_of_their_submissions(small_run, tmp_path):

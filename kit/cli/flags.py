@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from kit.recipes import RECIPES, Recipe, find_recipe, list_options
+from kit.recipes import RECIPES, Recipe, find_recipe, list_options, name_flag
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -17,8 +17,8 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--recipe", required=True, choices=list(RECIPES), help="what to train")
     group = parser.add_argument_group("options of the recipe", "each replaces one of its values")
     for name, (kind, text) in list_options().items():
-        flag = "--" + name.replace(".", "-").replace("_", "-")
-        flags = ["--weights", flag] if name == "classifier.weights" else [flag]
+        flags = ["--weights"] if name == "classifier.weights" else []
+        flags.append(name_flag(name))
         how: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
         if kind is bool:
             group.add_argument(*flags, action=argparse.BooleanOptionalAction, **how)

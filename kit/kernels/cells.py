@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,27 +15,29 @@ import torch
 
 from kit.competition import LABELS, TRAINING_PRIOR, read_submission
 from kit.files import write_json
+from kit.kernels import launch
 from kit.kernels.inputs import KernelError, find_data, find_marked, link_input, restore_run
-from kit.kernels.launch import run_stage
 from kit.processes import count_cores
+from kit.progress import show_messages
+from kit.recipes import format_flags
 from kit.runs.directory import Run, RunError
 from kit.runs.export import MANIFEST, check_export
 from kit.slices.competition_files import SAMPLE_FILE, find_competition
 from kit.submission import read_sample, validate_submission, write_submission
 from kit.training.loop import OutOfTime
 
-OUTCOME = "outcome.json"  # what a notebook left, for whoever fetches its output
-BACKBONE = "backbone.safetensors"  # initial weights, in a dataset of one's own
+OUTCOME = "outcome.json"  # how a notebook ended, read by `kit push-kernels`
+BACKBONE = "backbone.safetensors"  # initial weights, in a dataset of their own
 RUN = "run"  # the run directory in the output of a training notebook
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The inputs of a prediction and the submission it leaves."""
+    """The inputs of a prediction and the submission that it writes."""
 
     data: Path
     run: Run
-    prior: np.ndarray  # (6,)
+    prior: np.ndarray  # (6,), of the training part by the manifest
     sample: Path
     submission: Path
 
@@ -41,10 +45,11 @@ class Prediction:
 def prepare_prediction(
     root: Path | None = None, submission: Path = Path("submission.csv")
 ) -> Prediction:
-    """Find and check the inputs; write a valid submission of the training prior at once.
+    """Find and check the inputs; first of all, write a valid submission of the training prior.
 
-    Raises `KernelError`, saying in one sentence what is missing and what to do.
+    Raises `KernelError` with one sentence that says what is missing and what to do.
     """
+    show_messages()
     data = find_data(root)
     files = find_competition(data, train=False)
     if files.sample is None or not files.test:
@@ -75,16 +80,11 @@ def prepare_prediction(
 
 def predict(prediction: Prediction) -> None:
     """Predict the test part on every GPU; say which submission is left, and why."""
+    files = ["--run", str(prediction.run), "--out", str(prediction.submission)]
     try:
-        run_stage(
-            "predict",
-            data=str(prediction.data),
-            run=str(prediction.run),
-            out=str(prediction.submission),
-            prior=prediction.prior.tolist(),
-        )
+        _run_on_gpus("predict-test", str(prediction.data), *files)
         left, reason = "predictions", ""
-    except (OSError, ValueError, RuntimeError) as error:
+    except KernelError as error:
         left, reason = "training prior", str(error)
     validate_submission(prediction.submission, prediction.sample)
     write_json(prediction.submission.with_name(OUTCOME), {"left": left, "reason": reason})
@@ -95,7 +95,7 @@ def predict(prediction: Prediction) -> None:
 
 
 def tabulate_labels(prediction: Prediction) -> pd.DataFrame:
-    """What can be said without a score: rows, and each label's mean against the training prior."""
+    """A check without a score: the mean probability of each label against the training prior."""
     wide = read_submission(prediction.submission)
     table = pd.DataFrame(
         {
@@ -116,7 +116,7 @@ def tabulate_labels(prediction: Prediction) -> pd.DataFrame:
 
 
 def show_slices(prediction: Prediction):
-    """A figure: for each label the slice with its highest probability. Not a medical device."""
+    """Draw the most probable slice of each label. Not a medical device."""
     from matplotlib import pyplot
 
     from kit.images import read_image
@@ -140,9 +140,10 @@ def train_classifier(
 ) -> None:
     """Index the data, train one fold's classifier and embed every slice, within `hours`.
 
-    Goes on from this notebook's own earlier output where that is attached. `changes` are fields
-    of the recipe, named as the flags of `kit run`.
+    Continues from the earlier output of this notebook if that is attached. `changes` are options
+    of the recipe, named as by `recipes.list_options`.
     """
+    show_messages()
     deadline = time.monotonic() + hours * 3600
     changes = {**(changes or {}), "train_folds": (fold,)}
     backbone = find_marked(BACKBONE, root)
@@ -153,15 +154,20 @@ def train_classifier(
     print(f"Initial weights: {changes['classifier.weights'] or 'none attached, random ones'}")
     data, run = link_input(find_data(root), "competition"), Run(Path(RUN))
     restore_run(run, [folder / RUN for folder in find_marked(f"{RUN}/config.json", root)])
-    _train("train-classifier", run, fold, deadline, data=str(data), recipe=recipe, changes=changes)
+    flags = ["--run", str(run), "--recipe", recipe, *format_flags(changes)]
+    with _leave_outcome("train-classifier", run, fold):
+        launch.run_command("index", str(data), *flags)
+        for command in ("train-classifier", "embed"):
+            _run_on_gpus(command, str(run), "--fold", str(fold), *_limit_hours(deadline))
 
 
 def train_lstm(fold: int, hours: float, root: Path | None = None) -> None:
     """Train one fold's LSTM on the attached output of `train-classifier`, within `hours`.
 
-    Goes on from this notebook's own earlier output where that is attached too. At the end it
-    scores the fold and leaves its `submission.csv`.
+    Continues from the earlier output of this notebook if that is attached too. In the end it
+    scores the fold and writes its `submission.csv`.
     """
+    show_messages()
     deadline = time.monotonic() + hours * 3600
     run, part = Run(Path(RUN)), Path(f"fold{fold}") / "embeddings"
     attached = [folder / RUN for folder in find_marked(f"{RUN}/config.json", root)]
@@ -169,35 +175,48 @@ def train_lstm(fold: int, hours: float, root: Path | None = None) -> None:
     if len(embedded) != 1:
         raise KernelError(
             f"{len(embedded) or 'No'} attached notebooks hold embeddings of fold {fold}: attach "
-            "the output of exactly one, of train-classifier."
+            "the output of exactly one train-classifier notebook."
         )
     link_input(find_data(root), "competition")
     earlier = [folder for folder in attached if folder not in embedded]
     restore_run(run, embedded + earlier, ("embeddings", "classifier/checkpoint.safetensors"))
-    # The embeddings are too large for this notebook's output: they are read where they lie.
+    # The embeddings are too large for the output of this notebook: read them in place.
     link = run.path / part
     link.symlink_to(embedded[0] / part)
     try:
-        _train("train-lstm", run, fold, deadline)
+        with _leave_outcome("train-lstm", run, fold):
+            options = ["--fold", str(fold), *_limit_hours(deadline)]
+            _run_on_gpus("train-lstm", str(run), *options, workers=False)
+            launch.run_command("ensemble", str(run))
+            launch.run_command("report", str(run))
     finally:
         link.unlink()
     if run.submission.exists():
         shutil.copyfile(run.submission, "submission.csv")
 
 
-def _train(stage: str, run: Run, fold: int, deadline: float, **arguments) -> None:
-    """Run a training stage; say whether it came to its end."""
-    seconds = max(0.0, deadline - time.monotonic())
+@contextlib.contextmanager
+def _leave_outcome(stage: str, run: Run, fold: int) -> Iterator[None]:
+    """Say and write down whether the commands of a training notebook came to their end."""
+    left, reason = "finished", ""
     try:
-        run_stage(stage, run=str(run), fold=fold, seconds=seconds, **arguments)
-        left, reason = "finished", ""
+        yield
         print(f"Fold {fold}: {stage} is finished; the run is in {run.path.absolute()}.")
     except OutOfTime as stop:
         left, reason = "unfinished", str(stop)
-        print(f"{reason}. Push the notebook again: it goes on from this version's output.")
-    except RunError as error:
-        raise KernelError(str(error)) from error
+        print(f"{reason}. Push the notebook again: it continues from the output of this version.")
     write_json(Path(OUTCOME), {"left": left, "reason": reason})
+
+
+def _run_on_gpus(*words: str, workers: bool = True) -> None:
+    """Run a command in a process for each GPU; the processes share the cores for reading."""
+    processes = launch.count_processes()
+    share = ["--workers", str(max(1, count_cores() // processes))] if workers else []
+    launch.run_command(*words, *share, processes=processes)
+
+
+def _limit_hours(deadline: float) -> list[str]:
+    return ["--hours", str(max(0.0, deadline - time.monotonic()) / 3600)]
 
 
 def _write_prior(sample: str, submission: Path) -> None:

@@ -1,7 +1,7 @@
-"""What is attached to a Kaggle notebook, in both mount layouts, and going on from it.
+"""The inputs attached to a Kaggle notebook, in both mount layouts, and earlier runs among them.
 
-Inputs are looked for at fixed places of the new layout (`competitions/SLUG`,
-`datasets/OWNER/SLUG`, …) and of the old, flat one (`SLUG`); no input's own tree is walked.
+Inputs are searched for at the fixed places of the new layout (`competitions/SLUG`,
+`datasets/OWNER/SLUG`, …) and of the old, flat one (`SLUG`); the tree of an input is not walked.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from kit.competition import SLUG
 from kit.recipes import to_dict
 from kit.runs.directory import Run, read_recipe
 
-# Below the root, as kind: where its inputs lie.
+# The inputs of each kind, as patterns below its folder in the root.
 LAYOUT = {"datasets": "*/*", "notebooks": "*/*", "models": "*/*/*/*/*"}
 
 
 class KernelError(KitError, RuntimeError):
-    """What keeps a notebook from going on, in one sentence; shown without a traceback."""
+    """The reason why a notebook stops, in one sentence; shown without a traceback."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"{type(self).__name__}: {self}"]
 
 
 def find_root(root: Path | None = None) -> Path:
-    """Where inputs are mounted: as given, else `KIT_INPUT`, else Kaggle's place."""
+    """The folder in which inputs are mounted: `root`, or `KIT_INPUT`, or `/kaggle/input`."""
     return root or Path(os.environ.get("KIT_INPUT", "/kaggle/input"))
 
 
@@ -46,7 +46,7 @@ def find_marked(marker: str, root: Path | None = None) -> list[Path]:
 
 
 def find_data(root: Path | None = None) -> Path:
-    """The competition's folder. Raises `KernelError` where it is not attached."""
+    """The folder of the competition. Raises `KernelError` if it is not attached."""
     root = find_root(root)
     for path in (root / "competitions" / SLUG, root / SLUG):
         if path.is_dir():
@@ -58,9 +58,9 @@ def find_data(root: Path | None = None) -> Path:
 
 
 def link_input(target: Path, name: str) -> Path:
-    """A path to `target` that is the same in every session, however inputs are mounted.
+    """Link `target` to a path that is the same in every session, in both mount layouts.
 
-    A run remembers where its data lie, and must find them there again.
+    A run notes the path of its data, and must find them there again.
     """
     link = Path(tempfile.gettempdir()) / "kit-input" / name
     link.parent.mkdir(exist_ok=True)
@@ -70,17 +70,17 @@ def link_input(target: Path, name: str) -> Path:
 
 
 def restore_run(run: Run, earlier: list[Path], leave: tuple[str, ...] = ()) -> None:
-    """Copy earlier run directories to `run`, the later over the former; what matches `leave` stays.
+    """Copy earlier run directories to `run`, in order, except for the paths that match `leave`.
 
-    The copies can be written to, unlike what is attached. Raises `KernelError` where the runs were
-    not begun with the same recipe.
+    Unlike the attached inputs, the copies are writable. Raises `KernelError` if the runs were not
+    begun with the same recipe.
     """
     recipes = [to_dict(read_recipe(Run(folder))) for folder in earlier]
     if any(recipe != recipes[0] for recipe in recipes):
         names = " and ".join(map(str, earlier))
         raise KernelError(f"{names} hold different runs: detach the one that is out of date.")
     for folder in earlier:
-        print(f"Going on from {folder}")
+        print(f"Continuing from {folder}")
         _copy(folder, run.path, leave)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import kit
@@ -79,6 +80,19 @@ def check_export(directory: Path) -> dict:
             raise RunError(f"{path} is damaged: export and upload the weights again")
     list_members(Run(directory), read_recipe(Run(directory)))
     return manifest
+
+
+def read_prior(run: Run) -> np.ndarray:
+    """Return the share of positive training slices of a run or an export, (6,), per label."""
+    path = run.path / MANIFEST
+    if not path.exists():
+        prior = _measure_prior(run)
+    else:
+        try:
+            prior = {label: float(read_json(path)["prior"][label]) for label in LABELS}
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path}: not a manifest of weights ({error})") from error
+    return np.array([prior[label] for label in LABELS])
 
 
 def _join_recipes(runs: list[Run]) -> recipes.Recipe:

@@ -17,12 +17,37 @@ import pandas as pd
 from kit import InputError
 from kit.embeddings import EmbeddingStore, open_array, seal_store
 from kit.files import hash_file
+from kit.runs.directory import Run, RunError, list_folds, read_recipe, read_slices, time_stage
+from kit.runs.status import list_stores
 
 # What `zipfile` raises for files that are no archive, damaged, encrypted or compressed by a method
 # that this Python lacks, and numpy for headers that are not its own.
 _UNREADABLE = (
     OSError, KeyError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+
+
+def import_embeddings(run: Run, fold: int | str, files: list[tuple[Path, Path]]) -> pd.DataFrame:
+    """Take the embeddings of a fold from published `.npz` files, each with the CSV of its ids.
+
+    The LSTM can then be trained without a classifier. Returns one row per store, as `list_stores`
+    does. Raises `InputError` for files that do not fit, and `RunError` if the recipe has no such
+    fold or averages several classifier epochs, or if a slice of the run has no embedding.
+    """
+    recipe, slices = read_recipe(run), read_slices(run)
+    if fold not in list_folds(recipe):
+        raise RunError(f"{run} has no fold {fold}: {', '.join(map(str, list_folds(recipe)))}")
+    if recipe.bag_classifier_epochs != 1:
+        raise RunError(f"{run}: imported embeddings need --bag-classifier-epochs 1")
+    directory = run.store(fold, recipe.classifier.epochs)
+    with time_stage(run, f"fold{fold} embeddings", directory):
+        store = import_published(files, directory)
+    missing = store.find_rows(slices["SOPInstanceUID"]) < 0
+    if missing.any():
+        (directory / "store.json").unlink()
+        image = slices["SOPInstanceUID"][missing].iloc[0]
+        raise RunError(f"{missing.sum()} slices of {run} have no embedding, {image} the first")
+    return list_stores(run, fold)
 
 
 def import_published(files: list[tuple[Path, Path]], directory: Path) -> EmbeddingStore:

@@ -1,64 +1,96 @@
-"""What a run directory has, and what is left to do."""
+"""What a run directory holds: the outputs of each stage and their states, histories, stores."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
-from kit.runs.directory import (
-    Run,
-    list_classifier_epochs,
-    list_folds,
-    read_config,
-    read_recipe,
-    read_slices,
-)
+import pandas as pd
+
+from kit.embeddings import EmbeddingStore
+from kit.files import read_json
+from kit.recipes import Recipe
+from kit.runs.directory import Run, list_classifier_epochs, read_recipe, read_slices
 
 
-def list_stages(run: Run) -> list[tuple[str, str]]:
-    """Every stage of a run with its state: `done`, `3 of 5 epochs`, `begun` or `to do`.
+@dataclass(frozen=True)
+class Output:
+    """A file or folder that a stage writes.
 
-    Raises `RunError` where there is no run.
+    It is complete when the file `marker` is in the folder, or weights of so many `epochs`.
     """
-    recipe = read_recipe(run)
-    stages = [("index", _tell(run.slices.exists()))]
-    for fold in list_folds(recipe):
-        epochs = _tell_epochs(run.classifier(fold), recipe.classifier.epochs)
-        stages.append((f"fold {fold} classifier", epochs))
-        for epoch in list_classifier_epochs(recipe):
-            store = run.store(fold, epoch)
-            done = _tell((store / "store.json").exists(), store.exists())
-            stages.append((f"fold {fold} embeddings of epoch {epoch}", done))
-        for epoch in list_classifier_epochs(recipe):
-            epochs = _tell_epochs(run.lstm(fold, epoch), recipe.lstm.epochs)
-            stages.append((f"fold {fold} LSTM on epoch {epoch}", epochs))
-    tested = not run.slices.exists() or (read_slices(run)["split"] == "test").any()
-    for path in (run.metrics, *([run.submission] if tested else []), run.report):
-        stages.append((path.name, _tell(path.exists())))
-    return stages
+
+    name: str
+    path: Path
+    marker: str = ""
+    epochs: int = 0
 
 
-def format_stages(run: Run) -> str:
-    """`list_stages` as lines, and what to call next."""
-    stages = list_stages(run)
-    lines = [f"{name:<36} {state}" for name, state in stages]
-    left = [name for name, state in stages if state != "done"]
-    data = read_config(run)
-    name = data["recipe"]["name"]
-    lines.append(
-        f"{len(left)} of {len(stages)} stages left; with the same flags this goes on:\n"
-        f"kit run {data['data']} --recipe {name} --run {run}"
-        if left
-        else "complete"
-    )
-    return "\n".join(lines)
-
-
-def _tell(done: bool, begun: bool = False) -> str:
-    return "done" if done else "begun" if begun else "to do"
-
-
-def _tell_epochs(directory: Path, epochs: int) -> str:
-    done = len(list(directory.glob("epoch*.safetensors")))
-    if done >= epochs:
+def describe_output(output: Output) -> str:
+    """The state of an output: `done`, `3 of 5 epochs`, `begun` or `to do`."""
+    trained = len(list(output.path.glob("epoch*.safetensors"))) if output.epochs else 0
+    if (output.path / output.marker).exists() and trained >= output.epochs:
         return "done"
-    return f"{done} of {epochs} epochs" if directory.exists() else "to do"
+    begun = f"{trained} of {output.epochs} epochs" if output.epochs else "begun"
+    return begun if output.path.exists() else "to do"
+
+
+def list_index(run: Run, recipe: Recipe, fold: int | str) -> list[Output]:
+    return [Output("index", run.slices)]
+
+
+def list_classifier(run: Run, recipe: Recipe, fold: int | str) -> list[Output]:
+    epochs = recipe.classifier.epochs
+    return [Output(f"fold {fold} classifier", run.classifier(fold), epochs=epochs)]
+
+
+def list_embeddings(run: Run, recipe: Recipe, fold: int | str) -> list[Output]:
+    return [
+        Output(f"fold {fold} embeddings of epoch {epoch}", run.store(fold, epoch), "store.json")
+        for epoch in list_classifier_epochs(recipe)
+    ]
+
+
+def list_lstms(run: Run, recipe: Recipe, fold: int | str) -> list[Output]:
+    return [
+        Output(
+            f"fold {fold} LSTM on epoch {epoch}", run.lstm(fold, epoch), epochs=recipe.lstm.epochs
+        )
+        for epoch in list_classifier_epochs(recipe)
+    ]
+
+
+def list_results(run: Run, recipe: Recipe, fold: int | str) -> list[Output]:
+    tested = not run.slices.exists() or (read_slices(run)["split"] == "test").any()
+    paths = [run.metrics, run.submission] if tested else [run.metrics]
+    return [Output(path.name, path) for path in paths]
+
+
+def list_report(run: Run, recipe: Recipe, fold: int | str) -> list[Output]:
+    return [Output(run.report.name, run.report)]
+
+
+def list_stores(run: Run, fold: int | str) -> pd.DataFrame:
+    """The stores of a fold, one per row: `classifier_epoch`, `slices`, `failed`, `path`."""
+    rows = []
+    for epoch in list_classifier_epochs(read_recipe(run)):
+        store = EmbeddingStore(run.store(fold, epoch))
+        rows.append((epoch, len(store.ids), len(store.failed), str(store.directory)))
+    return pd.DataFrame(rows, columns=["classifier_epoch", "slices", "failed", "path"])
+
+
+def read_history(directory: Path) -> pd.DataFrame:
+    """The history of a training, one row per epoch; empty where it has not ended."""
+    path = directory / "history.json"
+    return pd.DataFrame(read_json(path) if path.exists() else [])
+
+
+def is_trained(directory: Path, epochs: int) -> bool:
+    """Whether training is complete: the history, which is written last, has every epoch."""
+    return len(read_history(directory)) >= epochs
+
+
+def is_imported(run: Run, recipe: Recipe, fold: int | str) -> bool:
+    """Whether the embeddings of the fold were imported; then it has no classifier."""
+    path = run.store(fold, recipe.classifier.epochs) / "store.json"
+    return path.exists() and "imported" in read_json(path)

@@ -28,12 +28,21 @@ from kit.training.checkpoints import (
     save_weights,
 )
 from kit.training.config import TrainingConfig
-from kit.training.distributed import all_have, distribute_model, is_past, rank, share_batches
+from kit.training.distributed import (
+    all_have,
+    distribute_model,
+    is_past,
+    rank,
+    share_batches,
+    wait_for_all,
+)
 from kit.training.events import write_events
 
 
 class OutOfTime(KitError, RuntimeError):
-    """The time budget is spent; everything is saved, and the same call goes on from there."""
+    """The time budget is spent; everything is saved, and the same call continues from there."""
+
+    exit_code = 3
 
 
 def weighted_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -209,6 +218,7 @@ def _train_epoch(
                 started = saved = now
                 _checkpoint(directory, model, optimizer, state)
                 if out_of_time:
+                    wait_for_all()  # the end of one process ends the others
                     raise OutOfTime(f"{description}: stopped in time after step {state.step}")
     state.seconds += time.monotonic() - started
 

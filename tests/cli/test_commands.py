@@ -2,13 +2,20 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
 
-from kit.cli.commands import COMMANDS, main
+from kit import InputError, __version__
+from kit.cli.commands import COMMANDS, main, make_parser
+from kit.competition import LABELS, read_submission
+from kit.runs.export import read_prior
+from kit.submission import validate_submission
+from kit.training.loop import OutOfTime
 
 
 def kit(*arguments, **options):
@@ -244,9 +251,11 @@ def test_the_hours_are_those_of_all_folds(small_run, monkeypatch):
 
     deadlines, clock = [], iter(range(100, 1000, 100))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    monkeypatch.setattr(
-        pipeline, "fit_lstm", lambda run, fold, deadline: deadlines.append(deadline)
+    stage = replace(
+        pipeline.STAGES["train-lstm"],
+        execute=lambda run, fold, deadline: deadlines.append(deadline),
     )
+    monkeypatch.setitem(pipeline.STAGES, "train-lstm", stage)
     assert main(["train-lstm", str(small_run), "--hours", "1"]) == 0
     assert len(deadlines) == 2
     assert deadlines[0] == deadlines[1]
@@ -258,3 +267,79 @@ def test_progress_fits_80_columns_and_is_lines_in_a_log(small_run, small_data, t
     lines = done.stderr.replace("\r", "").splitlines()
     assert any("100%" in line and "slices/s" in line for line in lines)
     assert max(map(len, lines)) <= 80
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """A function that makes `kit status` raise the error that it is given."""
+
+    def fail_with(error: BaseException) -> None:
+        def execute(options):
+            raise error
+
+        monkeypatch.setitem(COMMANDS, "status", replace(COMMANDS["status"], execute=execute))
+
+    return fail_with
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (InputError("the threshold 3 is not a probability"), 1, "the threshold 3 is not a prob"),
+        (OutOfTime("stopped in time after step 1"), 3, "stopped in time after step 1"),
+        (OSError(28, "No space left on device", "run/x"), 1, "run/x: No space left on device"),
+        (KeyboardInterrupt(), 130, "interrupted; the same command continues from what is saved"),
+    ],
+)
+def test_each_kind_of_error_has_its_sentence_and_exit_code(error, code, sentence, failing, capsys):
+    failing(error)
+    assert main(["status", "run"]) == code
+    captured = capsys.readouterr()
+    assert captured.err.startswith(f"kit: {sentence}")
+    assert captured.err.count("\n") == 1
+    assert captured.out == ""
+
+
+def test_a_bug_keeps_its_traceback_and_says_how_to_report_it(failing, capsys):
+    failing(KeyError("fold"))
+    assert main(["status", "run"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-2] == "KeyError: 'fold'"
+    assert lines[-1].startswith(f"This is a bug in kit {__version__}. Please report it with this ")
+
+
+def test_traceback_shows_that_of_an_expected_error_too(failing, capsys):
+    failing(InputError("no"))
+    assert main(["status", "run", "--traceback"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "Traceback (most recent call last):"
+    assert lines[-1] == "kit: no"
+
+
+@pytest.mark.parametrize("command", list(COMMANDS))
+def test_every_command_takes_the_flags_that_all_have(command):
+    (own,) = (
+        action for action in make_parser([command])._actions if hasattr(action, "choices")
+        and action.choices
+    )  # fmt: skip
+    flags = own.choices[command]._option_string_actions
+    assert {"--quiet", "--json", "--traceback"} <= set(flags)
+
+
+def test_the_test_part_is_predicted_with_the_prior_of_the_run(small_run, small_data, tmp_path):
+    out = tmp_path / "submission.csv"
+    done = kit("predict-test", small_data, "--run", small_run, "--out", out, "--quiet", "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == {"submission": str(out)}
+    sample = small_data / "stage_2_sample_submission.csv"
+    validate_submission(out, sample)
+    mine, of_the_run = read_submission(out), read_submission(small_run.submission)
+    assert mine.index.equals(of_the_run.index)
+    np.testing.assert_allclose(mine, of_the_run, atol=1e-4)
+
+
+def test_a_run_is_predicted_with_the_share_of_its_own_labels(small_run):
+    slices = pd.read_parquet(small_run.slices)
+    training = slices[slices["split"] == "train"]
+    np.testing.assert_allclose(read_prior(small_run), training[list(LABELS)].mean(), atol=1e-6)

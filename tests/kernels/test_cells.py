@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import sysconfig
 import venv
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from kit.competition import (
     read_labels,
     read_submission,
 )
+from kit.embeddings import EmbeddingStore
 from kit.kaggle.build import build_wheels, render_notebook
 from kit.kernels import cells as kernels
 from kit.kernels import launch
@@ -288,29 +288,34 @@ def test_two_processes_predict_as_one(small_data, weights, predicted, tmp_path, 
 
 def test_two_processes_stop_in_time_together(small_data, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(launch, "count_processes", lambda: 2)
     run = Run(tmp_path / "run")
+    pipeline.index(small_data, find_recipe("demo", {**CHANGES, "train_folds": (0,)}), run)
+    words = ["train-classifier", str(run), "--fold", "0", "--hours", "0", "--workers", "1"]
     with pytest.raises(OutOfTime, match="Fold 0 classifier 1/1: stopped in time after step 1"):
-        launch.run_stage(
-            "train-classifier",
-            run=str(run),
-            fold=0,
-            seconds=0,
-            data=str(small_data),
-            recipe="demo",
-            changes={**CHANGES, "train_folds": (0,)},
-        )
+        launch.run_command(*words, processes=2)
     assert (run.classifier(0) / "checkpoint.safetensors").exists()
 
 
-def test_an_error_in_a_process_is_noted_for_the_one_that_waits(tmp_path):
-    arguments = {"run": str(tmp_path / "run"), "fold": 0, "seconds": 1, "workers": 1}
-    command = [sys.executable, "-m", "kit.kernels.launch", "train-lstm", json.dumps(arguments)]
-    done = subprocess.run([*command, str(tmp_path / "outcome.json")], cwd=ROOT)
-    assert done.returncode == 1
-    outcome = json.loads((tmp_path / "outcome.json").read_text())
-    assert not outcome["out_of_time"]
-    assert outcome["reason"].endswith("there is no run here (begin one by kit run or kit index)")
+def test_two_processes_stop_embedding_together_and_go_on(small_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    run = Run(tmp_path / "run")
+    shutil.copytree(small_run.path, run.path)
+    shutil.rmtree(run.store(0, 1))
+    words = ["embed", str(run), "--fold", "0", "--workers", "1"]
+    with pytest.raises(OutOfTime, match="Fold 0 embeddings 1: stopped in time after"):
+        launch.run_command(*words, "--hours", "0", processes=2)
+    assert not (run.store(0, 1) / "store.json").exists()
+    launch.run_command(*words, processes=2)
+    found, expected = EmbeddingStore(run.store(0, 1)), EmbeddingStore(small_run.store(0, 1))
+    assert found.ids.tolist() == expected.ids.tolist()
+    np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=2e-3)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_command_that_fails_is_raised_with_its_sentence(processes, tmp_path, capsys):
+    with pytest.raises(KernelError, match="there is no run here"):
+        launch.run_command("train-lstm", str(tmp_path / "run"), processes=processes)
+    assert "kit: " in capsys.readouterr().out  # what the command prints is in the notebook
 
 
 def test_training_stops_in_time_and_goes_on_from_its_own_output(
@@ -332,7 +337,7 @@ def test_training_stops_in_time_and_goes_on_from_its_own_output(
     second.mount("notebooks", "train-classifier", first.working)
     code, text = second.run(interpreter, "train-classifier", {**parameters, "HOURS": 1.0})
     assert code == 0, text
-    assert f"Going on from {second.input}/train-classifier/run" in text
+    assert f"Continuing from {second.input}/train-classifier/run" in text
     assert "Fold 0: train-classifier is finished" in text
 
     whole = Run(tmp_path / "whole")

@@ -1,0 +1,111 @@
+"""The commands that talk to Kaggle: competition files, submissions, notebooks."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from kit.cli.registry import Command, Result, argument, command
+
+COMMANDS: dict[str, Command] = {}
+
+
+def _add_competition(parser: argparse.ArgumentParser) -> None:
+    from kit.competition import SLUG
+
+    parser.add_argument("--competition", default=SLUG, help="the slug of the competition")
+
+
+def _add_user(parser: argparse.ArgumentParser) -> None:
+    user = os.environ.get("KAGGLE_USER", "")
+    parser.add_argument("--user", default=user, help="the owner on Kaggle (or KAGGLE_USER=)")
+
+
+@command(
+    COMMANDS,
+    "download",
+    "download the competition; continues where it stopped",
+    argument("directory", type=Path, help="where the files go"),
+    _add_competition,
+    argument("--file", action="append", default=[], help="download this file only; repeatable"),
+)
+def download(options: argparse.Namespace) -> Result:
+    from kit.kaggle.download import download_competition
+
+    found = download_competition(options.directory, options.competition, options.file)
+    paths = [str(path) for path in found]
+    return Result("\n".join(paths), {"files": paths})
+
+
+@command(
+    COMMANDS,
+    "submit",
+    "send a submission to Kaggle and wait for its score",
+    argument("csv", type=Path, help="a submission file"),
+    argument("--message", required=True, help="description shown on Kaggle"),
+    argument("--sample", type=Path, help="the sample submission, whose ids it must have"),
+    _add_competition,
+    argument("--timeout", type=float, default=1800, help="seconds to wait for the score"),
+    argument("--dry-run", action="store_true", help="validate only, send nothing"),
+)
+def submit(options: argparse.Namespace) -> Result:
+    from kit.kaggle.submit import submit
+
+    entry = submit(
+        options.csv,
+        options.message,
+        sample=options.sample,
+        competition=options.competition,
+        timeout=options.timeout,
+        dry_run=options.dry_run,
+    )
+    return Result("", entry)
+
+
+@command(
+    COMMANDS,
+    "kernels",
+    "build the Kaggle notebooks and their datasets",
+    _add_user,
+    argument("--run", type=Path, nargs="+", help="finished runs, each with other folds"),
+    argument("--fold", type=int, default=0, help="the fold that the training notebooks train"),
+    argument("--backbone", type=Path, help="initial weights, a .safetensors file"),
+)
+def build_notebooks(options: argparse.Namespace) -> Result:
+    from kit.kaggle.build import BUILD, build_kernels
+
+    build_kernels(options.user, options.run, options.fold, options.backbone)
+    text = f"{BUILD}: datasets and notebooks, ready for `kit push-kernels`"
+    return Result(text, {"folder": str(BUILD)})
+
+
+@command(
+    COMMANDS,
+    "push-kernels",
+    "push the notebooks to Kaggle and fetch their output",
+    argument(
+        "names",
+        nargs="*",
+        help="any of train-classifier, train-lstm, predict; default: predict if "
+        "weights were built, otherwise the other two",
+    ),
+    argument("--hours", type=float, default=13, help="how long to follow a notebook"),
+)
+def push_notebooks(options: argparse.Namespace) -> None:
+    from kit.kaggle.push import push
+
+    push(options.names, hours=options.hours)
+
+
+@command(
+    COMMANDS,
+    "submissions",
+    "compare the ledger with what Kaggle knows",
+    _add_competition,
+)
+def list_submissions(options: argparse.Namespace) -> Result:
+    from kit.kaggle.ledger import format_submissions, list_submissions
+
+    rows = list_submissions(options.competition)
+    return Result(format_submissions(rows), rows)

@@ -1,0 +1,103 @@
+"""The commands that apply a trained run: to your own scans, and to the competition's test part."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from kit import InputError
+from kit.cli.registry import (
+    RUN_FLAG,
+    WORKERS,
+    Command,
+    Result,
+    argument,
+    command,
+    parse_run,
+)
+
+COMMANDS: dict[str, Command] = {}
+
+
+@command(
+    COMMANDS,
+    "predict",
+    "predict the slices of your own scans",
+    argument("folder", type=Path, help="a folder or zip of DICOM files"),
+    RUN_FLAG,
+    argument("--out", type=Path, required=True, help="the CSV to write"),
+    argument(
+        "--by", choices=["slice", "series"], default="slice", help="one row per slice or per series"
+    ),
+    argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="lowest probability of a slice that --by series counts as positive",
+    ),
+    argument("--report", action="store_true", help="also write a page with Grad-CAM images"),
+    argument("--pseudonymize", action="store_true", help="replace PatientIDs by running numbers"),
+    WORKERS,
+)
+def predict(options: argparse.Namespace) -> Result:
+    from kit.cli.tables import describe_prediction
+    from kit.processes import limit_threads
+    from kit.runs.prediction import load_model, predict_scans, write_predictions
+
+    if not 0 <= options.threshold <= 1:
+        raise InputError(f"the threshold {options.threshold:g} is not a probability")
+    out, page, model = options.out, options.out.with_suffix(".html"), load_model(options.run.path)
+    limit_threads(model.recipe.classifier.image_size)
+    with predict_scans(
+        options.folder,
+        model,
+        out,
+        pseudonymize=options.pseudonymize,
+        workers=options.workers,
+    ) as found:
+        table, skipped = found.table, found.skipped
+        write_predictions(found, out, options.by, options.threshold)
+        if options.report:  # last: if it fails, the predictions are written
+            from kit.report.scans_page import write_scan_report
+
+            write_scan_report(table, page, list(model.members)[-1], skipped, options.threshold)
+    files = {
+        "table": out,
+        "manifest": out.with_suffix(".json"),
+        "skipped_list": out.with_name(f"{out.stem}.skipped.csv"),
+    }
+    if options.report:
+        files["page"] = page
+    return Result(
+        describe_prediction(out, table, len(skipped)),
+        {
+            "slices": len(table),
+            "series": table["series"].nunique(),
+            "skipped": len(skipped),
+            "repaired": int(table["repaired"].sum()),
+            **{name: str(path) for name, path in files.items()},
+        },
+    )
+
+
+@command(
+    COMMANDS,
+    "predict-test",
+    "predict the test part of the competition",
+    argument("data", type=Path, help="the folder or zip of the competition"),
+    argument("--run", type=parse_run, required=True, help="a run directory or exported weights"),
+    argument("--out", type=Path, required=True, help="the submission to write"),
+    WORKERS,
+)
+def predict_test(options: argparse.Namespace) -> Result:
+    from kit.processes import limit_threads
+    from kit.runs.directory import read_recipe
+    from kit.runs.export import read_prior
+    from kit.runs.prediction import predict_competition
+    from kit.training.distributed import join_processes
+
+    run, out = options.run, options.out
+    limit_threads(read_recipe(run).classifier.image_size)
+    with join_processes():
+        predict_competition(options.data, run, out, read_prior(run), workers=options.workers)
+    return Result(str(out), {"submission": str(out)})

@@ -1,0 +1,272 @@
+"""The commands that make a run: the synthetic competition, the stages, the run's pages."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from kit import InputError
+from kit.cli.registry import (
+    HOURS,
+    RUN,
+    RUN_FLAG,
+    WORKERS,
+    Command,
+    Result,
+    argument,
+    command,
+    parse_run,
+)
+
+COMMANDS: dict[str, Command] = {}
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
+    from kit.cli.flags import add_recipe
+
+    add_recipe(parser)
+
+
+def _parse_pair(text: str) -> tuple[Path, Path]:
+    npz, _, csv = text.partition(",")
+    if not csv:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NPZ,CSV")
+    return Path(npz), Path(csv)
+
+
+_DATA = argument("data", type=Path, help="the folder or zip of the competition")
+_FOLD_TABLE = argument(
+    "--fold-table", type=Path, help="CSV with columns PatientID and fold that replaces our split"
+)
+_FOLD = argument("--fold", help="one fold: a number, or all (default: every fold of the recipe)")
+
+
+@command(
+    COMMANDS,
+    "phantom",
+    "write a synthetic competition to try everything on",
+    argument("directory", type=Path, help="a new folder"),
+    argument("--patients", type=int, default=300, help="number of patients; a sixth are for test"),
+    argument("--size", type=int, default=512, help="side of the images in pixels"),
+    argument("--seed", type=int, default=0, help="the same seed gives the same bytes"),
+)
+def write_phantom(options: argparse.Namespace) -> Result:
+    from kit.phantom.write import write_phantom
+
+    write_phantom(options.directory, options.patients, options.size, options.seed)
+    return Result(
+        f"{options.directory}: a synthetic competition of {options.patients} patients",
+        {"directory": str(options.directory), "patients": options.patients},
+    )
+
+
+@command(
+    COMMANDS,
+    "run",
+    "run all stages: from data to submission and report",
+    _DATA,
+    RUN_FLAG,
+    _FOLD_TABLE,
+    WORKERS,
+    HOURS,
+    _add_recipe,
+)
+def run_all(options: argparse.Namespace) -> Result:
+    from kit import pipeline
+    from kit.cli.flags import read_recipe
+    from kit.cli.tables import describe_intercepts, format_scores
+    from kit.runs.metrics import read_metrics
+
+    run, recipe = options.run, read_recipe(options)
+    with _work_on(run, recipe):
+        pipeline.run_recipe(
+            options.data,
+            recipe,
+            run,
+            workers=options.workers,
+            fold_table=options.fold_table,
+            deadline=_set_deadline(options.hours),
+        )
+    metrics = read_metrics(run.metrics)
+    files = {"submission": run.submission, "report": run.report}
+    written = {name: str(path) for name, path in files.items() if path.exists()}
+    lines = [format_scores(metrics), describe_intercepts(run), "", *written.values()]
+    return Result("\n".join(lines), {**metrics, **written})
+
+
+@command(
+    COMMANDS,
+    "index",
+    "stage 1: table of slices with labels and folds",
+    _DATA,
+    RUN_FLAG,
+    _FOLD_TABLE,
+    WORKERS,
+    _add_recipe,
+)
+def index(options: argparse.Namespace) -> Result:
+    from kit import pipeline
+    from kit.cli.flags import read_recipe
+    from kit.cli.tables import describe_intercepts
+
+    run, recipe = options.run, read_recipe(options)
+    with _work_on(run, recipe):
+        slices = pipeline.index(
+            options.data, recipe, run, workers=options.workers, fold_table=options.fold_table
+        )
+    series = slices["series"].nunique()
+    return Result(
+        f"{run}: {len(slices)} slices in {series} series\n{describe_intercepts(run)}",
+        {
+            "run": str(run),
+            "slices": len(slices),
+            "series": series,
+            "wrong_intercepts": int(slices["repaired"].sum()),
+        },
+    )
+
+
+@command(
+    COMMANDS, "train-classifier", "stage 2: train the slice classifier", RUN, _FOLD, HOURS, WORKERS
+)
+def train_classifier(options: argparse.Namespace) -> Result:
+    return _run_stage("train-classifier", options, workers=options.workers)
+
+
+@command(COMMANDS, "embed", "stage 3: embed every slice", RUN, _FOLD, HOURS, WORKERS)
+def embed(options: argparse.Namespace) -> Result:
+    return _run_stage("embed", options, workers=options.workers)
+
+
+@command(
+    COMMANDS,
+    "import-embeddings",
+    "instead of stages 2 and 3: published .npz files",
+    RUN,
+    argument("--fold", required=True, help="the fold for which the embeddings were made"),
+    argument("files", nargs="+", type=_parse_pair, help="emb_trn.npz,ids_trn.csv and so on"),
+)
+def import_published(options: argparse.Namespace) -> Result:
+    from kit.runs.imported import import_embeddings
+
+    fold = int(options.fold) if options.fold.isdecimal() else options.fold
+    with _work_on(options.run):
+        stores = import_embeddings(options.run, fold, options.files)
+    rows = stores.to_dict("records")
+    text = "\n".join(f"{row['path']}: {row['slices']} slices" for row in rows)
+    return Result(text, {"stores": rows})
+
+
+@command(COMMANDS, "train-lstm", "stage 4: train the LSTM on the embeddings", RUN, _FOLD, HOURS)
+def train_lstm(options: argparse.Namespace) -> Result:
+    return _run_stage("train-lstm", options)
+
+
+@command(
+    COMMANDS,
+    "ensemble",
+    "stage 5: average, score, write submission.csv",
+    argument("run", type=parse_run, nargs="+", help="a run directory, or several"),
+    argument("--out", type=Path, help="for several runs: the submission with their mean"),
+)
+def ensemble(options: argparse.Namespace) -> Result:
+    from kit.cli.tables import format_blend, format_scores
+    from kit.runs.scoring import blend_runs, combine
+
+    if len(options.run) > 1 and options.out is None:
+        raise InputError("several runs need --out, the submission to write")
+    scores = {}
+    for run in options.run:
+        with _work_on(run):
+            scores[str(run)] = combine(run)
+    tables = [format_scores(metrics) for metrics in scores.values()]
+    if options.out is None:
+        return Result(tables[0], scores[str(options.run[0])])
+    blend = blend_runs(options.run, options.out)
+    return Result(
+        "\n".join([*tables, format_blend(blend), str(options.out)]),
+        {"runs": scores, "blend": blend, "out": str(options.out)},
+    )
+
+
+@command(
+    COMMANDS,
+    "report",
+    "stage 6: write the page that shows a run",
+    RUN,
+    argument("--series", action="append", default=[], help="also show this series; repeatable"),
+)
+def report(options: argparse.Namespace) -> Result:
+    from kit import pipeline
+
+    with _work_on(options.run):
+        pipeline.report(options.run, tuple(options.series))
+    return Result(str(options.run.report), {"report": str(options.run.report)})
+
+
+@command(COMMANDS, "status", "show which outputs of a run are done", RUN)
+def show_status(options: argparse.Namespace) -> Result:
+    from kit.cli.tables import format_stages
+    from kit.pipeline import list_stages
+    from kit.runs.directory import read_config
+
+    stages = list_stages(options.run)
+    return Result(format_stages(options.run, read_config(options.run), stages), dict(stages))
+
+
+@command(
+    COMMANDS,
+    "explain",
+    "show what each neighbour contributes to a prediction",
+    RUN,
+    argument("series", help="the name of a series, or a part of it that no other name contains"),
+)
+def explain(options: argparse.Namespace) -> Result:
+    from kit.report.explain import explain_series
+
+    page = str(explain_series(options.run, options.series))
+    return Result(page, {"page": page})
+
+
+def _run_stage(name: str, options: argparse.Namespace, **arguments: Any) -> Result:
+    """Run a stage for the fold asked for, or for every fold; tell where each has written."""
+    from kit.pipeline import STAGES
+    from kit.runs.directory import list_folds, read_recipe
+
+    stage, run = STAGES[name], options.run
+    with _work_on(run):
+        folds = list_folds(read_recipe(run))
+        if options.fold is not None:
+            chosen = [fold for fold in folds if str(fold) == options.fold]
+            if not chosen:
+                raise InputError(f"--fold {options.fold}: the run has {', '.join(map(str, folds))}")
+            folds = chosen
+        deadline = _set_deadline(options.hours)
+        for fold in folds:
+            stage.execute(run, fold, deadline=deadline, **arguments)
+    paths = [str(run.path / f"fold{fold}" / stage.folder) for fold in folds]
+    return Result("\n".join(paths), {"folders": paths})
+
+
+def _set_deadline(hours: float | None) -> float | None:
+    """The reading of `time.monotonic` when the time is over."""
+    return None if hours is None else time.monotonic() + hours * 3600
+
+
+@contextlib.contextmanager
+def _work_on(run: Any, new: Any = None) -> Iterator[None]:
+    """Lock a run directory, join the processes of `torchrun`, choose the number of threads.
+
+    `new` is the recipe of a run whose directory may have to be made first.
+    """
+    from kit.processes import limit_threads
+    from kit.runs.directory import lock_run, read_recipe
+    from kit.training.distributed import join_processes
+
+    with lock_run(run, new is not None), join_processes():
+        limit_threads((new or read_recipe(run)).classifier.image_size)
+        yield

@@ -1,0 +1,91 @@
+"""Recipes: their options as flags, and configurations written by earlier versions."""
+
+from dataclasses import asdict, replace
+
+import pytest
+
+from kit import InputError
+from kit.cli.commands import make_parser
+from kit.cli.flags import read_recipe
+from kit.lstm import LSTMConfig
+from kit.recipes import RECIPES, find_recipe, format_flags, from_dict, list_options, to_dict
+from kit.training.config import TrainingConfig
+
+CHANGES = {
+    "folds": 3,
+    "train_folds": (0, 2),
+    "classifier.weights": "",
+    "classifier.augment": False,
+    "classifier.crop": True,
+    "classifier.learning_rate": 1e-4,
+    "classifier.architecture_options": {"layers": [1, 1], "name": "a b"},
+    "lstm.hidden_size": 12,
+}
+
+
+def test_flags_of_changes_are_read_back():
+    words = ["run", "data", "--run", "run", "--recipe", "blog", *format_flags(CHANGES)]
+    options = make_parser(words).parse_args(words)
+    assert read_recipe(options) == find_recipe("blog", CHANGES)
+
+
+def test_options_have_help_and_what_the_program_sets_is_none():
+    options = list_options()
+    assert all(text for _, text in options.values())
+    fields = {f"{part}.{name}" for part in ("classifier", "lstm")
+              for name in asdict(getattr(RECIPES["demo"], part))}  # fmt: skip
+    derived = {"classifier.seed", "lstm.seed", "lstm.embedding_size"}
+    assert {name for name in options if "." in name} == fields - derived
+
+
+def test_a_subclass_that_changes_a_default_keeps_the_help():
+    assert (TrainingConfig().epochs, LSTMConfig().epochs) == (5, 12)
+    options = list_options()
+    assert (
+        options["lstm.epochs"] == options["classifier.epochs"] == (int, options["lstm.epochs"][1])
+    )
+
+
+def test_a_recipe_is_read_as_it_was_written():
+    for recipe in RECIPES.values():
+        assert from_dict(to_dict(recipe)) == recipe
+
+
+def test_a_configuration_of_version_0_1_is_read():
+    """`config.json` as version 0.1.0 wrote it for the blog recipe."""
+    training = {"optimizer": "adam", "learning_rate_decay": 0.95, "opt_level": "O1", "seed": 0}
+    classifier = {
+        **training, "epochs": 5, "batch_size": 64, "learning_rate": 2e-05, "schedule": "constant",
+        "weight_decay": 0.0, "architecture": "resnext101_32x8d.fb_wsl_ig1b_ft_in1k",
+        "architecture_options": {}, "weights": "pretrained", "image_size": 480, "crop": True,
+        "repair": True, "augment": True, "prior_bias": False, "test_augmentation": True,
+    }  # fmt: skip
+    lstm = {
+        **training, "epochs": 10, "batch_size": 4, "learning_rate": 0.0001, "weight_decay": 0.01,
+        "schedule": "exponential", "embedding_size": 2048, "hidden_size": 2048, "packed": True,
+        "deltas": True, "embedding_dropout": 0.0, "standardize": False,
+    }  # fmt: skip
+    recipe = {"name": "blog", "folds": 5, "train_folds": [0, 1], "bag_classifier_epochs": 1,
+              "bag_lstm_epochs": 1, "seed": 0, "classifier": classifier, "lstm": lstm}  # fmt: skip
+    assert from_dict(recipe) == RECIPES["blog"]
+    assert to_dict(from_dict(recipe)) == recipe
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "reason"),
+    [
+        ("magic", {}, "no recipe 'magic'"),
+        ("demo", {"lstm.size": 3}, "no option 'lstm.size'"),
+        ("demo", {"train_folds": (3,)}, "are not among 0 to 2"),
+        ("demo", {"lstm.batch_size": 0}, "batch_size is 0"),
+        ("demo", {"lstm.epochs": 0}, "epochs is 0"),
+    ],
+)
+def test_what_is_no_recipe_is_refused_with_the_reason(name, changes, reason):
+    with pytest.raises(InputError, match=reason):
+        find_recipe(name, changes)
+
+
+def test_a_seed_is_one_of_the_recipe_alone():
+    assert "seed" in list_options()
+    assert replace(RECIPES["demo"], seed=3).classifier.seed == 0
