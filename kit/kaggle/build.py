@@ -57,17 +57,18 @@ def build_kernels(
         shutil.rmtree(folder / name, ignore_errors=True)
     datasets = folder / "datasets"
     build_wheels(project, datasets / "wheels")
-    _describe_dataset(datasets / "wheels", user)
     if runs:
         from kit.runs.directory import Run
         from kit.runs.export import export_runs
 
         export_runs([Run(run) for run in runs], datasets / "weights")
-        _describe_dataset(datasets / "weights", user)
     if backbone:
         (datasets / "backbone").mkdir()
         shutil.copyfile(backbone, datasets / "backbone" / BACKBONE)
-        _describe_dataset(datasets / "backbone", user)
+    for dataset in datasets.iterdir():
+        name = name_dataset(dataset.name)
+        metadata = {"id": f"{user}/{name}", "title": name, "licenses": [{"name": "other"}]}
+        write_json(dataset / "dataset-metadata.json", metadata)
     for name in NOTEBOOKS:
         build_kernel(project / "kernels" / name, folder / "kernels" / name, user, fold)
 
@@ -166,12 +167,6 @@ def _run_pip(*arguments: str) -> None:
 
 def _read_version(wheel: Path) -> str:
     return wheel.name.split("-")[1]
-
-
-def _describe_dataset(directory: Path, user: str) -> None:
-    name = name_dataset(directory.name)
-    metadata = {"id": f"{user}/{name}", "title": name, "licenses": [{"name": "other"}]}
-    write_json(directory / "dataset-metadata.json", metadata)
 
 
 def _set_parameters(source: str, parameters: dict) -> str:

@@ -8,7 +8,7 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -24,6 +24,9 @@ from kit.kaggle.connection import (
     quote_reason,
 )
 from kit.progress import log
+
+if TYPE_CHECKING:
+    from kagglesdk import KaggleClient
 
 READY_SECONDS = 3600.0  # how long Kaggle may take to unpack a dataset
 POLL_DELAY, LONGEST_POLL_DELAY = 10.0, 300.0  # seconds; see `grow_delays`
@@ -47,18 +50,19 @@ class Account(Client):
         """Let errors speak of `reference`, OWNER/SLUG of a dataset or of a notebook (`code`)."""
         self.subject, self.page = reference, f"https://www.kaggle.com/{kind}/{reference}"
 
+    def find(self, choose: Callable[[KaggleClient], Callable], **fields: Any) -> Any:
+        """Send a request as `call` does; return None where Kaggle knows no such thing."""
+        try:
+            return self.call(choose, **fields)
+        except KaggleError as error:
+            if error.status in (403, 404):  # either may be the answer
+                return None
+            raise
+
     def find_dataset(self, reference: str) -> Any:
         """Kaggle's description of a dataset, or None."""
         names = _name_fields(reference)
-        try:
-            return self.call(lambda kaggle: kaggle.datasets.dataset_api_client.get_dataset, **names)
-        except KaggleError as error:
-            if error.status in (
-                403,
-                404,
-            ):  # either may mean that there is none
-                return None
-            raise
+        return self.find(lambda kaggle: kaggle.datasets.dataset_api_client.get_dataset, **names)
 
     def poll_state(self, ask: Callable[[], str], ends: tuple[str, ...], seconds: float) -> str:
         """Ask for the state of the subject until it is one of `ends`, and log its changes.
@@ -151,9 +155,7 @@ def _upload_file(account: Account, path: Path) -> str:
         )
         with (
             open(path, "rb") as file,
-            tqdm.wrapattr(
-                file, "read", total=size, desc=path.name, disable=progress.quiet, ncols=80
-            ) as content,
+            tqdm.wrapattr(file, "read", size, desc=path.name, disable=progress.quiet) as content,
         ):
             put_blob(blob.create_url, content)
         return blob.token
@@ -190,9 +192,8 @@ def _save_dataset(account: Account, metadata: dict, tokens: list[str], mark: str
             **names,
         )
     if answer.error or answer.status.lower() == "error":
-        raise KaggleError(
-            f"Kaggle did not take the dataset {metadata['id']}: {quote_reason(answer.error)}."
-        )
+        reason = quote_reason(answer.error)
+        raise KaggleError(f"Kaggle did not take the dataset {metadata['id']}: {reason}.")
 
 
 def _wait_for_dataset(account: Account, reference: str, mark: str) -> None:
@@ -214,7 +215,5 @@ def _wait_for_dataset(account: Account, reference: str, mark: str) -> None:
     ends = ("READY", "FAILED", "DELETED")
     state = account.poll_state(ask, ends, READY_SECONDS)
     if state != "READY":
-        raise KaggleError(
-            f"Kaggle could not process the dataset {reference} ({state}): look at {account.page}, "
-            "and push it again."
-        )
+        failure = f"Kaggle could not process the dataset {reference} ({state})"
+        raise KaggleError(f"{failure}: look at {account.page}, and push it again.")

@@ -24,8 +24,8 @@ TABLE_HEAD = """\
 # Submissions
 
 Rendered from `ledger.jsonl`, which `kit submit` writes; do not edit. Lower is better. The
-out-of-fold score is the run's own estimate; compare it with the private score: the public score of
-this competition's second stage says nothing.
+out-of-fold score is the run's own estimate. Compare it with the private score: in the second stage
+of this competition the public score carries no information.
 
 | sent (UTC) | ref | message | run | out of fold | public | private | status | file | commit |
 |---|---|---|---|---|---|---|---|---|---|

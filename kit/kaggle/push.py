@@ -123,15 +123,10 @@ RENAMED = {
 
 def _find_session(account: Account, reference: str) -> Any:
     """Kaggle's description of the last version of a notebook, or None."""
-    names = _name_fields(reference)
-    try:
-        return account.call(
-            lambda kaggle: kaggle.kernels.kernels_api_client.get_kernel_session_status, **names
-        )
-    except KaggleError as error:
-        if error.status in (403, 404):
-            return None
-        raise
+    return account.find(
+        lambda kaggle: kaggle.kernels.kernels_api_client.get_kernel_session_status,
+        **_name_fields(reference),
+    )
 
 
 def _name_fields(reference: str) -> dict[str, str]:

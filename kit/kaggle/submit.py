@@ -149,10 +149,8 @@ def _check_limits(client: CompetitionClient) -> None:
 
 def _find_submission(client: CompetitionClient, token: str) -> int | None:
     """The ref of this account's submission whose description carries `token`, or None."""
-    for submission in iterate_submissions(client):
-        if f"[{token}]" in submission.description:
-            return submission.ref
-    return None
+    found = (s.ref for s in iterate_submissions(client) if f"[{token}]" in s.description)
+    return next(found, None)
 
 
 def _upload_payload(client: CompetitionClient, csv: Path, payload: bytes) -> str:
