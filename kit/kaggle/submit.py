@@ -61,12 +61,11 @@ def submit(
     earlier = find_entry(ledger, competition, entry["sha256"])
     if earlier is not None:
         _check_unfinished(earlier)
-        entry = earlier
     payload = gzip.compress(content, mtime=0)
     if dry_run:
-        would = "would go" if earlier is None else f"went before, as submission {entry['ref']},"
+        would = "would go" if earlier is None else f"went before, as submission {earlier['ref']},"
         log.info(f"Dry run: {csv} is valid; {len(payload):,} bytes {would} to {competition}.")
-        return entry | {"status": "DRY RUN"}
+        return (earlier or entry) | {"status": "DRY RUN"}
     client = CompetitionClient(competition, sleep)
     ledger.parent.mkdir(parents=True, exist_ok=True)
     # One sender at a time: two calls for the same file must not both create a submission.
