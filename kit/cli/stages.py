@@ -79,7 +79,7 @@ def run_all(options: argparse.Namespace) -> Result:
     from kit import pipeline
     from kit.cli.flags import read_recipe
     from kit.cli.tables import describe_intercepts, format_scores
-    from kit.runs.metrics import read_metrics
+    from kit.runs.scoring import read_metrics
 
     run, recipe = options.run, read_recipe(options)
     with _work_on(run, recipe):
@@ -91,7 +91,7 @@ def run_all(options: argparse.Namespace) -> Result:
             fold_table=options.fold_table,
             deadline=_set_deadline(options.hours),
         )
-    metrics = read_metrics(run.metrics)
+    metrics = read_metrics(run)
     files = {"submission": run.submission, "report": run.report}
     written = {name: str(path) for name, path in files.items() if path.exists()}
     lines = [format_scores(metrics), describe_intercepts(run), "", *written.values()]
