@@ -118,16 +118,53 @@ def test_an_unknown_opt_level_is_refused():
 
 
 def test_inference_needs_no_optimizer():
-    net, nothing = amp.initialize(nn.Linear(4, 2), None, "O1")
+    net, nothing = amp.initialize(nn.Sequential(nn.Linear(4, 2)), None, "O1")
     assert nothing is None
-    assert net(torch.ones(1, 4)).dtype == torch.bfloat16
+    assert note_output_type(net[0], net) == torch.bfloat16
 
 
 @pytest.mark.parametrize("opt_level", ["O1", "O3"])
-def test_the_half_precision_type_can_be_asked_for(opt_level):
-    net, _ = amp.initialize(nn.Linear(4, 2), None, opt_level, torch.float16)
-    output = net(torch.ones(1, 4))
-    assert (output.dtype if opt_level == "O1" else net.weight.dtype) == torch.float16
+def test_the_half_precision_type_can_be_chosen(opt_level):
+    net, _ = amp.initialize(nn.Sequential(nn.Linear(4, 2)), None, opt_level, torch.float16)
+    assert note_output_type(net[0], net) == torch.float16
+
+
+def note_output_type(layer, net):
+    """The type of what `layer` gives inside of a forward pass of `net`."""
+    types = []
+    layer.register_forward_hook(lambda _module, _inputs, output: types.append(output.dtype))
+    net(torch.ones(1, 4))
+    return types[0]
+
+
+@pytest.mark.parametrize("opt_level", amp.OPT_LEVELS)
+def test_outputs_are_float32_for_a_loss_outside_autocast(opt_level):
+    net, _ = amp.initialize(nn.Linear(4, 2), None, opt_level)
+    outputs = net(torch.ones(3, 4))
+    assert outputs.dtype == torch.float32
+    nn.functional.binary_cross_entropy_with_logits(outputs, torch.ones(3, 2)).backward()
+    nn.functional.mse_loss(net(torch.ones(3, 4)), torch.ones(3, 2)).backward()
+    assert net.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("opt_level", amp.OPT_LEVELS)
+def test_the_step_stays_the_optimizers_own(opt_level):
+    *_, optimizer = train_net(opt_level, steps=2)
+    assert "step" not in vars(optimizer)
+    assert optimizer.step.__func__ is torch.optim.Adam.step
+
+
+def test_a_second_backward_pass_before_the_step_is_refused():
+    """Its gradients would be added, scaled, to those that are unscaled already."""
+    net = nn.Linear(3, 1)
+    net, optimizer = amp.initialize(net, torch.optim.SGD(net.parameters(), 0.1), "O1")
+    with amp.scale_loss(net(torch.ones(1, 3)).sum(), optimizer) as scaled:
+        scaled.backward()
+    with (
+        pytest.raises(RuntimeError, match="already been called"),
+        amp.scale_loss(net(torch.ones(1, 3)).sum(), optimizer) as scaled,
+    ):
+        scaled.backward()
 
 
 def test_a_learning_rate_scheduler_can_wrap_the_optimizer():
