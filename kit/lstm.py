@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.func import functional_call
+from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
 
 from kit.competition import LABELS
-from kit.recurrence import run_lstm
 from kit.sequences import (
     SeriesDataset,
     add_deltas,
@@ -22,15 +23,15 @@ from kit.sequences import (
 )
 from kit.training.checkpoints import TrainingError, fill_model, load_trained
 from kit.training.config import TrainingConfig, change_default, option
-from kit.training.loop import fit, predict, weighted_loss
+from kit.training.loop import Task, fit, predict, seed_random, weighted_loss
 
 
 @dataclass(frozen=True, kw_only=True)
 class LSTMConfig(TrainingConfig):
-    """The sequence model and how it is trained. Defaults are the published ones.
+    """The sequence model and how it is trained, by default as the 2nd place trained it.
 
-    From the 2nd-place write-up and repository: two bidirectional layers of 2048 units over
-    embeddings of 2048, Adam, learning rate × 0.95 an epoch, 4 series a batch.
+    Its write-up and repository have two bidirectional layers of 2048 units over embeddings of 2048,
+    Adam, a learning rate that falls by a factor of 0.95 per epoch, and 4 series per batch.
     """
 
     embedding_size: int = 2048  # the pipeline takes it from the embeddings
@@ -53,9 +54,12 @@ class SequenceLSTM(nn.Module):
     """Logits for every slice of a series from the embeddings of all of them.
 
     hidden = h1 + h2 + relu(linear1(h1)) + relu(linear2(h2)) + [e, e], with h1 and h2 the outputs
-    of the two layers; [e, e] is projected (`skip`) where the hidden size is not the embedding's.
-    State-dict names are those of the published model.
+    of the two layers; [e, e] is projected (`skip`) where the hidden size differs from the
+    embedding's. State-dict names are those of the reference implementation.
     """
+
+    embedding_mean: torch.Tensor
+    embedding_scale: torch.Tensor
 
     def __init__(self, config: LSTMConfig):
         super().__init__()
@@ -75,7 +79,7 @@ class SequenceLSTM(nn.Module):
             self.register_buffer("embedding_scale", torch.ones(embedding))
 
     def fit_standardization(self, embeddings, rows: np.ndarray) -> None:
-        """Take mean and deviation of the channels from `rows` of (N, E) embeddings, in pieces."""
+        """Set mean and scale of the channels from `rows` of (N, E) embeddings, read in pieces."""
         total = np.zeros((2, self.config.embedding_size))
         for piece in np.array_split(np.sort(rows), max(1, len(rows) // 4096)):
             values = read_rows(embeddings, piece).astype(np.float64)
@@ -88,8 +92,8 @@ class SequenceLSTM(nn.Module):
     def forward(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, T, E) and mask (B, T), True at real slices → logits (B, T, 6).
 
-        With `packed` the logits of a series are the same whatever it is batched with, and those
-        of padded places mean nothing.
+        With `packed` the logits of a series do not depend on the batch it is in, and those of
+        padded positions mean nothing.
         """
         mask = mask.bool()
         embeddings = embeddings.to(self.linear.weight.dtype)
@@ -98,39 +102,9 @@ class SequenceLSTM(nn.Module):
             embeddings = embeddings * mask[..., None]
         embeddings = self.embedding_dropout(embeddings)
         inputs = add_deltas(embeddings, mask) if self.config.deltas else embeddings
-        if not self.config.packed:
-            mask = torch.ones_like(mask)  # padding is taken for slices
-        if embeddings.device.type == "cpu":
-            hidden1 = run_lstm(self.lstm1, inputs, mask)  # (B, T, 2H)
-            return self._head(embeddings, hidden1, run_lstm(self.lstm2, hidden1, mask))
-        if not mask.all():
-            return self._forward_packed(embeddings, inputs, mask)
-        hidden1, _ = self.lstm1(inputs)
-        hidden2, _ = self.lstm2(hidden1)
-        return self._head(embeddings, hidden1, hidden2)
-
-    def _forward_packed(self, embeddings, inputs, mask):
-        """Run over the real slices alone, wherever the padding stands."""
-        batch, length = mask.shape
-        order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)  # real slices to the front
-        lengths = mask.sum(dim=1).cpu()
-        rows = torch.arange(batch, device=mask.device)[:, None]
-        packed = pack_padded_sequence(
-            torch.cat([inputs, embeddings], dim=2)[rows, order],
-            lengths,
-            batch_first=True,
-            enforce_sorted=False,
-        )
-        inputs, embeddings = packed.data.split([inputs.shape[2], embeddings.shape[2]], dim=1)
-        hidden1, _ = self.lstm1(_replace_data(packed, inputs))
-        hidden2, _ = self.lstm2(hidden1)
-        logits = self._head(embeddings, hidden1.data, hidden2.data)
-        padded, _ = pad_packed_sequence(
-            _replace_data(packed, logits), batch_first=True, total_length=length
-        )
-        return torch.zeros_like(padded).scatter(1, order[..., None].expand_as(padded), padded)
-
-    def _head(self, embeddings, hidden1, hidden2):
+        run_layer = run_packed if self.config.packed else run_padded
+        hidden1 = run_layer(self.lstm1, inputs, mask)  # (B, T, 2H)
+        hidden2 = run_layer(self.lstm2, hidden1, mask)
         doubled = torch.cat([embeddings, embeddings], dim=-1)
         hidden = (
             hidden1
@@ -140,6 +114,41 @@ class SequenceLSTM(nn.Module):
             + (self.skip(doubled) if hasattr(self, "skip") else doubled)
         )
         return self.linear(hidden)
+
+
+def run_packed(lstm: nn.LSTM, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Run a layer over the real slices alone: (B, T, D), mask (B, T) → (B, T, 2H), zeros elsewhere.
+
+    The padding may be anywhere in a series; each series needs at least one real slice.
+    """
+    series = inputs[mask].split(mask.sum(dim=1).tolist())
+    hidden = _call_lstm(lstm, pack_sequence(series, enforce_sorted=False))
+    outputs = hidden.data.new_zeros(*mask.shape, hidden.data.shape[1])
+    outputs[mask] = torch.cat(unpack_sequence(hidden))
+    return outputs
+
+
+def run_padded(lstm: nn.LSTM, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Run a layer over all positions, padding included, as the reference implementation does."""
+    return _call_lstm(lstm, inputs)
+
+
+Sequences = TypeVar("Sequences", torch.Tensor, PackedSequence)
+
+
+def _call_lstm(lstm: nn.LSTM, inputs: Sequences) -> Sequences:
+    """The outputs of a layer, in the type of its weights; on a CPU computed in float32 at least.
+
+    A CPU without AVX-512 lacks the LSTM of oneDNN in bfloat16: "could not create a primitive
+    descriptor".
+    """
+    if inputs.is_cuda:
+        return lstm(inputs)[0]
+    dtype = next(lstm.parameters()).dtype
+    exact = torch.promote_types(dtype, torch.float32)
+    weights = {name: value.to(exact) for name, value in lstm.named_parameters()}
+    with torch.autocast("cpu", enabled=False):
+        return functional_call(lstm, weights, (inputs.to(exact),))[0].to(dtype)
 
 
 class SpatialDropout(nn.Module):
@@ -173,14 +182,8 @@ def train_lstm(
 ) -> list[dict]:
     """Train on the series of `training`; weights of every epoch go to `directory`.
 
-    With `validation` the history has its loss after each epoch too.
+    With `validation` the history also has its loss after each epoch. Raises as `fit` does.
     """
-    torch.manual_seed(config.seed)
-    model = SequenceLSTM(config)
-    if config.standardize:
-        rows = training.rows[np.concatenate(training.positions)]
-        model.fit_standardization(training.embeddings, rows)
-    model.to(device)
 
     def make_batches(epoch: int, batches: list[np.ndarray]) -> Iterable[dict]:
         for numbers in batches:
@@ -191,31 +194,34 @@ def train_lstm(
         return sequence_loss(model(batch["emb"], batch["mask"]), batch["labels"], batch["mask"])
 
     def validate(model: SequenceLSTM) -> dict:
-        logits = torch.from_numpy(predict_logits(model, validation, device))
-        positions = np.concatenate(validation.positions)
-        labels = torch.from_numpy(validation.labels[positions])
-        return {"validation_loss": float(weighted_loss(logits[positions], labels))}
+        assert validation is not None
+        return {"validation_loss": measure_loss(model, validation, device)}
 
-    return fit(
-        model,
-        config,
-        make_batches,
-        compute_loss,
-        len(training),
-        directory,
-        description=description,
-        deadline=deadline,
-        validate=validate if validation is not None and len(validation) else None,
-    )
+    checked = validation is not None and len(validation) > 0
+    task = Task(len(training), make_batches, compute_loss, validate if checked else None)
+    with seed_random(config.seed, device):
+        model = SequenceLSTM(config)
+        if config.standardize:
+            rows = training.rows[np.concatenate(training.positions)]
+            model.fit_standardization(training.embeddings, rows)
+        model.to(device)
+        return fit(model, config, task, directory, description=description, deadline=deadline)
+
+
+def measure_loss(model: SequenceLSTM, series: SeriesDataset, device: torch.device) -> float:
+    """The loss over all slices of `series`."""
+    logits = torch.from_numpy(predict_logits(model, series, device))
+    positions = np.concatenate(series.positions)
+    return float(weighted_loss(logits[positions], torch.from_numpy(series.labels[positions])))
 
 
 def load_lstm(path: Path) -> SequenceLSTM:
-    """A trained model from the weights and configuration in a `.safetensors` file.
+    """Load a trained model from the weights and configuration in a `.safetensors` file.
 
-    Raises `TrainingError` naming the file where it holds no such model.
+    Raises `TrainingError` naming the file if it holds no such model.
     """
     weights, config = load_trained(path, LSTMConfig)
-    with torch.device("meta"):  # no random weights to be replaced: two seconds at the full size
+    with torch.device("meta"):  # else two seconds per model of full size go into random weights
         model = SequenceLSTM(config)
     fill_model(model, weights, path)
     return model.eval()
@@ -226,8 +232,9 @@ def predict_logits(
 ) -> np.ndarray:
     """Logits of every row of the dataset's table, float32 (rows, 6); NaN without an embedding.
 
-    Series of like length go together, about `slices` slices a batch; each comes alone where padding
-    would reach the LSTM. Raises `TrainingError` naming a series whose logits are not finite.
+    Series of similar length share a batch of about `slices` slices; a model that is not packed gets
+    each series alone, so that no padding reaches its LSTM. Raises `TrainingError` naming a series
+    whose logits are not finite.
     """
     model.eval()
     slices = slices if model.config.packed else 1
@@ -248,7 +255,3 @@ def predict_logits(
             raise TrainingError(f"series {series.names[worst]}: its logits are not finite")
         logits[batch["embidx"].numpy()[mask.numpy()]] = output[mask].float().cpu()
     return logits
-
-
-def _replace_data(packed: PackedSequence, data: torch.Tensor) -> PackedSequence:
-    return PackedSequence(data, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)

@@ -1,4 +1,4 @@
-"""Series of embeddings: differences to the neighbours, the Dataset, the collate."""
+"""Series of embeddings: differences to the neighbouring slices, the Dataset, the batches."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import mmap
 from collections.abc import Iterator
 
 import numpy as np
+import pandas as pd
 import torch
 
+from kit import InputError
 from kit.competition import LABELS
 
 
 def add_deltas(embeddings, mask=None):
     """(..., T, E) → (..., T, 3E): [e, e − e_prev, e − e_next], zeros at the ends of the series.
 
-    NumPy or torch, in the given type. `mask` (..., T), True where a slice is real, makes the ends
-    those of the real slices: a difference to a padded place is zero.
+    Takes NumPy or torch and keeps the type. With `mask` (..., T), True at real slices, the ends are
+    those of the real slices: a difference to a padded position is zero.
     """
     size, shape = embeddings.shape[-1], (*embeddings.shape[:-1], 3 * embeddings.shape[-1])
     tensor = isinstance(embeddings, torch.Tensor)
@@ -35,8 +37,8 @@ def collate_series(items: list[dict]) -> dict[str, torch.Tensor]:
     """Stack series of different lengths, padded in front to the longest.
 
     Items hold `emb` (T, E), `embidx` (T,) from 0 on and `labels` (T, 6), NumPy or torch. The result
-    holds `emb` (B, T, E), `embidx` (B, T) with −1, `labels` (B, T, 6) and the Boolean `mask` (B, T)
-    with False at padded places; zeros elsewhere there.
+    holds `emb` (B, T, E), `embidx` (B, T), `labels` (B, T, 6) and the Boolean `mask` (B, T). At
+    padded positions `mask` is False, `embidx` −1, and the rest zero.
     """
     padding = {"emb": 0, "embidx": -1, "labels": 0}
     batch = {
@@ -48,9 +50,9 @@ def collate_series(items: list[dict]) -> dict[str, torch.Tensor]:
 
 
 def _pad_in_front(arrays: list, value: float) -> torch.Tensor:
-    """(T, …) arrays, each filled up to the longest → (B, T, …)."""
+    """Arrays (T, …), padded with `value` to the longest → (B, T, …)."""
     longest, first = max(map(len, arrays)), np.asarray(arrays[0])
-    # NumPy: torch takes twice as long over copies as small as these.
+    # Copies as small as these take torch twice as long as NumPy.
     padded = np.full((len(arrays), longest, *first.shape[1:]), value, first.dtype)
     for row, array in enumerate(arrays):
         padded[row, longest - len(array) :] = array
@@ -58,27 +60,28 @@ def _pad_in_front(arrays: list, value: float) -> torch.Tensor:
 
 
 class SeriesDataset(torch.utils.data.Dataset):
-    """One item a series, as `collate_series` takes them.
+    """The series of a table, one item each, as `collate_series` takes them.
 
-    `embeddings` is any (N, E) array, memory-mapped or not; `table` a part of the slice table, in
-    its order, with `series` and, where known, the labels (zeros otherwise). `rows` (len(table),)
+    `embeddings` is any (N, E) array, memory-mapped or not. `table` is a part of the slice table, in
+    its order, with `series` and perhaps the labels (otherwise they are zeros). `rows` (len(table),)
     gives each slice's row of `embeddings`, or −1 for a slice that has none and is left out.
-    `embidx` counts the rows of `table`.
+    `embidx` counts the rows of `table`. Raises `InputError` for a series whose slices are not
+    next to each other.
     """
 
-    def __init__(self, embeddings, table, rows):
+    def __init__(self, embeddings: np.ndarray, table: pd.DataFrame, rows):
         rows = np.asarray(rows)
         present = np.flatnonzero(rows >= 0)
         self.embeddings, self.rows = embeddings, rows
-        labelled = set(LABELS) <= set(table.columns)
-        labels = table[list(LABELS)].to_numpy(np.float32) if labelled else None
-        self.labels = labels if labelled else np.zeros((len(table), len(LABELS)), np.float32)
+        self.labels = np.zeros((len(table), len(LABELS)), np.float32)
+        if set(LABELS) <= set(table.columns):
+            self.labels = table[list(LABELS)].to_numpy(np.float32)
         series = table["series"].to_numpy()[present]
-        starts = np.flatnonzero(series[1:] != series[:-1]) + 1 if len(series) else []
+        starts = np.flatnonzero(series[1:] != series[:-1]) + 1
         self.positions = np.split(present, starts) if len(present) else []
-        self.names = [series[0] for series in np.split(series, starts)] if len(present) else []
+        self.names = [names[0] for names in np.split(series, starts)] if len(present) else []
         if len(set(self.names)) != len(self.names):
-            raise ValueError("the slices of a series do not stand together in the table")
+            raise InputError("the slices of a series are not next to each other in the table")
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -92,26 +95,28 @@ class SeriesDataset(torch.utils.data.Dataset):
         }
 
     def lengths(self) -> np.ndarray:
-        """Slices of each series, (len(self),)."""
+        """The number of slices of each series, (len(self),)."""
         return np.array([len(positions) for positions in self.positions], dtype=np.int64)
 
 
-def read_rows(embeddings, rows: np.ndarray) -> np.ndarray:
-    """Rows of an (N, E) array in memory of their own.
+def read_rows(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Copy rows of an (N, E) array.
 
-    Where the array is memory-mapped the pages read are handed back, so that the process does not
-    grow with the file; the system keeps them as long as it has room.
+    Of a memory-mapped array the pages are given back after reading, so that the process does not
+    grow with the file; the system still caches them while it has room.
     """
     values = np.asarray(embeddings[rows])
+    if not hasattr(mmap, "MADV_DONTNEED"):  # on Windows
+        return values
     if isinstance(embeddings, np.memmap) and isinstance(embeddings.base, mmap.mmap):
         embeddings.base.madvise(mmap.MADV_DONTNEED)
     return values
 
 
 def batch_by_length(lengths: np.ndarray, slices: int) -> Iterator[np.ndarray]:
-    """Batches of series for inference: like lengths together, each at most `slices` with padding.
+    """Yield batches of series of similar length, each of at most `slices` slices with padding.
 
-    A series that is longer comes alone.
+    A series longer than that is a batch of its own.
     """
     order = np.argsort(lengths, kind="stable")
     start = 0

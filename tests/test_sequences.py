@@ -83,7 +83,7 @@ def test_a_slice_without_embedding_is_left_out():
 
 def test_a_table_whose_series_are_torn_apart_is_refused():
     table = pd.DataFrame({"series": ["a", "b", "a"]})
-    with pytest.raises(ValueError, match="do not stand together"):
+    with pytest.raises(ValueError, match="not next to each other"):
         SeriesDataset(np.zeros((3, 2)), table, [0, 1, 2])
 
 

@@ -1,6 +1,6 @@
 """What a training leaves on the disk: weights with their configuration, and checkpoints.
 
-Everything is `.safetensors` or JSON: nothing is pickled. A file is written beside its place and
+Everything is `.safetensors` or JSON; nothing is pickled. A file is written under another name and
 then renamed.
 """
 
@@ -9,10 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,13 +36,13 @@ class Progress:
     step: int = 0
     loss_sum: float = 0.0
     seconds: float = 0.0
-    history: list[dict] = field(default_factory=list)  # a dict an epoch: loss, learning_rate, …
+    history: list[dict] = field(default_factory=list)  # per epoch: loss, learning_rate, …
 
 
 def save_weights(path: Path, model: torch.nn.Module, **metadata) -> None:
-    """Write the model's weights with its configuration beside them, in one step."""
-    metadata = {"config": asdict(model.config), **metadata}
-    save_tensors(path, model.state_dict(), metadata)
+    """Write the model's weights with its configuration in the metadata."""
+    config: Any = model.config
+    save_tensors(path, model.state_dict(), {"config": asdict(config), **metadata})
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -57,26 +56,31 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
 
 
 def load_trained(path: Path, kind: type[Config]) -> tuple[dict[str, torch.Tensor], Config]:
-    """The weights of a trained model and its configuration, of the dataclass `kind`.
+    """Read the weights of a trained model and its configuration, a `kind`.
 
-    Raises `TrainingError` naming the file where it holds no such configuration, or weights that
-    are not finite.
+    Raises `TrainingError` naming the file if it holds no such configuration, or weights that are
+    not finite.
     """
     weights, metadata = load_weights(path)
     try:
         config = kind(**metadata["config"])
     except (KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"{path}: holds no {kind.__name__} ({error})") from error
-    for name, value in weights.items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise TrainingError(f"{path}: the weights {name} are not finite")
+    check_finite(weights, str(path))
     return weights, config
 
 
-def fill_model(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
-    """Give a model the weights read from `path`, these very tensors where their types are its own.
+def check_finite(weights: dict[str, torch.Tensor], where: str) -> None:
+    """Raise `TrainingError` naming `where` and the first weights that are not finite."""
+    for name, value in weights.items():
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            raise TrainingError(f"{where}: the weights {name} are not finite")
 
-    Raises `TrainingError` where they do not fit.
+
+def fill_model(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
+    """Load weights, read from `path`, into a model, without copying those of its types.
+
+    Raises `TrainingError` if they do not fit.
     """
     types = {name: value.dtype for name, value in model.state_dict().items()}
     weights = {name: value.to(types.get(name, value.dtype)) for name, value in weights.items()}
@@ -86,34 +90,44 @@ def fill_model(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: P
         raise TrainingError(f"{path}: its weights do not fit its configuration") from error
 
 
-def save_checkpoint(path: Path, model, optimizer, state: Progress) -> None:
-    """Write all that resuming needs: weights, master weights, optimizer, loss scale, position."""
+def save_checkpoint(
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, state: Progress
+) -> None:
+    """Write what resuming needs: weights, master weights, optimizer, loss scale, progress."""
     tensors = {f"model.{name}": value for name, value in model.state_dict().items()}
     saved = optimizer.state_dict()
     for number, entries in saved["state"].items():
         for name, value in entries.items():
             tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
-    for number, (_, master) in enumerate(optimizer.amp.masters or ()):
+    for number, (_, master) in enumerate(amp.find_scaling(optimizer).masters):
         tensors[f"master.{number}"] = master.detach()
     save_tensors(path, tensors, {"progress": asdict(state), "amp": amp.state_dict(optimizer)})
 
 
-def load_checkpoint(path: Path, model, optimizer) -> Progress:
-    """Restore what `save_checkpoint` wrote; a new `Progress` where there is no such file."""
+def load_checkpoint(
+    path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
+) -> Progress:
+    """Restore what `save_checkpoint` wrote; return a new `Progress` if there is no such file.
+
+    Raises `TrainingError` naming a file that cannot be read.
+    """
     if not path.exists():
         return Progress()
     tensors, metadata = load_weights(path)
-    model.load_state_dict(_take(tensors, "model."))
-    saved = optimizer.state_dict()
-    for name, value in _take(tensors, "optimizer.").items():
-        number, _, entry = name.partition(".")
-        saved["state"].setdefault(int(number), {})[entry] = value
-    optimizer.load_state_dict(saved)
-    with torch.no_grad():
-        for number, (_, master) in enumerate(optimizer.amp.masters or ()):
-            master.copy_(tensors[f"master.{number}"])
-    amp.load_state_dict(optimizer, metadata["amp"])
-    return Progress(**metadata["progress"])
+    try:
+        model.load_state_dict(_take(tensors, "model."))
+        saved = optimizer.state_dict()
+        for name, value in _take(tensors, "optimizer.").items():
+            number, _, entry = name.partition(".")
+            saved["state"].setdefault(int(number), {})[entry] = value
+        optimizer.load_state_dict(saved)
+        with torch.no_grad():
+            for number, (_, master) in enumerate(amp.find_scaling(optimizer).masters):
+                master.copy_(tensors[f"master.{number}"])
+        amp.load_state_dict(optimizer, metadata["amp"])
+        return Progress(**metadata["progress"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise TrainingError(f"{path}: not a checkpoint of this training ({error})") from error
 
 
 def _take(tensors: dict, prefix: str) -> dict:
@@ -125,12 +139,17 @@ def _take(tensors: dict, prefix: str) -> dict:
 
 
 def save_tensors(path: Path, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
-    """Write named tensors, with metadata that `load_weights` gives back, in one step."""
+    """Write named tensors and the metadata that `load_weights` returns, as a whole or not at all.
+
+    Raises `OSError` naming the file.
+    """
     tensors = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
     with replace_file(path) as part:
         try:
             save_file(tensors, part, metadata={"kit": json.dumps(metadata)})
         except SafetensorError as error:
-            number = re.search(r"os error (\d+)", str(error))  # all it tells of a full disk
-            code = int(number[1]) if number else errno.EIO
-            raise OSError(code, os.strerror(code)) from error
+            # It tells the reason in words alone. Writing as much again raises the system's error.
+            with open(part, "wb") as file:
+                for value in tensors.values():
+                    file.write(bytes(value.nbytes))
+            raise OSError(errno.EIO, os.strerror(errno.EIO)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -40,3 +41,17 @@ class TrainingConfig:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+
+def learning_rate_at(config: TrainingConfig, epoch: int, step: int, steps: int) -> float:
+    """The learning rate of step `step` (from 0) of `steps` in epoch `epoch` (from 1)."""
+    if config.schedule == "constant":
+        return config.learning_rate
+    if config.schedule == "exponential":
+        return config.learning_rate * config.learning_rate_decay ** (epoch - 1)
+    if config.schedule == "one-cycle":  # Smith & Topin, 2017, arXiv:1708.07120: warm up, anneal
+        done = ((epoch - 1) * steps + step) / max(1, config.epochs * steps - 1)
+        if done < 0.3:
+            return config.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * done / 0.3)) / 2)
+        return config.learning_rate * (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
+    raise InputError(f"schedule {config.schedule!r} is none of constant, exponential, one-cycle")

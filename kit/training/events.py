@@ -10,10 +10,11 @@ from kit.files import replace_file
 
 
 def write_events(directory: Path, entry: dict) -> None:
-    """Add the figures of one epoch of a history as scalars, in a file of their own.
+    """Write the figures of one epoch for TensorBoard, where it is installed.
 
-    A file an epoch: a run that was killed and goes on repeats none and loses none. Raises `OSError`
-    naming the file where it cannot be written.
+    Each epoch has a file of its own, so that a run that was killed repeats none. Not by torch's
+    `SummaryWriter`: it writes in a thread, which prints a traceback of its own on a full disk.
+    Raises `OSError` naming the file.
     """
     if find_spec("tensorboard") is None:
         return
@@ -21,16 +22,13 @@ def write_events(directory: Path, entry: dict) -> None:
     from tensorboard.summary.writer.record_writer import RecordWriter
     from torch.utils.tensorboard.summary import scalar
 
-    epoch, now = entry["epoch"], time.time()
-    events = [Event(wall_time=now, file_version="brain.Event:2")]
-    for name, value in entry.items():
-        if name != "epoch":
-            events.append(Event(wall_time=now, step=epoch, summary=scalar(name, value)))
     directory.mkdir(parents=True, exist_ok=True)
-    # TensorBoard reads the files in the order of their names. Its own writer is a thread's, which
-    # would end in a traceback of its own where the disk is full.
-    path = directory / f"events.out.tfevents.epoch{epoch:04d}"
+    # TensorBoard reads the files of a folder in the order of their names.
+    path = directory / f"events.out.tfevents.epoch{entry['epoch']:04d}"
     with replace_file(path) as part, open(part, "wb") as file:
-        writer = RecordWriter(file)
-        for event in events:
+        writer, now = RecordWriter(file), time.time()
+        writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+        for name in entry.keys() - {"epoch"}:
+            summary = scalar(name, entry[name])
+            event = Event(wall_time=now, step=entry["epoch"], summary=summary)
             writer.write(event.SerializeToString())

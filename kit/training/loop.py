@@ -1,42 +1,34 @@
 """The one training loop: epochs, AMP, distribution, progress, checkpoint and resume; prediction.
 
 Nothing random outlives a step: batches, augmentation and dropout follow from the seed, the epoch
-and the step alone. So a run that was stopped goes on to the same weights.
+and the step alone. A run that was stopped therefore continues to the same weights.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import nn
 
-from kit import KitError, progress
+from kit import InputError, KitError, progress
 from kit.competition import LABEL_WEIGHTS
-from kit.cpu import keep_memory
 from kit.files import write_json
-from kit.training import amp
-from kit.training.checkpoints import (
-    Progress,
-    TrainingError,
-    load_checkpoint,
-    save_checkpoint,
-    save_weights,
-)
-from kit.training.config import TrainingConfig
-from kit.training.distributed import (
-    all_have,
-    distribute_model,
-    is_past,
-    rank,
-    share_batches,
-    wait_for_all,
-)
+from kit.training import amp, checkpoints, distributed
+from kit.training.checkpoints import TrainingError
+from kit.training.config import TrainingConfig, learning_rate_at
 from kit.training.events import write_events
+
+Output = TypeVar("Output")
+
+_MOST_OVERFLOWS = 30  # in a row; the scale has then fallen by 2^30, which no overflow explains
 
 
 class OutOfTime(KitError, RuntimeError):
@@ -45,10 +37,25 @@ class OutOfTime(KitError, RuntimeError):
     exit_code = 3
 
 
+@dataclass(frozen=True)
+class Task:
+    """What a model is trained on, and with which loss.
+
+    `make_batches(epoch, indices)` yields a batch for each array of example numbers in `indices`;
+    a batch may be None where none of its examples could be read. `compute_loss(model, batch)`
+    returns the scalar loss. `validate(model)` returns figures for the history after each epoch.
+    """
+
+    examples: int
+    make_batches: Callable[[int, list[np.ndarray]], Iterable[dict | None]]
+    compute_loss: Callable[[nn.Module, dict], torch.Tensor]
+    validate: Callable[[Any], dict] | None = None
+
+
 def weighted_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The competition's loss: (N, 6) logits and labels → scalar, weights (1, 1, 1, 1, 1, 2) / 7.
 
-    The same as the published (6·BCE_all + BCE_any) / 7.
+    It equals (6·BCE_all + BCE_any) / 7, the loss of the reference implementation.
     """
     weights = torch.tensor(LABEL_WEIGHTS, device=logits.device) / sum(LABEL_WEIGHTS)
     losses = nn.functional.binary_cross_entropy_with_logits(
@@ -60,101 +67,183 @@ def weighted_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def fit(
     model: nn.Module,
     config: TrainingConfig,
-    make_batches: Callable[[int, list[np.ndarray]], Iterable[dict]],
-    compute_loss: Callable[[nn.Module, dict], torch.Tensor],
-    examples: int,
+    task: Task,
     directory: Path,
     *,
     description: str = "Training",
-    validate: Callable[[nn.Module], dict] | None = None,
     deadline: float | None = None,
     checkpoint_seconds: float = 600,
 ) -> list[dict]:
-    """Train `model`, already on its device; return the history, a dict an epoch.
-
-    `make_batches(epoch, indices)` yields a batch for each array of example numbers in `indices`;
-    a batch may be None where none of its examples could be read. `compute_loss(model, batch)` gives
-    the scalar loss. `validate(model)` adds its figures to the history after each epoch.
+    """Train `model`, already on its device; return the history, one dict per epoch.
 
     Writes `epoch{n}.safetensors` after every epoch, `history.json`, and `checkpoint.safetensors`
-    after every epoch and every `checkpoint_seconds`. A second call goes on from the checkpoint.
+    after every epoch and every `checkpoint_seconds`. A second call continues from the checkpoint.
     Raises `TrainingError` for a loss or weight that is not finite, and `OutOfTime` past `deadline`
     (of `time.monotonic`).
     """
-    if next(model.parameters()).device.type == "cpu":
-        keep_memory()
-    directory.mkdir(parents=True, exist_ok=True)
-    optimizer = make_optimizer(model, config)
-    model, optimizer = amp.initialize(model, optimizer, config.opt_level)
-    state = load_checkpoint(directory / "checkpoint.safetensors", model, optimizer)
-    wrapped = distribute_model(model)
-    while state.epoch <= config.epochs:
-        batches = shuffle_batches(examples, config.batch_size, config.seed, state.epoch)
-        _train_epoch(
-            wrapped,
-            model,
-            optimizer,
-            config,
-            batches,
-            state,
-            make_batches,
-            compute_loss,
-            f"{description} {state.epoch}/{config.epochs}",
-            directory,
-            deadline,
-            checkpoint_seconds,
-        )
-        _finish_epoch(model, optimizer, config, state, len(batches), directory, validate)
-    if rank() == 0:  # written again: the last time may have been cut off after the checkpoint
+    training = _Training(model, config, task, directory)
+    state = training.state
+    with seed_random(config.seed, training.device):
+        while state.epoch <= config.epochs:
+            training.run_epoch(
+                f"{description} {state.epoch}/{config.epochs}", deadline, checkpoint_seconds
+            )
+            training.finish_epoch()
+    if distributed.rank() == 0:
+        # Written again, in case an earlier run was killed right after its last checkpoint.
         write_json(directory / "history.json", state.history)
     return state.history
 
 
+@contextlib.contextmanager
+def seed_random(seed: int, device: torch.device) -> Iterator[None]:
+    """Draw torch's random numbers from `seed`; afterwards the caller's own sequence continues."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+class _Training:
+    """A model in training, at the epoch and step of `state`."""
+
+    def __init__(self, model: nn.Module, config: TrainingConfig, task: Task, directory: Path):
+        self.model, self.config, self.task, self.directory = model, config, task, directory
+        self.device = next(model.parameters()).device
+        directory.mkdir(parents=True, exist_ok=True)
+        self.optimizer = make_optimizer(model, config)
+        amp.initialize(model, self.optimizer, config.opt_level)
+        self.checkpoint = directory / "checkpoint.safetensors"
+        self.state = checkpoints.load_checkpoint(self.checkpoint, model, self.optimizer)
+        self.wrapped = distributed.distribute_model(model)
+        self.counted = 0.0  # the time up to which `state.seconds` has been counted
+
+    def run_epoch(
+        self, description: str, deadline: float | None, checkpoint_seconds: float
+    ) -> None:
+        """Take the steps of one epoch, from `state.step` on."""
+        state, config, task = self.state, self.config, self.task
+        batches = shuffle_batches(task.examples, config.batch_size, config.seed, state.epoch)
+        self.counted = time.monotonic()
+        self.model.train()
+        shares = distributed.share_batches(batches[state.step :])
+        bar = progress.open_bar(description, len(batches), "batches", state.step)
+        with bar:
+            for batch in task.make_batches(state.epoch, shares):
+                rate = learning_rate_at(config, state.epoch, state.step, len(batches))
+                for group in self.optimizer.param_groups:
+                    group["lr"] = rate
+                torch.manual_seed(_step_seed(config.seed, state.epoch, state.step))
+                if distributed.all_have(batch is not None, self.device):
+                    assert batch is not None
+                    batch = move_batch(batch, self.device)
+                    where = f"epoch {state.epoch}, step {state.step + 1}"
+                    state.loss_sum += train_step(
+                        self.wrapped, self.optimizer, batch, task.compute_loss, where
+                    )
+                state.step += 1
+                bar.set_postfix(loss=f"{state.loss_sum / state.step:.4f}", refresh=False)
+                bar.update()
+                if state.step < len(batches):
+                    self._save_in_time(description, deadline, checkpoint_seconds)
+        self._count_seconds()
+
+    def finish_epoch(self) -> None:
+        """Check the weights, note the epoch in the history, keep its weights, move on."""
+        state, directory = self.state, self.directory
+        checkpoints.check_finite(self.model.state_dict(), f"epoch {state.epoch}")
+        scaling = amp.find_scaling(self.optimizer)
+        batches = -(-self.task.examples // self.config.batch_size)
+        entry = {
+            "epoch": state.epoch,
+            "loss": state.loss_sum / max(1, batches),
+            "learning_rate": self.optimizer.param_groups[0]["lr"],
+            "loss_scale": scaling.scale,
+            "skipped_steps": scaling.skipped,
+            "seconds": round(state.seconds, 1),
+        }
+        if self.task.validate is not None:
+            self.model.eval()
+            entry.update(self.task.validate(self.model))
+        state.history.append(entry)
+        if distributed.rank() == 0:
+            path = directory / f"epoch{state.epoch}.safetensors"
+            checkpoints.save_weights(path, self.model, epoch=state.epoch)
+            write_events(directory / "events", entry)
+        state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
+        self._save_checkpoint()
+        if distributed.rank() == 0:
+            write_json(directory / "history.json", state.history)
+
+    def _save_in_time(self, description: str, deadline: float | None, interval: float) -> None:
+        """Write a checkpoint if the last is `interval` seconds old; at the deadline also stop."""
+        out_of_time = distributed.is_past(deadline, self.device)
+        if out_of_time or time.monotonic() - self.counted > interval:
+            self._count_seconds()
+            self._save_checkpoint()
+        if out_of_time:
+            distributed.wait_for_all()  # torchrun ends all processes as soon as one has failed
+            raise OutOfTime(f"{description}: stopped in time after step {self.state.step}")
+
+    def _save_checkpoint(self) -> None:
+        if distributed.rank() == 0:
+            checkpoints.save_checkpoint(self.checkpoint, self.model, self.optimizer, self.state)
+
+    def _count_seconds(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self.counted
+        self.counted = now
+
+
+def train_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: dict,
+    compute_loss: Callable[[nn.Module, dict], torch.Tensor],
+    where: str,
+) -> float:
+    """Take one step; return the loss. Raises `TrainingError` naming `where` if it is not finite."""
+    optimizer.zero_grad(set_to_none=True)
+    loss = compute_loss(model, batch)
+    value = float(loss.detach())
+    if not math.isfinite(value):
+        raise TrainingError(f"{where}: the loss is {value}; in the batch: {_name_batch(batch)}")
+    with amp.scale_loss(loss, optimizer) as scaled:
+        scaled.backward()
+    optimizer.step()
+    if amp.find_scaling(optimizer).skipped_in_a_row >= _MOST_OVERFLOWS:
+        raise TrainingError(f"{where}: gradients stay NaN or infinite")
+    return value
+
+
 def shuffle_batches(examples: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
-    """The example numbers of each batch of an epoch; they follow from the seed and epoch alone."""
+    """The example numbers of each batch of an epoch; seed and epoch alone determine them."""
     order = np.random.default_rng([seed, epoch]).permutation(examples)
     return [order[start : start + batch_size] for start in range(0, examples, batch_size)]
-
-
-def learning_rate_at(config: TrainingConfig, epoch: int, step: int, steps: int) -> float:
-    """The learning rate of step `step` (from 0) of `steps` in epoch `epoch` (from 1)."""
-    if config.schedule == "constant":
-        return config.learning_rate
-    if config.schedule == "exponential":
-        return config.learning_rate * config.learning_rate_decay ** (epoch - 1)
-    if config.schedule == "one-cycle":  # Smith & Topin, 2017, arXiv:1708.07120: warm up, anneal
-        done = ((epoch - 1) * steps + step) / max(1, config.epochs * steps - 1)
-        if done < 0.3:
-            return config.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * done / 0.3)) / 2)
-        return config.learning_rate * (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
-    raise ValueError(f"schedule {config.schedule!r} is none of constant, exponential, one-cycle")
 
 
 def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """Adam or AdamW, weight decay on everything but biases."""
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     if config.optimizer not in kinds:
-        raise ValueError(f"optimizer {config.optimizer!r} is none of {', '.join(kinds)}")
+        raise InputError(f"optimizer {config.optimizer!r} is none of {', '.join(kinds)}")
     named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
     groups = [
         {"params": [value for name, value in named if "bias" not in name]},
         {"params": [value for name, value in named if "bias" in name], "weight_decay": 0.0},
     ]
-    # Fused: one pass over memory, on a CPU a tenth of the time, which is a third of a step.
+    # Fused: one pass over memory. On a CPU Adam then takes a tenth of its time, a third of a step.
     return kinds[config.optimizer](
         groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
 
 
 def predict(
-    forward: Callable[[dict], torch.Tensor],
+    forward: Callable[[dict], Output],
     batches: Iterable[dict],
     device: torch.device,
     opt_level: str = "O1",
-) -> Iterator[tuple[dict, torch.Tensor]]:
+) -> Iterator[tuple[dict, Output]]:
     """Yield (batch, forward(batch)) for every batch, moved to the device and in its precision."""
-    if device.type == "cpu":
-        keep_memory()
     for batch in batches:
         with torch.inference_mode(), amp.autocast(device, opt_level):
             output = forward(move_batch(batch, device))
@@ -169,105 +258,12 @@ def move_batch(batch: dict, device: torch.device) -> dict:
     }
 
 
-def _train_epoch(
-    wrapped,
-    model,
-    optimizer,
-    config,
-    batches,
-    state,
-    make_batches,
-    compute_loss,
-    description,
-    directory,
-    deadline,
-    checkpoint_seconds,
-):
-    """The steps of one epoch from `state.step` on."""
-    device = next(model.parameters()).device
-    started = saved = time.monotonic()
-    model.train()
-    skipped_in_a_row = 0
-    with progress.open_bar(description, len(batches), "batches", state.step) as bar:
-        for batch in make_batches(state.epoch, share_batches(batches[state.step :])):
-            rate = learning_rate_at(config, state.epoch, state.step, len(batches))
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            torch.manual_seed(_step_seed(config.seed, state.epoch, state.step))
-            if all_have(batch is not None, device):
-                skipped = optimizer.amp.skipped
-                state.loss_sum += _step(
-                    wrapped,
-                    optimizer,
-                    move_batch(batch, device),
-                    compute_loss,
-                    f"epoch {state.epoch}, step {state.step + 1}",
-                )
-                skipped_in_a_row = skipped_in_a_row + 1 if optimizer.amp.skipped > skipped else 0
-            if skipped_in_a_row >= 30:  # the scale has then fallen by 2^30: no overflow explains it
-                raise TrainingError(
-                    f"epoch {state.epoch}, step {state.step + 1}: gradients stay NaN or infinite"
-                )
-            state.step += 1
-            bar.set_postfix(loss=f"{state.loss_sum / state.step:.4f}", refresh=False)
-            bar.update()
-            now = time.monotonic()
-            out_of_time = is_past(deadline, device)
-            if (out_of_time or now - saved > checkpoint_seconds) and state.step < len(batches):
-                state.seconds += now - started
-                started = saved = now
-                _checkpoint(directory, model, optimizer, state)
-                if out_of_time:
-                    wait_for_all()  # the end of one process ends the others
-                    raise OutOfTime(f"{description}: stopped in time after step {state.step}")
-    state.seconds += time.monotonic() - started
-
-
-def _step(model, optimizer, batch, compute_loss, where: str) -> float:
-    optimizer.zero_grad(set_to_none=True)
-    loss = compute_loss(model, batch)
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise TrainingError(f"{where}: the loss is {value}; in the batch: {_name_batch(batch)}")
-    with amp.scale_loss(loss, optimizer) as scaled:
-        scaled.backward()
-    optimizer.step()
-    return value
-
-
-def _finish_epoch(model, optimizer, config, state, steps, directory, validate):
-    """Check the weights, note the epoch in the history, keep its weights, move on."""
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            raise TrainingError(f"epoch {state.epoch}: the weights {name} are not finite")
-    entry = {
-        "epoch": state.epoch,
-        "loss": state.loss_sum / max(1, steps),
-        "learning_rate": optimizer.param_groups[0]["lr"],
-        "loss_scale": optimizer.amp.scale,
-        "skipped_steps": optimizer.amp.skipped,
-        "seconds": round(state.seconds, 1),
-    }
-    if validate is not None:
-        model.eval()
-        entry.update(validate(model))
-    state.history.append(entry)
-    if rank() == 0:
-        save_weights(directory / f"epoch{state.epoch}.safetensors", model, epoch=state.epoch)
-    state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
-    _checkpoint(directory, model, optimizer, state)
-    if rank() == 0:
-        write_json(directory / "history.json", state.history)
-        write_events(directory / "events", entry)
-
-
-def _checkpoint(directory: Path, model, optimizer, state: Progress) -> None:
-    if rank() == 0:
-        save_checkpoint(directory / "checkpoint.safetensors", model, optimizer, state)
-
-
 def _step_seed(seed: int, epoch: int, step: int) -> int:
-    return int(np.random.SeedSequence([seed, epoch, step, rank()]).generate_state(1, np.uint64)[0])
+    return int(
+        np.random.SeedSequence([seed, epoch, step, distributed.rank()]).generate_state(
+            1, np.uint64
+        )[0]
+    )
 
 
 def _name_batch(batch: dict) -> str:

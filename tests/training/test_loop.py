@@ -12,14 +12,8 @@ from torch import nn
 from kit.lstm import LSTMConfig, SequenceLSTM
 from kit.training import loop as training
 from kit.training.checkpoints import TrainingError, load_weights
-from kit.training.loop import (
-    OutOfTime,
-    TrainingConfig,
-    fit,
-    learning_rate_at,
-    shuffle_batches,
-    weighted_loss,
-)
+from kit.training.config import TrainingConfig, learning_rate_at
+from kit.training.loop import OutOfTime, Task, fit, shuffle_batches, weighted_loss
 
 
 class Net(nn.Module):
@@ -61,7 +55,7 @@ def train(directory, config, stop_after=None, poison=None, **options):
         return weighted_loss(model(batch["values"]), batch["labels"])
 
     net = Net(config)
-    history = fit(net, config, make_batches, compute_loss, 50, directory, **options)
+    history = fit(net, config, Task(50, make_batches, compute_loss), directory, **options)
     return net, history
 
 
@@ -150,7 +144,7 @@ def train_with_nan_gradients(directory, config):
         nothing = sum((value.sum() * 0).abs().sqrt() for value in model.parameters())
         return weighted_loss(model(batch["values"]), batch["labels"]) + nothing
 
-    fit(Net(config), config, make_batches, compute_loss, len(inputs), directory)
+    fit(Net(config), config, Task(len(inputs), make_batches, compute_loss), directory)
 
 
 def test_weights_that_become_nan_stop_it_naming_them(tmp_path):
@@ -211,7 +205,7 @@ from pathlib import Path
 sys.path[:0] = ["tests", "tests/training"]
 from test_loop import Net, make_data, config
 from kit.training.distributed import join_processes
-from kit.training.loop import fit, weighted_loss
+from kit.training.loop import Task, fit, weighted_loss
 torch.manual_seed(0)
 inputs, labels = map(torch.from_numpy, make_data())
 def make_batches(epoch, batches):
@@ -220,9 +214,9 @@ def make_batches(epoch, batches):
 chosen = config(opt_level="O0", batch_size=10)
 net = Net(chosen)
 net.layers[1].p = 0.0
+task = Task(50, make_batches, lambda m, b: weighted_loss(m(b["values"]), b["labels"]))
 with join_processes():
-    fit(net, chosen, make_batches, lambda m, b: weighted_loss(m(b["values"]), b["labels"]), 50,
-        Path(sys.argv[1]))
+    fit(net, chosen, task, Path(sys.argv[1]))
 threads = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
 assert not {name for name in threads if "gloo" in name}, threads
 """
@@ -234,7 +228,12 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path):
     one = [sys.executable, str(script), str(tmp_path / "one")]
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
     two = [sys.executable, *launcher, str(script), str(tmp_path / "two")]
-    environment = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+    environment = {
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "CUDA_VISIBLE_DEVICES": "",  # gloo, also on a machine with GPUs
+        "PATH": "/usr/bin:/bin",
+    }
     for command in (one, two):
         subprocess.run(command, check=True, cwd=ROOT, env=environment)
     alone, _ = load_weights(tmp_path / "one" / "epoch3.safetensors")
