@@ -30,22 +30,19 @@ def predict(folder: str, run: str, out: str) -> None:
     import pydicom
     import torch
 
-    from kit.classifier import load_classifier
+    from kit.classifier import fuse_normalization, load_classifier
     from kit.competition import LABELS
-    from kit.cpu import keep_memory
-    from kit.fusion import fuse_normalization
     from kit.images import choose_batch, read_image
     from kit.lstm import load_lstm
     from kit.runs.directory import Run
     from kit.training import amp
 
-    keep_memory()
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in Path(folder).iterdir()]
     headers.sort(key=lambda header: header.ImagePositionPatient[2])
     images = np.stack([read_image(header.filename, 480) for header in headers])
     classifier = load_classifier(Run(Path(run)).classifier("all") / "epoch1.safetensors")
     lstm = load_lstm(Run(Path(run)).lstm("all", 1) / "epoch1.safetensors")
-    fuse_normalization(classifier.backbone)
+    classifier.backbone = fuse_normalization(classifier.backbone)
     device = torch.device("cpu")
     parts = torch.from_numpy(images).split(choose_batch(480, device))
     level = amp.choose_convolution_level(device, "O1")

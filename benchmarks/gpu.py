@@ -32,13 +32,17 @@ import samples
 import torch
 from torch import nn
 
-from kit.classifier import Classifier, ClassifierConfig, load_classifier
+from kit.classifier import (
+    Classifier,
+    ClassifierConfig,
+    fuse_normalization,
+    load_classifier,
+)
 from kit.embeddings import extract_embeddings
-from kit.fusion import fuse_normalization
 from kit.lstm import LSTMConfig, SequenceLSTM, sequence_loss
 from kit.sequences import SeriesDataset, collate_series
 from kit.training import amp
-from kit.training.loop import _step, make_optimizer, move_batch, weighted_loss
+from kit.training.loop import make_optimizer, move_batch, train_step, weighted_loss
 
 IMAGES, TEST_IMAGES, SERIES = 752_803, 121_232, 21_744  # of the competition's stage 2
 
@@ -221,7 +225,7 @@ def measure_training(device: torch.device, sizes: Sizes):
             forward = torch.compile(model) if compiled else model
             labels = torch.randint(0, 2, (batch, 6), device=device).float()
             data = {"image": make_images(batch, channels_last, device, sizes), "labels": labels}
-            return lambda: _step(forward, optimizer, data, compute_image_loss, "benchmark")
+            return lambda: train_step(forward, optimizer, data, compute_image_loss, "benchmark")
 
         rate, peak, batch = time_batches(make_step, device, sizes)
         yield Line(f"classifier training, {name}", rate, "images/s", operations, peak, batch)
@@ -239,7 +243,7 @@ def measure_forward(device: torch.device, sizes: Sizes):
         def make_step(batch, level=level, channels_last=channels_last, compiled=compiled):
             model = make_classifier(device, sizes).eval()
             if channels_last:
-                fuse_normalization(model.backbone)  # as extraction does
+                model.backbone = fuse_normalization(model.backbone)  # as extraction does
             embed = model.embed if channels_last else lay_out(model, False)[0]
             embed = torch.compile(embed) if compiled else embed
             images = make_images(batch, channels_last, device, sizes)
@@ -338,7 +342,7 @@ def make_kit_step(embeddings, table, device, sizes: Sizes):
 
     def step():
         batch = move_batch(collate_series([dataset[number] for number in next(draw)]), device)
-        _step(model, optimizer, batch, compute_sequence_loss, "benchmark")
+        train_step(model, optimizer, batch, compute_sequence_loss, "benchmark")
 
     return step
 

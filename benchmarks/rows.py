@@ -60,9 +60,9 @@ def make_window(directory: Path, amount: int) -> Row:
 
     return Row(
         f"{len(paths)} DICOM files → three-window uint8, 512×512",
-        keeping(each(lambda path: window_image(read_hounsfield(path)), paths)),
+        each(lambda path: window_image(read_hounsfield(path)), paths),
         each(published.window_file, paths),
-        keeping(each(lambda path: pydicom.dcmread(path).pixel_array, paths)),
+        each(lambda path: pydicom.dcmread(path).pixel_array, paths),
         check,
         faster=10,
         above_floor=2,
@@ -89,9 +89,9 @@ def make_crop(directory: Path, amount: int) -> Row:
 
     return Row(
         f"{len(paths)} DICOM files → cropped 480×480 images",
-        keeping(each(lambda path: read_image(path, 480), paths)),
+        each(lambda path: read_image(path, 480), paths),
         each(lambda path: published.read_image(path, 480), paths),
-        keeping(each(resize, paths)),
+        each(resize, paths),
         check,
         faster=6,
         rounds=9,
@@ -183,9 +183,9 @@ def make_batch(directory: Path, amount: int, deltas: bool = False) -> Row:
     plain = f"200 batches of 4 series ready on the device (E = {EMBEDDING})"
     return Row(
         "the same, differences computed there in float32" if deltas else plain,
-        keeping(each(load, draws)),
+        each(load, draws),
         each(lambda numbers: published.load_batch(theirs, numbers, device), draws),
-        keeping(each(copy, draws)),
+        each(copy, draws),
         check,
         faster=10,
         rounds=9,
@@ -229,7 +229,7 @@ def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> 
         f"LSTM inference over {amount} series, hidden {hidden}",
         lambda: predict_logits(ours, series, device),
         lambda: published.predict_series(theirs, theirs_series, device),
-        keeping(forward),
+        forward,
         check,
         faster=3,
         rounds=3,
@@ -239,7 +239,7 @@ def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> 
 def make_lstm_step(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
     """Three training steps, each on `amount` different series: forward, backward, Adam."""
     from kit.training import amp
-    from kit.training.loop import _step, make_optimizer
+    from kit.training.loop import make_optimizer, train_step
 
     def prepare(hidden, amount=amount, **options):
         """Three steps of the kit, of the reference and of a bare loop; each keeps its state."""
@@ -248,24 +248,25 @@ def make_lstm_step(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
             ours, make_optimizer(ours, ours.config), ours.config.opt_level
         )
         batches, expected = make_step_batches(amount, hidden)
+        bare = make_optimizer(ours, ours.config)
         reference = published.make_optimizer(theirs)
 
         def step_bare():
             for batch in batches:
-                optimizer.zero_grad(set_to_none=True)
+                bare.zero_grad(set_to_none=True)
                 compute_sequence_loss(model, batch).backward()
-                type(optimizer).step(optimizer)  # Adam's own step, without loss scaling
+                bare.step()
 
         def step_kit():
             return [
-                _step(model, optimizer, batch, compute_sequence_loss, "benchmark")
+                train_step(model, optimizer, batch, compute_sequence_loss, "benchmark")
                 for batch in batches
             ]
 
         def step_published():
             return [published.train_step(theirs, reference, batch) for batch in expected]
 
-        return keeping(step_kit), step_published, keeping(step_bare)
+        return step_kit, step_published, step_bare
 
     def check():
         # Losses of three steps of a small model, each after an update: unpacked in float32, and as
@@ -326,9 +327,8 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
 
     import torch
 
-    from kit.classifier import ClassifierConfig, load_classifier
+    from kit.classifier import ClassifierConfig, fuse_normalization, load_classifier
     from kit.embeddings import extract_embeddings
-    from kit.fusion import fuse_normalization
     from kit.images import choose_batch, read_image
     from kit.training import amp
 
@@ -350,7 +350,7 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
 
     def embed_views(images, level):
         model = load_classifier(weights)
-        fuse_normalization(model.backbone)
+        model.backbone = fuse_normalization(model.backbone)
         with torch.inference_mode(), amp.autocast(device, level):
             parts = images.split(choose_batch(size, device))
             return torch.cat([model.embed_views(part) for part in parts])
@@ -367,7 +367,7 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
         f"embeddings of {amount} files, ResNeXt-101 at {size} px, three views",
         extract,
         extract_published,
-        keeping(lambda: embed_views(images, amp.choose_convolution_level(device, "O1"))),
+        lambda: embed_views(images, amp.choose_convolution_level(device, "O1")),
         check,
         faster=2,
         above_floor=1 / 0.95,
@@ -491,21 +491,6 @@ def each(work: Callable, items: Iterable) -> Callable[[], None]:
     def run() -> None:
         for item in items:
             work(item)
-
-    return run
-
-
-def keeping(work: Callable) -> Callable:
-    """The work in a process that keeps what it frees, as every one does that the kit computes in.
-
-    Its training and prediction see to that, on a CPU, before they read the first image or series.
-    """
-
-    def run():
-        from kit.cpu import keep_memory
-
-        keep_memory()
-        return work()
 
     return run
 

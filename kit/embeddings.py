@@ -1,28 +1,28 @@
-"""Embeddings of all slices: extraction, and the store they live in."""
+"""Embeddings of all slices: their extraction, and the store that holds them."""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
-from torch import distributed
+from numpy.typing import DTypeLike
 
-from kit import images, progress
-from kit.classifier import load_classifier
+from kit import InputError, images, progress
+from kit.classifier import Classifier, fuse_normalization, load_classifier
 from kit.competition import LABELS
-from kit.cpu import spare_threads
 from kit.files import hash_file, name_errors, read_json, replace_file, write_json
-from kit.fusion import fuse_normalization
 from kit.processes import restart_once
 from kit.sequences import SeriesDataset
 from kit.training import amp
 from kit.training.checkpoints import TrainingError
-from kit.training.distributed import all_have, rank, world_size
-from kit.training.loop import OutOfTime, predict
+from kit.training.distributed import all_have, rank, wait_for_all, world_size
+from kit.training.loop import OutOfTime, predict, seed_random
 
 _FLUSH_SECONDS = 60  # how much extraction a crash may cost
 
@@ -32,7 +32,8 @@ class EmbeddingStore:
 
     `ids` (N,) are SOPInstanceUIDs in row order; `failed` maps those that could not be read to the
     reason (their rows are zeros); `logits` (N, 6) float32 are the classifier's, or None;
-    `provenance` says what the embeddings were made from.
+    `provenance` says what the embeddings were made from. Raises `InputError` naming a folder that
+    is not such a store.
     """
 
     def __init__(self, directory: Path):
@@ -49,24 +50,24 @@ class EmbeddingStore:
             self.failed = dict(self.provenance["failed"])
             self.codes = dict(self.provenance.get("codes", {}))  # not in older stores
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{directory}: not an embedding store ({error})") from error
+            raise InputError(f"{directory}: not an embedding store ({error})") from error
         if self.embeddings.dtype != np.float16 or self.embeddings.ndim != 2:
-            raise ValueError(f"{directory}: embeddings.npy is no float16 table")
+            raise InputError(f"{directory}: embeddings.npy is no float16 table")
         if len(self.ids) != len(self.embeddings):
-            raise ValueError(
+            raise InputError(
                 f"{directory}: {len(self.ids)} ids for {len(self.embeddings)} embeddings"
             )
         self.directory = directory
 
     def find_rows(self, ids) -> np.ndarray:
-        """The row of each SOPInstanceUID, (len(ids),); −1 where there is no embedding of it."""
+        """The row of each SOPInstanceUID, (len(ids),); −1 for one without an embedding."""
         rows = pd.Index(self.ids).get_indexer(ids)
         if self.failed:
             rows[np.isin(np.asarray(ids, dtype=object), list(self.failed))] = -1
         return rows
 
     def probabilities(self, ids) -> np.ndarray:
-        """The classifier's own probabilities, (len(ids), 6); NaN where none are known."""
+        """The classifier's own probabilities, (len(ids), 6); NaN for a slice without any."""
         rows = self.find_rows(ids)
         probabilities = np.full((len(rows), len(LABELS)), np.nan)
         if self.logits is None:
@@ -92,38 +93,28 @@ def extract_embeddings(
     description: str = "Embeddings",
     deadline: float | None = None,
 ) -> EmbeddingStore:
-    """Embed every slice of `table` by the classifier in `weights`; a second call goes on.
+    """Embed every slice of `table` with the classifier in `weights`; a second call continues.
 
     Each file is decoded once; flip and transpose are made on the device. Under `torchrun` each
-    process fills its part of the one store. Raises `TrainingError` for an embedding that is not
-    finite in float16, and `OutOfTime` past `deadline` (of `time.monotonic`).
+    process fills its part of the one store. Raises `InputError` if no file gives an image,
+    `TrainingError` for an embedding that is not finite in float16, and `OutOfTime` past `deadline`
+    (of `time.monotonic`).
     """
     provenance = {"weights": weights.name, "weights_sha256": hash_file(weights)}
-    if (directory / "store.json").exists():
-        store = EmbeddingStore(directory)
-        if store.provenance["weights_sha256"] == provenance["weights_sha256"]:
-            return store
-        (directory / "store.json").unlink()
+    store = _find_store(directory, provenance)
+    if store is not None:
+        return store
     model = load_classifier(weights).to(device)
-    fuse_normalization(model.backbone)
     config = model.config
-    spare_threads(config.image_size)
-    opt_level = amp.choose_convolution_level(device, config.opt_level)
-    embed = model.embed_views if config.test_augmentation else model.embed
+    forward = _make_forward(model)
+    writer = _open_store(directory, len(table), model.embedding_size, provenance)
     dataset = images.SliceDataset(table, config.image_size, config.crop, config.repair)
-    writer = _StoreWriter(directory, len(table), model.embedding_size, provenance)
-
-    def forward(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        embeddings = embed(batch["image"])
-        return embeddings, model.head(embeddings.to(model.head.weight.dtype))
-
-    batch_size = batch_size or images.choose_batch(config.image_size, device)
-    starts = range(writer.done, writer.end, batch_size)
-    batches = [np.arange(start, min(start + batch_size, writer.end)) for start in starts]
-    loader = writer.note_failures(images.load_batches(dataset, batches, workers))
+    batches = writer.list_batches(batch_size or images.choose_batch(config.image_size, device))
+    opt_level = amp.choose_convolution_level(device, config.opt_level)
     bar = progress.open_bar(description, writer.end - writer.begin, "slices", writer.finished)
     stopped = False
-    with bar:
+    with seed_random(0, device), bar:  # torch's loader draws a number, though nothing uses it
+        loader = writer.note_failures(images.load_batches(dataset, batches, workers))
         for batch, outputs in predict(forward, loader, device, opt_level):
             writer.write(batch, *outputs)
             bar.update(writer.finished - bar.n)
@@ -136,53 +127,130 @@ def extract_embeddings(
     return writer.finish(table["SOPInstanceUID"])
 
 
-class _StoreWriter:
-    """The store while it is being filled, rows `begin` to `end` by this process, `done` so far."""
+def _make_forward(model: Classifier) -> Callable[[dict], tuple[torch.Tensor, torch.Tensor]]:
+    """The function from a batch to its embeddings (B, E) and logits (B, 6); fuses the model."""
+    model.backbone = fuse_normalization(model.backbone)
+    embed = model.embed_views if model.config.test_augmentation else model.embed
 
-    def __init__(self, directory: Path, slices: int, size: int, provenance: dict):
-        directory.mkdir(parents=True, exist_ok=True)
-        processes = world_size()
-        self.begin, self.end = slices * rank() // processes, slices * (rank() + 1) // processes
-        self.directory, self.provenance, self.failed = directory, provenance, {}
-        self.codes: dict[int, str] = {}
-        self.marker = directory / f"progress{rank()}of{processes}.json"
-        # All or nothing: where one process has begun with these weights, none begins anew.
-        fresh = rank() == 0 and not _find_markers(directory, processes, provenance)
-        if fresh:
-            for marker in directory.glob("progress*.json"):
-                marker.unlink()
-        self.embeddings = open_array(directory, "embeddings", (slices, size), np.float16, fresh)
-        self.logits = open_array(directory, "logits", (slices, len(LABELS)), np.float32, fresh)
-        self.done = self.begin
-        if self.marker.exists():
-            state = read_json(self.marker)
-            self.done = state["done"]
-            self.failed = {int(row): reason for row, reason in state["failed"].items()}
-            self.codes = {int(row): code for row, code in state.get("codes", {}).items()}
-        self.flushed = time.monotonic()
+    def forward(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
+        embeddings = embed(batch["image"])
+        return embeddings, model.head(embeddings.to(model.head.weight.dtype))
+
+    return forward
+
+
+def _find_store(directory: Path, provenance: dict) -> EmbeddingStore | None:
+    """Open a finished store by the same weights. One by others is no longer taken for finished."""
+    if not (directory / "store.json").exists():
+        return None
+    store = EmbeddingStore(directory)
+    if store.provenance["weights_sha256"] == provenance["weights_sha256"]:
+        return store
+    (directory / "store.json").unlink()
+    return None
+
+
+def _open_store(directory: Path, slices: int, size: int, provenance: dict) -> _StoreWriter:
+    """Open the store to be filled: as an earlier extraction by these weights left it, else new.
+
+    While it is being filled, its arrays are `*.npy.part`, and each process notes its progress in
+    `progress{rank}of{processes}.json`.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    processes = world_size()
+    if rank() == 0 and not _is_begun(directory, processes, provenance):
+        for marker in directory.glob("progress*.json"):
+            marker.unlink()
+        create_array(directory / "embeddings.npy.part", (slices, size), np.float16)
+        create_array(directory / "logits.npy.part", (slices, len(LABELS)), np.float32)
+    wait_for_all()
+    begin, end = slices * rank() // processes, slices * (rank() + 1) // processes
+    marker = directory / f"progress{rank()}of{processes}.json"
+    noted = _Progress(begin, provenance["weights_sha256"])
+    if marker.exists():
+        noted = _read_progress(marker)
+    embeddings, logits = (
+        np.load(directory / f"{name}.npy.part", mmap_mode="r+", allow_pickle=False)
+        for name in ("embeddings", "logits")
+    )
+    return _StoreWriter(directory, provenance, marker, embeddings, logits, begin, end, noted)
+
+
+def _is_begun(directory: Path, processes: int, provenance: dict) -> bool:
+    """Whether an earlier extraction by these weights and as many processes noted its progress.
+
+    All or nothing: if one process has noted progress, none starts from the beginning.
+    """
+    markers = list(directory.glob("progress*.json"))
+    digests = {_read_progress(marker).weights_sha256 for marker in markers}
+    fit = all(marker.stem.endswith(f"of{processes}") for marker in markers)
+    begun = (directory / "embeddings.npy.part").exists()
+    return begun and fit and digests == {provenance["weights_sha256"]}
+
+
+@dataclass
+class _Progress:
+    """What a process notes about its part: rows done, and by failed row the reason and its code."""
+
+    done: int
+    weights_sha256: str
+    failed: dict[int, str] = field(default_factory=dict)
+    codes: dict[int, str] = field(default_factory=dict)
+
+
+def _read_progress(marker: Path) -> _Progress:
+    try:
+        state = read_json(marker)
+        failed, codes = (
+            {int(row): text for row, text in state.get(name, {}).items()}
+            for name in ("failed", "codes")  # older stores have no codes
+        )
+        return _Progress(int(state["done"]), state["weights_sha256"], failed, codes)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{marker}: not the progress of an extraction ({error})") from error
+
+
+@dataclass
+class _StoreWriter:
+    """A store that is being filled. This process has rows `begin` to `end`, and `done` so far."""
+
+    directory: Path
+    provenance: dict
+    marker: Path
+    embeddings: np.memmap
+    logits: np.memmap
+    begin: int
+    end: int
+    noted: _Progress
+    flushed: float = field(default_factory=time.monotonic)
 
     @property
     def finished(self) -> int:
-        return self.done - self.begin
+        return self.noted.done - self.begin
 
-    def note_failures(self, batches):
+    def list_batches(self, size: int) -> list[np.ndarray]:
+        """The rows that are still to do, in batches."""
+        starts = range(self.noted.done, self.end, size)
+        return [np.arange(start, min(start + size, self.end)) for start in starts]
+
+    def note_failures(self, batches: Iterable[dict]) -> Iterator[dict]:
         """Pass on the batches that hold an image; keep the reasons of the slices that gave none."""
         for batch in batches:
-            self.failed.update(batch["failed"])
-            self.codes.update(batch["codes"])
+            self.noted.failed.update(batch["failed"])
+            self.noted.codes.update(batch["codes"])
             if batch["image"] is not None:
                 yield batch
 
     def write(self, batch: dict, embeddings: torch.Tensor, logits: torch.Tensor) -> None:
-        rows = batch["rows"]
-        values = embeddings.half().cpu().numpy()
-        logits = logits.float().cpu().numpy()
-        finite = np.isfinite(values).all(axis=1) & np.isfinite(logits).all(axis=1)
+        """Write the embeddings (B, E) and logits (B, 6) of a batch, and flush now and then."""
+        rows, values = batch["rows"], embeddings.half().cpu().numpy()
+        scores = logits.float().cpu().numpy()
+        finite = np.isfinite(values).all(axis=1) & np.isfinite(scores).all(axis=1)
         if not finite.all():
             worst = batch["names"][int(finite.argmin())]
             raise TrainingError(f"{worst}: its embedding is not finite in float16")
-        self.embeddings[rows], self.logits[rows] = values, logits
-        self.done = int(rows[-1]) + 1
+        self.embeddings[rows], self.logits[rows] = values, scores
+        self.noted.done = int(rows[-1]) + 1
         if time.monotonic() - self.flushed > _FLUSH_SECONDS:
             self.flush()
 
@@ -190,68 +258,52 @@ class _StoreWriter:
         """Put what is done on the disk, then the note that it is done."""
         self.embeddings.flush()
         self.logits.flush()
-        digest = self.provenance["weights_sha256"]
-        state = {"done": self.done, "failed": self.failed, "codes": self.codes}
-        write_json(self.marker, {**state, "weights_sha256": digest})
+        write_json(self.marker, asdict(self.noted))
         self.flushed = time.monotonic()
 
     def finish(self, ids: pd.Series) -> EmbeddingStore:
-        """Gather the processes' failures, then give the files their names."""
-        self.done = self.end
+        """Wait for the other processes, gather their failures, and complete the store."""
+        self.noted.done = self.end
         self.flush()
-        if distributed.is_initialized():
-            distributed.barrier()
+        wait_for_all()
         if rank() == 0:
-            failed, codes = {}, {}
-            markers = sorted(self.directory.glob("progress*.json"))
-            for marker in markers:
-                state = read_json(marker)
-                failed.update(state["failed"])
-                codes.update(state.get("codes", {}))
-            failed = {str(ids.iloc[int(row)]): reason for row, reason in failed.items()}
-            codes = {str(ids.iloc[int(row)]): code for row, code in codes.items()}
-            if len(failed) == len(ids):
-                for marker in markers:
-                    marker.unlink()
-                name, reason = next(iter(failed.items()))
-                raise ValueError(f"no slice gives an image, {name} for one: {reason}")
+            self._complete(ids)
+        wait_for_all()
+        return EmbeddingStore(self.directory)
+
+    def _complete(self, ids: pd.Series) -> None:
+        markers = sorted(self.directory.glob("progress*.json"))
+        failed, codes = {}, {}
+        for noted in map(_read_progress, markers):
+            failed.update({str(ids.iloc[row]): reason for row, reason in noted.failed.items()})
+            codes.update({str(ids.iloc[row]): code for row, code in noted.codes.items()})
+        if len(failed) < len(ids):
             for name in ("embeddings", "logits"):
                 os.replace(self.directory / f"{name}.npy.part", self.directory / f"{name}.npy")
             seal_store(self.directory, ids, {**self.provenance, "failed": failed, "codes": codes})
-            for marker in markers:
-                marker.unlink()
-        if distributed.is_initialized():
-            distributed.barrier()
-        return EmbeddingStore(self.directory)
+        for marker in markers:
+            marker.unlink()
+        if len(failed) == len(ids):
+            name, reason = next(iter(failed.items()))
+            raise InputError(f"no slice gives an image; the first is {name}: {reason}")
 
 
-def _find_markers(directory: Path, processes: int, provenance: dict) -> list[Path]:
-    """How far an earlier extraction by these weights and as many processes came; none else."""
-    markers = list(directory.glob("progress*.json"))
-    states = [read_json(marker) for marker in markers]
-    same = [state["weights_sha256"] == provenance["weights_sha256"] for state in states]
-    fit = all(marker.stem.endswith(f"of{processes}") for marker in markers)
-    begun = (directory / "embeddings.npy.part").exists()
-    return markers if fit and all(same) and begun else []
-
-
-def seal_store(directory: Path, ids, provenance: dict) -> None:
-    """Write the ids and, last, `store.json`: with it the store is complete."""
+def seal_store(directory: Path, ids: Iterable[str], provenance: dict) -> None:
+    """Write the ids and, last, `store.json`, which makes the store complete."""
     with replace_file(directory / "ids.txt") as part:
         part.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
     write_json(directory / "store.json", provenance)
 
 
-def open_array(directory: Path, name: str, shape, dtype, fresh: bool) -> np.memmap:
-    """The memory-mapped `name.npy.part`, new where `fresh`; the same for every process."""
-    path = directory / f"{name}.npy.part"
-    if fresh:
-        with name_errors(path):
-            np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
-            # Taken now: a disk that fills up under a memory map would kill the process.
-            if hasattr(os, "posix_fallocate"):  # not on a Mac
-                with open(path, "r+b") as file:
-                    os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
-    if distributed.is_initialized():
-        distributed.barrier()
-    return np.load(path, mmap_mode="r+", allow_pickle=False)
+def create_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap:
+    """Create a memory-mapped `.npy` file, with all of its room on the disk.
+
+    Otherwise a disk that fills up would kill the process at a write into the map.
+    """
+    with name_errors(path):
+        array = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        array.flush()
+        if hasattr(os, "posix_fallocate"):  # neither on macOS nor on Windows
+            with open(path, "r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
+    return array

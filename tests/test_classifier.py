@@ -5,12 +5,14 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from torch import nn
 
 from kit.classifier import (
     MEAN,
     STD,
     Classifier,
     ClassifierConfig,
+    fuse_normalization,
     load_classifier,
     measure_loss,
 )
@@ -213,17 +215,75 @@ def test_any_architecture_comes_back_whole(architecture, options, tmp_path):
     assert torch.equal(loaded(make_images()), model(make_images()))
 
 
-def test_an_architecture_that_computes_while_it_is_made_comes_back_too(tmp_path, monkeypatch):
-    """On no device there is nothing to compute with."""
-    create = timm.create_model
+def count_normalizations(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.BatchNorm2d) for module in model.modules())
 
-    def create_computing(*arguments, **options):
-        assert torch.ones(1).item() == 1
-        return create(*arguments, **options)
 
-    monkeypatch.setattr("timm.create_model", create_computing)
+def make_trained(model: nn.Module) -> nn.Module:
+    """As after training: statistics and weights unlike those of a new layer; in float64."""
     torch.manual_seed(0)
-    model = Classifier(config()).eval()
-    save_weights(tmp_path / "epoch1.safetensors", model)
-    loaded = load_classifier(tmp_path / "epoch1.safetensors")
-    assert torch.equal(loaded(make_images()), model(make_images()))
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias)
+    return model.double().eval()
+
+
+class Pair(nn.Module):
+    """A convolution and its normalization; the convolution may also be used elsewhere."""
+
+    def __init__(self, shared: bool = False, branching: bool = False, repeated: bool = False):
+        super().__init__()
+        self.convolution = nn.Conv2d(1, 1, 1, bias=False)
+        self.normalization = nn.BatchNorm2d(1)
+        self.shared, self.branching, self.repeated = shared, branching, repeated
+
+    def forward(self, images):
+        if self.branching and images.sum() > 1e9:
+            return images
+        found = self.convolution(self.convolution(images) if self.repeated else images)
+        return self.normalization(found) + (found if self.shared else 0)
+
+
+def test_the_fused_weights_are_those_computed_by_hand():
+    model = Pair().eval()
+    with torch.no_grad():
+        model.convolution.weight.fill_(3)
+        model.normalization.running_mean.fill_(2)
+        model.normalization.running_var.fill_(4 - 1e-5)  # the deviation is 2
+        model.normalization.weight.fill_(5)
+        model.normalization.bias.fill_(7)
+    fused = fuse_normalization(model)
+    # 5 (3 x − 2) / 2 + 7
+    assert fused.convolution.weight.item() == pytest.approx(7.5)
+    assert fused.convolution.bias.item() == pytest.approx(2)
+    assert fused(torch.full((1, 1, 1, 1), 4.0)).item() == pytest.approx(32)
+
+
+@pytest.mark.parametrize("architecture", ["resnext50_32x4d", "seresnext26d_32x4d"])
+def test_a_fused_model_gives_the_same_embeddings(architecture):
+    options = SMALL_RESNEXT if architecture == "resnext50_32x4d" else {}
+    model = make_trained(timm.create_model(architecture, num_classes=0, **options))
+    model = model.to(memory_format=torch.channels_last)
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    with torch.inference_mode():
+        expected = model(images)
+        fused = fuse_normalization(model)
+        torch.testing.assert_close(fused(images), expected, rtol=1e-9, atol=1e-9)
+        assert torch.equal(model(images), expected)  # the model itself stays as it was
+    assert count_normalizations(fused) == 0
+    convolutions = [module for module in fused.modules() if isinstance(module, nn.Conv2d)]
+    last = torch.channels_last
+    assert all(module.weight.is_contiguous(memory_format=last) for module in convolutions)
+
+
+@pytest.mark.parametrize("kind", ["shared", "branching", "repeated"])
+def test_what_cannot_be_fused_is_left_as_it_is(kind):
+    model = make_trained(Pair(**{kind: True}))
+    images = torch.randn(2, 1, 4, 4, dtype=torch.float64)
+    expected = model(images)
+    fused = fuse_normalization(model)
+    assert torch.equal(fused(images), expected)
+    assert count_normalizations(fused) == 1

@@ -292,7 +292,7 @@ def test_a_run_without_a_single_image_stops_and_says_why(tiny, tmp_path, capsys)
     for path in data.glob("*/*.dcm"):
         os.truncate(path, path.stat().st_size - 1000)
     said = fail(capsys, "train-classifier", run, "--workers", "1")
-    assert re.match(rf"kit: epoch 1: no file gives an image, {data}/\S+\.dcm for one: ", said)
+    assert re.match(rf"kit: epoch 1: no file gives an image; the first is {data}/\S+\.dcm: ", said)
     shutil.copytree(
         tiny / "run" / "fold0" / "classifier", run / "fold0" / "classifier", dirs_exist_ok=True
     )

@@ -139,10 +139,10 @@ def test_where_one_process_has_begun_none_begins_anew(small_run, weights, tmp_pa
         (tmp_path / "two" / f"{name}.npy").rename(tmp_path / "two" / f"{name}.npy.part")
     done = {"done": 64, "failed": {}, "weights_sha256": digest}
     (tmp_path / "two" / "progress1of2.json").write_text(json.dumps(done))
-    monkeypatch.setattr(embeddings.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(embeddings.distributed, "get_rank", lambda: 0)
-    monkeypatch.setattr(embeddings.distributed, "get_world_size", lambda: 2)
-    monkeypatch.setattr(embeddings.distributed, "barrier", lambda: None)
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
     store = extract_embeddings(slices, weights, tmp_path / "two", CPU, 0)
     np.testing.assert_array_equal(store.embeddings, whole.embeddings)
 

@@ -2,11 +2,12 @@ import random
 
 import numpy as np
 import pytest
+import torch
 from conftest import shared
 
 from kit.dicom.parsing import DicomError
 from kit.dicom.pixels import read_hounsfield
-from kit.images import SliceDataset, load_batches, make_augmentation, read_image
+from kit.images import SliceDataset, choose_batch, load_batches, make_augmentation, read_image
 from kit.slices.competition_files import index_competition
 from kit.windowing import crop_to_head, resize_image, window_image
 
@@ -124,3 +125,9 @@ def test_a_slice_for_which_the_memory_does_not_suffice_is_refused_by_name(slices
     item = SliceDataset(slices, 32)[0]
     assert item["reason"] == "there is not enough memory for its pixels"
     assert not item["missing"]
+
+
+def test_a_cpu_takes_few_large_images_at_once_and_many_small_ones():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert [choose_batch(size, cpu) for size in (64, 181, 224, 480, 2048)] == [32, 32, 20, 4, 1]
+    assert choose_batch(480, gpu) == 32

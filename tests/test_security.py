@@ -308,6 +308,8 @@ UNSAFE_CALLS = {
     "pd.read_pickle", "yaml.load", "eval", "exec", "os.system", "marshal.loads", "shelve.open",
 }  # fmt: skip
 
+LOADERS = ("torch.load", "timm.models.load_state_dict")
+
 
 def find_unsafe(path: Path) -> list[str]:
     found, function = [], {}
@@ -320,7 +322,7 @@ def find_unsafe(path: Path) -> list[str]:
         if isinstance(node, ast.Call):
             name, options = ast.unparse(node.func), {word.arg: word.value for word in node.keywords}
             safe = ast.unparse(options.get("weights_only", ast.Constant(False))) == "True"
-            if name in UNSAFE_CALLS or (name == "torch.load" and not safe):
+            if name in UNSAFE_CALLS or (name in LOADERS and not safe):
                 found.append(f"{place} {name}")
             if ast.unparse(options.get("allow_pickle", ast.Constant(False))) != "False":
                 found.append(f"{place} allow_pickle")

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from kit import InputError
-from kit.embeddings import EmbeddingStore, open_array, seal_store
+from kit.embeddings import EmbeddingStore, create_array, seal_store
 from kit.files import hash_file
 from kit.runs.directory import Run, RunError, list_folds, read_recipe, read_slices, time_stage
 from kit.runs.status import list_stores
@@ -70,7 +70,8 @@ def import_published(files: list[tuple[Path, Path]], directory: Path) -> Embeddi
     if repeated.any():
         raise InputError(f"{files[-1][1]}: {names[repeated.argmax()]} has two embeddings")
     directory.mkdir(parents=True, exist_ok=True)
-    store = open_array(directory, "embeddings", (len(names), shapes[0][1]), np.float16, True)
+    part = directory / "embeddings.npy.part"
+    store = create_array(part, (len(names), shapes[0][1]), np.float16)
     start = 0
     for (npz, _), shape in zip(files, shapes, strict=True):
         _copy_rows(npz, store[start : start + shape[0]])
