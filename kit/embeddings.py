@@ -32,8 +32,7 @@ class EmbeddingStore:
 
     `ids` (N,) are SOPInstanceUIDs in row order; `failed` maps those that could not be read to the
     reason (their rows are zeros); `logits` (N, 6) float32 are the classifier's, or None;
-    `provenance` says what the embeddings were made from. Raises `InputError` naming a folder that
-    is not such a store.
+    `provenance` says what the embeddings were made from. Raises `InputError` naming the folder.
     """
 
     def __init__(self, directory: Path):
@@ -144,7 +143,7 @@ def _find_store(directory: Path, provenance: dict) -> EmbeddingStore | None:
     if not (directory / "store.json").exists():
         return None
     store = EmbeddingStore(directory)
-    if store.provenance["weights_sha256"] == provenance["weights_sha256"]:
+    if store.provenance.get("weights_sha256") == provenance["weights_sha256"]:
         return store
     (directory / "store.json").unlink()
     return None
@@ -153,8 +152,8 @@ def _find_store(directory: Path, provenance: dict) -> EmbeddingStore | None:
 def _open_store(directory: Path, slices: int, size: int, provenance: dict) -> _StoreWriter:
     """Open the store to be filled: as an earlier extraction by these weights left it, else new.
 
-    While it is being filled, its arrays are `*.npy.part`, and each process notes its progress in
-    `progress{rank}of{processes}.json`.
+    Its arrays are `*.npy.part` for now. Each process notes its progress in a file of its own; if
+    one has noted any, none starts from the beginning.
     """
     directory.mkdir(parents=True, exist_ok=True)
     processes = world_size()
@@ -167,8 +166,7 @@ def _open_store(directory: Path, slices: int, size: int, provenance: dict) -> _S
     begin, end = slices * rank() // processes, slices * (rank() + 1) // processes
     marker = directory / f"progress{rank()}of{processes}.json"
     noted = _Progress(begin, provenance["weights_sha256"])
-    if marker.exists():
-        noted = _read_progress(marker)
+    noted = _read_progress(marker) if marker.exists() else noted
     embeddings, logits = (
         np.load(directory / f"{name}.npy.part", mmap_mode="r+", allow_pickle=False)
         for name in ("embeddings", "logits")
@@ -177,15 +175,12 @@ def _open_store(directory: Path, slices: int, size: int, provenance: dict) -> _S
 
 
 def _is_begun(directory: Path, processes: int, provenance: dict) -> bool:
-    """Whether an earlier extraction by these weights and as many processes noted its progress.
-
-    All or nothing: if one process has noted progress, none starts from the beginning.
-    """
+    """Whether an earlier extraction by these weights and as many processes noted any progress."""
     markers = list(directory.glob("progress*.json"))
     digests = {_read_progress(marker).weights_sha256 for marker in markers}
     fit = all(marker.stem.endswith(f"of{processes}") for marker in markers)
-    begun = (directory / "embeddings.npy.part").exists()
-    return begun and fit and digests == {provenance["weights_sha256"]}
+    same = digests == {provenance["weights_sha256"]}
+    return fit and same and (directory / "embeddings.npy.part").exists()
 
 
 @dataclass

@@ -9,6 +9,15 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+def pytest_runtest_setup(item):
+    """Skip tests marked `gpu` on a machine without one."""
+    if item.get_closest_marker("gpu"):
+        import torch
+
+        if not torch.cuda.is_available():
+            pytest.skip("no GPU is available")
+
+
 def golden(name: str):
     """Golden values: what the published code computes."""
     return np.load(ROOT / "tests" / "golden" / f"{name}.npz")

@@ -1,0 +1,158 @@
+"""What a GPU computes equals what the CPU computes. (The LSTM's layers: tests/test_lstm.py.)"""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from kit.classifier import Classifier, ClassifierConfig, fuse_normalization
+from kit.embeddings import extract_embeddings
+from kit.lstm import LSTMConfig, SequenceLSTM, predict_logits
+from kit.recipes import SMALL_RESNEXT
+from kit.sequences import SeriesDataset
+from kit.training import amp
+from kit.training.checkpoints import load_weights, save_weights
+from kit.training.config import TrainingConfig
+from kit.training.loop import Task, fit, make_optimizer, train_step, weighted_loss
+
+pytestmark = pytest.mark.gpu
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+def make_classifier(**options) -> Classifier:
+    torch.manual_seed(0)
+    config = ClassifierConfig(
+        architecture="resnext50_32x4d",
+        architecture_options=SMALL_RESNEXT,
+        image_size=64,
+        crop=False,
+        **options,
+    )
+    return Classifier(config).eval()
+
+
+def make_images(count: int) -> torch.Tensor:
+    rng = np.random.default_rng(0)
+    return torch.from_numpy(rng.integers(0, 255, (count, 64, 64, 3), dtype=np.uint8))
+
+
+def measure_error(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """The norm of the difference as a share of that of `expected`."""
+    return float((found.detach().cpu().double() - expected.double()).norm() / expected.norm())
+
+
+def test_the_classifier_gives_the_same_logits():
+    model, images = make_classifier(), make_images(8)
+    with torch.inference_mode():
+        expected = model(images)
+        model.to(GPU)
+        assert measure_error(model(images.to(GPU)), expected) < 2e-3  # convolutions use TF32
+        with amp.autocast(GPU, "O1"):
+            assert measure_error(model(images.to(GPU)), expected) < 1e-2
+        model.backbone = fuse_normalization(model.backbone)
+        assert measure_error(model(images.to(GPU)), expected) < 2e-3
+
+
+@pytest.mark.parametrize("opt_level", ["O1", "O2"])
+def test_a_step_lowers_the_loss_as_on_the_cpu(opt_level):
+    def take_steps(device: torch.device, opt_level: str) -> tuple[list[float], nn.Module]:
+        model = make_classifier(learning_rate=1e-3).to(device).train()
+        optimizer = make_optimizer(model, model.config)
+        amp.initialize(model, optimizer, opt_level)
+        labels = (torch.arange(48).reshape(8, 6) % 3 == 0).float().to(device)
+        batch = {"image": make_images(8).to(device), "labels": labels}
+
+        def compute_loss(model: nn.Module, batch: dict) -> torch.Tensor:
+            return weighted_loss(model(batch["image"]), batch["labels"])
+
+        losses = [train_step(model, optimizer, batch, compute_loss, "test") for _ in range(8)]
+        assert optimizer.amp.skipped < 4  # float16 overflows until the scale has come down
+        return losses, model
+
+    exact, _ = take_steps(CPU, "O0")
+    found, model = take_steps(GPU, opt_level)
+    assert found[0] == pytest.approx(exact[0], rel=0.02)
+    assert found[-1] < 0.9 * found[0]
+    kinds = {parameter.dtype for parameter in model.parameters()}
+    assert kinds == {torch.float32} if opt_level == "O1" else torch.float16 in kinds
+
+
+def test_a_stopped_training_continues_to_the_same_losses(tmp_path):
+    class Net(nn.Module):
+        def __init__(self, config: TrainingConfig):
+            super().__init__()
+            self.config = config
+            self.layers = nn.Sequential(nn.Linear(5, 32), nn.Dropout(0.2), nn.Linear(32, 6))
+
+        def forward(self, values: torch.Tensor) -> torch.Tensor:
+            return self.layers(values)
+
+    rng = np.random.default_rng(0)
+    inputs = torch.from_numpy(rng.normal(size=(64, 5)).astype(np.float32))
+    labels = (inputs @ torch.ones(5, 6) > 0).float()
+
+    def train(name: str, stop_after: int | None = None) -> list[dict]:
+        config = TrainingConfig(epochs=3, batch_size=8, learning_rate=1e-2)
+        served = 0
+
+        def make_batches(epoch: int, batches: list[np.ndarray]):
+            nonlocal served
+            for batch in batches:
+                served += 1
+                if served == stop_after:
+                    raise KeyboardInterrupt
+                yield {"values": inputs[batch], "labels": labels[batch]}
+
+        def compute_loss(model: nn.Module, batch: dict) -> torch.Tensor:
+            return weighted_loss(model(batch["values"]), batch["labels"])
+
+        torch.manual_seed(0)
+        net = Net(config).to(GPU)
+        task = Task(len(inputs), make_batches, compute_loss)
+        return fit(net, config, task, tmp_path / name, checkpoint_seconds=0)
+
+    whole = train("whole")
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", stop_after=12)
+    stopped = train("stopped")
+    for one, other in zip(whole, stopped, strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], rel=1e-5)
+    expected, _ = load_weights(tmp_path / "whole" / "epoch3.safetensors")
+    found, _ = load_weights(tmp_path / "stopped" / "epoch3.safetensors")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_series_gets_the_same_logits(packed):
+    pd = pytest.importorskip("pandas")
+    torch.manual_seed(0)
+    config = LSTMConfig(embedding_size=16, hidden_size=32, packed=packed)
+    embeddings = np.random.default_rng(0).normal(size=(30, 16)).astype(np.float16)
+    table = pd.DataFrame({"series": ["a"] * 9 + ["b"] * 20 + ["c"]})
+    series = SeriesDataset(embeddings, table, np.arange(30))
+    model = SequenceLSTM(config)
+    expected = predict_logits(model, series, CPU)
+    found = predict_logits(model.to(GPU), series, GPU)
+    np.testing.assert_allclose(found, expected, atol=0.02)
+
+
+def test_a_small_store_holds_the_same_embeddings(tmp_path):
+    pd = pytest.importorskip("pandas")
+    from dicom_files import write_slice
+
+    paths = [tmp_path / f"{number}.dcm" for number in range(6)]
+    for number, path in enumerate(paths):
+        stored = np.random.default_rng(number).integers(-1000, 1000, (64, 64), dtype=np.int16)
+        write_slice(path, stored)
+    names = [path.stem for path in paths]
+    table = pd.DataFrame({"path": list(map(str, paths)), "SOPInstanceUID": names})
+    save_weights(tmp_path / "epoch1.safetensors", make_classifier())
+    stores = [
+        extract_embeddings(table, tmp_path / "epoch1.safetensors", tmp_path / name, device, 0)
+        for name, device in (("cpu", CPU), ("gpu", GPU))
+    ]
+    values = [np.asarray(store.embeddings, dtype=np.float64) for store in stores]
+    assert np.abs(values[1] - values[0]).max() < 0.02 * np.abs(values[0]).max()
+    np.testing.assert_allclose(stores[1].logits, stores[0].logits, atol=0.02)
