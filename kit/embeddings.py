@@ -96,12 +96,11 @@ def extract_embeddings(
 
     Each file is decoded once; flip and transpose are made on the device. Under `torchrun` each
     process fills its part of the one store. Raises `InputError` if no file gives an image,
-    `TrainingError` for an embedding that is not finite in float16, and `OutOfTime` past `deadline`
-    (of `time.monotonic`).
+    `TrainingError` for an embedding not finite in float16, `OutOfTime` past `time.monotonic`'s
+    `deadline`.
     """
     provenance = {"weights": weights.name, "weights_sha256": hash_file(weights)}
-    store = _find_store(directory, provenance)
-    if store is not None:
+    if (store := _find_store(directory, provenance)) is not None:
         return store
     model = load_classifier(weights).to(device)
     config = model.config
@@ -117,8 +116,7 @@ def extract_embeddings(
         for batch, outputs in predict(forward, loader, device, opt_level):
             writer.write(batch, *outputs)
             bar.update(writer.finished - bar.n)
-            stopped = deadline is not None and time.monotonic() > deadline
-            if stopped:
+            if stopped := deadline is not None and time.monotonic() > deadline:
                 break
     writer.flush()
     if not all_have(not stopped, device):  # a process that has finished stops with the others
@@ -165,8 +163,8 @@ def _open_store(directory: Path, slices: int, size: int, provenance: dict) -> _S
     wait_for_all()
     begin, end = slices * rank() // processes, slices * (rank() + 1) // processes
     marker = directory / f"progress{rank()}of{processes}.json"
-    noted = _Progress(begin, provenance["weights_sha256"])
-    noted = _read_progress(marker) if marker.exists() else noted
+    fresh = _Progress(begin, provenance["weights_sha256"])
+    noted = _read_progress(marker) if marker.exists() else fresh
     embeddings, logits = (
         np.load(directory / f"{name}.npy.part", mmap_mode="r+", allow_pickle=False)
         for name in ("embeddings", "logits")
@@ -179,8 +177,8 @@ def _is_begun(directory: Path, processes: int, provenance: dict) -> bool:
     markers = list(directory.glob("progress*.json"))
     digests = {_read_progress(marker).weights_sha256 for marker in markers}
     fit = all(marker.stem.endswith(f"of{processes}") for marker in markers)
-    same = digests == {provenance["weights_sha256"]}
-    return fit and same and (directory / "embeddings.npy.part").exists()
+    known = digests == {provenance["weights_sha256"]}
+    return fit and known and (directory / "embeddings.npy.part").exists()
 
 
 @dataclass
@@ -291,10 +289,7 @@ def seal_store(directory: Path, ids: Iterable[str], provenance: dict) -> None:
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap:
-    """Create a memory-mapped `.npy` file, with all of its room on the disk.
-
-    Otherwise a disk that fills up would kill the process at a write into the map.
-    """
+    """Create a memory-mapped `.npy` file with all its room; a full disk could kill a later write."""
     with name_errors(path):
         array = np.lib.format.open_memmap(path, "w+", dtype, shape)
         array.flush()
