@@ -98,19 +98,17 @@ def test_embedding_goes_on_after_a_worker_was_killed_and_stops_at_the_second_dea
 
 
 class Killer(threading.Thread):
-    """Kills the first of the processes that joblib starts, and the first that it starts then."""
+    """Kills the first of the processes that joblib starts, or with `always` each of them."""
 
-    def __init__(self, times: int = 1):
+    def __init__(self, always: bool = False):
         super().__init__(daemon=True)
-        self.times, self.killed, self.over = times, set(), threading.Event()
-        self.seen = set()
+        self.always, self.killed, self.over = always, False, threading.Event()
 
     def run(self):
-        while not self.over.wait(0.01) and len(self.killed) < self.times:
-            for pid in sorted(self.list_workers() - self.seen)[:1]:
-                self.seen = self.list_workers()  # its siblings end by it, and count once
+        while not self.over.wait(0.01) and (self.always or not self.killed):
+            for pid in sorted(self.list_workers())[:1]:
                 os.kill(pid, signal.SIGKILL)
-                self.killed.add(pid)
+                self.killed = True
 
     def list_workers(self) -> set[int]:
         children = " ".join(p.read_text() for p in Path("/proc/self/task").glob("*/children"))
@@ -151,7 +149,7 @@ def test_workers_that_die_again_and_again_end_a_command_in_one_sentence(
     small_data, tmp_path, capfd
 ):
     command = ["index", str(small_data), "--recipe", "demo", "--run", str(tmp_path / "run")]
-    with Killer(times=2):
+    with Killer(always=True):
         assert main([*command, "--workers", "2", "--quiet"]) == 1
     said = capfd.readouterr().err.splitlines()
     assert said[-1].startswith("kit: a worker process died, as happens for want of memory")
