@@ -289,7 +289,7 @@ def seal_store(directory: Path, ids: Iterable[str], provenance: dict) -> None:
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap:
-    """Create a memory-mapped `.npy` file with all its room; a full disk could kill a later write."""
+    """Create a memory-mapped `.npy` file with all its room: a full disk may kill later writes."""
     with name_errors(path):
         array = np.lib.format.open_memmap(path, "w+", dtype, shape)
         array.flush()
