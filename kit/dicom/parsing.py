@@ -237,7 +237,8 @@ def _bound_read(read: Callable[[int], bytes], most: int, left: int) -> Callable[
         nonlocal left
         if size < 0:
             raise _DeflatedError
-        size = min(size, most)  # the header may claim any length
+        if size > most:  # a length that the header claims; quicker than `min`
+            size = most
         left -= size + _READ_COST
         if left < 0:
             raise ValueError("it is larger than any CT slice's")
