@@ -22,7 +22,7 @@ MODELS = {
 CLIP = 1e-5  # the reference implementation clips probabilities to [1e-5, 1 − 1e-5]
 
 # Weights of the previous, this and the next slice; reference implementation: (0.6, 1.8, 0.6) / 3.
-ROLLING_WEIGHTS = (0.2, 0.6, 0.2)
+_ROLLING_WEIGHTS = (0.2, 0.6, 0.2)
 
 
 def name_columns(model: str) -> list[str]:
@@ -57,7 +57,7 @@ def bag(predictions: Iterable[pd.DataFrame]) -> pd.DataFrame:
 
 
 def rolling_mean(
-    probabilities: np.ndarray, series: np.ndarray, weights: tuple[float, ...] = ROLLING_WEIGHTS
+    probabilities: np.ndarray, series: np.ndarray, weights: tuple[float, ...] = _ROLLING_WEIGHTS
 ) -> np.ndarray:
     """Smooth (N, 6) along each series; rows in the order of the slice table, `series` (N,).
 

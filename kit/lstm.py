@@ -133,10 +133,10 @@ def run_padded(lstm: nn.LSTM, inputs: torch.Tensor, mask: torch.Tensor) -> torch
     return _call_lstm(lstm, inputs)
 
 
-Sequences = TypeVar("Sequences", torch.Tensor, PackedSequence)
+_Sequences = TypeVar("_Sequences", torch.Tensor, PackedSequence)
 
 
-def _call_lstm(lstm: nn.LSTM, inputs: Sequences) -> Sequences:
+def _call_lstm(lstm: nn.LSTM, inputs: _Sequences) -> _Sequences:
     """The outputs of a layer, in the type of its weights; on a CPU computed in float32 at least.
 
     A CPU without AVX-512 lacks the LSTM of oneDNN in bfloat16: "could not create a primitive

@@ -12,7 +12,7 @@ from typing import ParamSpec, TypeVar
 
 from kit import KitError
 
-Given = ParamSpec("Given")
+_Given = ParamSpec("_Given")
 Result = TypeVar("Result")
 
 
@@ -51,7 +51,7 @@ def limit_threads(image_size: int) -> None:
         torch.set_num_threads(1)
 
 
-def restart_once(stage: Callable[Given, Result]) -> Callable[Given, Result]:
+def restart_once(stage: Callable[_Given, Result]) -> Callable[_Given, Result]:
     """Call `stage` once more if one of its worker processes died; it goes on from what it saved.
 
     Raises `WorkerError` if one dies again, and under `torchrun`, where one process cannot go back
@@ -59,7 +59,7 @@ def restart_once(stage: Callable[Given, Result]) -> Callable[Given, Result]:
     """
 
     @wraps(stage)
-    def call(*arguments: Given.args, **options: Given.kwargs) -> Result:
+    def call(*arguments: _Given.args, **options: _Given.kwargs) -> Result:
         try:
             return stage(*arguments, **options)
         except RuntimeError as error:

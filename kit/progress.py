@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-Item = TypeVar("Item")
+_Item = TypeVar("_Item")
 
 quiet = False  # set by the command line's --quiet
 log = logging.getLogger("kit")
@@ -34,12 +34,12 @@ def show_messages() -> None:
 
 
 def track(
-    items: Iterable[Item],
+    items: Iterable[_Item],
     description: str,
     total: int | None = None,
     unit: str = "it",
     done: int = 0,
-) -> Iterator[Item]:
+) -> Iterator[_Item]:
     """Iterate with a bar on stderr that shows the rate and the time left.
 
     `done` of the `total` items were finished before this call.

@@ -14,7 +14,7 @@ import kit
 from kit import KitError, progress
 from kit.cli import kaggle, scans, stages
 
-DESCRIPTION = """\
+_DESCRIPTION = """\
 Intracranial hemorrhage on head CT, slice by slice: the 2nd-place solution of
 the RSNA competition (2019) as a tool. Not a medical device.
 
@@ -24,11 +24,11 @@ Your scans:  kit predict SCANS --run demo/run --out predictions.csv
 Kaggle:      kit submit demo/run/submission.csv --message "first try" --dry-run
 """
 
-EXIT_CODES = """\
+_EXIT_CODES = """\
 Exit codes: 0 done, 1 error, 2 wrong usage, 3 stopped in time (--hours), 130
 interrupted. After 3 and 130 the same command continues from what is saved.
 """
-BUG = (
+_BUG = (
     f"This is a bug in kit {kit.__version__}. Please report it with this traceback, the command "
     "and the output of `kit --version`; remove the names of patients first."
 )
@@ -45,7 +45,7 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command and return its exit code, as `EXIT_CODES` lists them."""
+    """Run one command and return its exit code, as `_EXIT_CODES` lists them."""
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser(arguments)
     options = parser.parse_args(arguments)
@@ -65,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         return error.exit_code if isinstance(error, KitError) else 1
     except Exception as error:  # noqa: BLE001 - the last place where it can be explained
         traceback.print_exception(error)
-        print(BUG, file=sys.stderr)
+        print(_BUG, file=sys.stderr)
         return 1
 
 
@@ -73,8 +73,8 @@ def make_parser(arguments: list[str]) -> argparse.ArgumentParser:
     """The parser; only the flags of the chosen command are built, because some need torch."""
     parser = argparse.ArgumentParser(
         prog="kit",
-        description=DESCRIPTION,
-        epilog=EXIT_CODES,
+        description=_DESCRIPTION,
+        epilog=_EXIT_CODES,
         formatter_class=partial(argparse.RawDescriptionHelpFormatter, max_help_position=22),
     )
     parser.add_argument("--version", action="version", version=f"kit {kit.__version__}")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-AddArgument = Callable[[argparse.ArgumentParser], object]
+_AddArgument = Callable[[argparse.ArgumentParser], object]
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Result:
     value: Any
 
 
-Execute = Callable[[argparse.Namespace], Result | None]
+_Execute = Callable[[argparse.Namespace], Result | None]
 
 
 @dataclass(frozen=True)
@@ -27,27 +27,27 @@ class Command:
     """One command: a line of help, its arguments, and the function that carries it out."""
 
     help: str
-    arguments: tuple[AddArgument, ...]
-    execute: Execute
+    arguments: tuple[_AddArgument, ...]
+    execute: _Execute
 
 
 def command(
-    table: dict[str, Command], name: str, help: str, *arguments: AddArgument
-) -> Callable[[Execute], Execute]:
+    table: dict[str, Command], name: str, help: str, *arguments: _AddArgument
+) -> Callable[[_Execute], _Execute]:
     """Enter the decorated function into `table` as `kit NAME`.
 
     It is called with the parsed options, and imports what it needs only then: `kit --help` must
     not wait for torch.
     """
 
-    def enter(execute: Execute) -> Execute:
+    def enter(execute: _Execute) -> _Execute:
         table[name] = Command(help, arguments, execute)
         return execute
 
     return enter
 
 
-def argument(*names: str, **how: Any) -> AddArgument:
+def argument(*names: str, **how: Any) -> _AddArgument:
     """An argument as `ArgumentParser.add_argument` takes it, to be added to the chosen command."""
     return lambda parser: parser.add_argument(*names, **how)
 

@@ -32,7 +32,7 @@ from kit.dicom.parsing import (
 )
 from kit.files import Reason
 
-HEADER_TAGS = [
+_HEADER_TAGS = [
     "SOPClassUID", "SOPInstanceUID", "PatientID", "StudyInstanceUID", "SeriesInstanceUID",
     "Modality", "ImageType", "InstanceNumber", "ImagePositionPatient", "ImageOrientationPatient",
     "PixelSpacing", "SliceThickness", "Rows", "Columns", "SamplesPerPixel", "NumberOfFrames",
@@ -40,7 +40,7 @@ HEADER_TAGS = [
     "RescaleSlope", "RescaleIntercept", "RescaleType",
 ]  # fmt: skip
 
-_TAGS = {keyword: Tag(keyword) for keyword in HEADER_TAGS}
+_TAGS = {keyword: Tag(keyword) for keyword in _HEADER_TAGS}
 _BINARY = {
     "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "PixelRepresentation"
 }  # fmt: skip
@@ -62,7 +62,7 @@ class PixelError(DicomError):
 class Header(NamedTuple):
     """What a file says of itself.
 
-    `values` has every keyword of `HEADER_TAGS`: int where the element is binary, else text
+    `values` has every keyword of `_HEADER_TAGS`: int where the element is binary, else text
     (several values joined by a backslash), or None; `syntax` is the transfer syntax; `pixel_bytes`
     is how many bytes there are for the pixels.
     """
@@ -74,7 +74,7 @@ class Header(NamedTuple):
 
 @read_leniently()
 def read_header(path: str | Path) -> Header:
-    """Read the tags of `HEADER_TAGS` without the pixels, and check that the file is a CT slice.
+    """Read the tags of `_HEADER_TAGS` without the pixels, and check that the file is a CT slice.
 
     `path` is a file, or a member of a zip archive written `archive.zip/member`. Raises
     `UnreadableError` and `NotACTSliceError`.
@@ -91,7 +91,7 @@ def check_header(dataset: FileDataset, bytes_left: int, path: str | Path) -> Hea
     values, keyword = {}, "TransferSyntaxUID"
     try:
         syntax = UID(dataset.file_meta.get(keyword) or bare)
-        for keyword in HEADER_TAGS:
+        for keyword in _HEADER_TAGS:
             values[keyword] = _read_value(dataset, keyword)
     except PARSE_ERRORS as error:
         raise NotACTSliceError(path, f"{keyword} cannot be read") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-BINS = 10  # of a reliability diagram, equally wide
+_BINS = 10  # of a reliability diagram, equally wide
 
 
 def trace_curves(labels: np.ndarray, probabilities: np.ndarray) -> dict | None:
@@ -40,8 +40,8 @@ def measure_reliability(labels: np.ndarray, probabilities: np.ndarray) -> dict[s
     """
     from sklearn.calibration import calibration_curve
 
-    observed, predicted = calibration_curve(labels, probabilities, n_bins=BINS)
-    edges = np.linspace(0, 1, BINS + 1)[1:-1]  # a probability on an edge is in the lower bin
+    observed, predicted = calibration_curve(labels, probabilities, n_bins=_BINS)
+    edges = np.linspace(0, 1, _BINS + 1)[1:-1]  # a probability on an edge is in the lower bin
     count = np.bincount(np.searchsorted(edges, probabilities))
     return {
         "predicted": predicted.tolist(),

@@ -8,7 +8,7 @@ import pandas as pd
 from kit.competition import LABEL_WEIGHTS
 from kit.ensemble import CLIP
 
-RESAMPLES = 1000
+_RESAMPLES = 1000
 
 
 def slice_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -24,7 +24,7 @@ def slice_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_intervals(
-    losses: np.ndarray, patients: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+    losses: np.ndarray, patients: np.ndarray, resamples: int = _RESAMPLES, seed: int = 0
 ) -> np.ndarray:
     """Compute 95 % percentile intervals of the mean loss, drawing whole patients with replacement.
 

@@ -27,9 +27,9 @@ REQUIREMENTS = "kit-requirements.txt"  # the file by which the notebooks find th
 BACKBONE = "backbone.safetensors"  # the file by which train-classifier finds initial weights
 DECODERS = ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
 PYTHONS = ("3.12", "3.13")  # of Kaggle's images
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+_PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 # The earliest time that a zip can record: a rebuilt wheel has the same bytes.
-EPOCH = "315532800"
+_EPOCH = "315532800"
 
 
 class BuildError(KitError, RuntimeError):
@@ -133,7 +133,7 @@ def build_wheels(project: Path, directory: Path) -> None:
 
 def _download_decoders(python: str, directory: Path) -> list[str]:
     """Download the decoders for one Python; return their requirements, none where that fails."""
-    platforms = [f"--platform={platform}" for platform in PLATFORMS]
+    platforms = [f"--platform={platform}" for platform in _PLATFORMS]
     with tempfile.TemporaryDirectory() as scratch:
         options = ["--no-deps", "--only-binary=:all:", f"--python-version={python}", *platforms]
         try:
@@ -158,7 +158,7 @@ def _run_pip(*arguments: str) -> None:
         [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"],
         capture_output=True,
         text=True,
-        env={**os.environ, "SOURCE_DATE_EPOCH": EPOCH},
+        env={**os.environ, "SOURCE_DATE_EPOCH": _EPOCH},
     )
     if result.returncode:
         lines = result.stderr.strip().splitlines() or ["no reason given"]

@@ -28,8 +28,8 @@ T = TypeVar("T")
 
 TIMEOUT = (10, 60)  # seconds to connect, and between two bytes; the client itself has no limit
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds; five attempts in all
-LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more is not waited for
-PASSING_STATUSES = {429, 500, 502, 503, 504}
+_LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more is not waited for
+_PASSING_STATUSES = {429, 500, 502, 503, 504}
 AGAIN = "run the same command again"
 LATER = f"wait a few minutes, and {AGAIN}"
 
@@ -44,9 +44,9 @@ SENTENCES = {
     413: f"Kaggle found the file too large: write fewer decimals, and {AGAIN}",
     429: f"Kaggle is limiting requests: {LATER}",
 }
-SERVER_SENTENCE = f"Kaggle's server failed: {LATER}"
-OTHER_SENTENCE = "Kaggle gave an unexpected answer: look at {page}, and try again later"
-NO_CREDENTIALS = (
+_SERVER_SENTENCE = f"Kaggle's server failed: {LATER}"
+_OTHER_SENTENCE = "Kaggle gave an unexpected answer: look at {page}, and try again later"
+_NO_CREDENTIALS = (
     "No Kaggle credentials were found: make a token at https://www.kaggle.com/settings/api and "
     "save it as ~/.kaggle/access_token, or set KAGGLE_API_TOKEN."
 )
@@ -143,7 +143,7 @@ class Client:
                 if answer is not None:
                     return answer
             except KaggleError as error:
-                if not error.passing or error.retry_after > LONGEST_RETRY_AFTER:
+                if not error.passing or error.retry_after > _LONGEST_RETRY_AFTER:
                     raise
                 failure = error
             pause, remaining = next(pauses, None), deadline - time.monotonic()
@@ -168,7 +168,7 @@ class Client:
         body = body if isinstance(body, dict) else {}
         code, detail = body.get("code"), str(body.get("message") or "")
         status = code if isinstance(code, int) and code >= 400 else response.status_code
-        sentence = SERVER_SENTENCE if status >= 500 else OTHER_SENTENCE
+        sentence = _SERVER_SENTENCE if status >= 500 else _OTHER_SENTENCE
         sentence = self.sentences.get(status, sentence).format(subject=self.subject, page=self.page)
         for secret in self._secrets:
             detail = detail.replace(secret, "…")
@@ -232,7 +232,7 @@ def _describe_status(sentence: str, status: int, answer: requests.Response) -> K
         wait = Retry().parse_retry_after(answer.headers.get("Retry-After", "0"))
     except InvalidHeader:
         wait = 0.0
-    return KaggleError(sentence, status, status in PASSING_STATUSES, wait)
+    return KaggleError(sentence, status, status in _PASSING_STATUSES, wait)
 
 
 def quote_reason(text: str) -> str:
@@ -272,7 +272,7 @@ def _connect() -> Any:
             else:
                 api.authenticate()
     except SystemExit:
-        raise KaggleError(NO_CREDENTIALS) from None
+        raise KaggleError(_NO_CREDENTIALS) from None
     finally:
         os.environ.update(verbose)
     values = api.config_values
@@ -280,7 +280,7 @@ def _connect() -> Any:
         values[name] = str(values.get(name) or "").strip() or None
     # An empty KAGGLE_KEY passes for a key, and the request would go out unsigned.
     if not (values["token"] or (values["username"] and values["key"])):
-        raise KaggleError(NO_CREDENTIALS)
+        raise KaggleError(_NO_CREDENTIALS)
     return api
 
 

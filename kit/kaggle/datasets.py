@@ -28,7 +28,7 @@ from kit.progress import log
 if TYPE_CHECKING:
     from kagglesdk import KaggleClient
 
-READY_SECONDS = 3600.0  # how long Kaggle may take to unpack a dataset
+_READY_SECONDS = 3600.0  # how long Kaggle may take to unpack a dataset
 POLL_DELAY, LONGEST_POLL_DELAY = 10.0, 300.0  # seconds; see `grow_delays`
 
 
@@ -213,7 +213,7 @@ def _wait_for_dataset(account: Account, reference: str, mark: str) -> None:
         return answer.status.name
 
     ends = ("READY", "FAILED", "DELETED")
-    state = account.poll_state(ask, ends, READY_SECONDS)
+    state = account.poll_state(ask, ends, _READY_SECONDS)
     if state != "READY":
         failure = f"Kaggle could not process the dataset {reference} ({state})"
         raise KaggleError(f"{failure}: look at {account.page}, and push it again.")

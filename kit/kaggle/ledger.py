@@ -18,9 +18,9 @@ from kit.kaggle.connection import CompetitionClient, KaggleError
 from kit.runs.metrics import read_out_of_fold
 
 LEDGER = Path("submissions/ledger.jsonl")
-SCORE_KEYS = ("public_score", "private_score", "error")
+_SCORE_KEYS = ("public_score", "private_score", "error")
 
-TABLE_HEAD = """\
+_TABLE_HEAD = """\
 # Submissions
 
 Rendered from `ledger.jsonl`, which `kit submit` writes; do not edit. Lower is better. The
@@ -100,7 +100,7 @@ def render_ledger(ledger: Path = LEDGER) -> Path:
     rows = [_format_row(entry) for entry in reversed(read_entries(ledger))]
     readme = ledger.with_name("README.md")
     with replace_file(readme) as part:
-        part.write_text(TABLE_HEAD + "".join(rows), encoding="utf-8")
+        part.write_text(_TABLE_HEAD + "".join(rows), encoding="utf-8")
     return readme
 
 
@@ -115,7 +115,7 @@ def list_submissions(
     known there), public_score, private_score, error. Kaggle's values take precedence.
     """
     rows = {
-        entry["ref"]: {key: entry.get(key) for key in ("ref", "time", "message", *SCORE_KEYS)}
+        entry["ref"]: {key: entry.get(key) for key in ("ref", "time", "message", *_SCORE_KEYS)}
         | {"ledger": entry["status"], "kaggle": None}
         for entry in read_entries(Path(ledger))
         if entry["competition"] == competition
@@ -139,7 +139,7 @@ def format_submissions(rows: list[dict]) -> str:
     lines = [template.format(*head, "message")]
     for row in rows:
         cells = (row["ref"], row["time"], row["ledger"], row["kaggle"])
-        scores = (format_score(row["private_score"]), format_score(row["public_score"]))
+        scores = (_format_score(row["private_score"]), _format_score(row["public_score"]))
         said = row["message"] + (f" ({row['error']})" if row["error"] else "")
         lines.append(template.format(*(cell or "-" for cell in cells + scores), said))
     return "\n".join(lines)
@@ -177,12 +177,12 @@ def _parse_score(text: str) -> float | None:
 
 def describe_scores(entry: dict) -> str:
     """The scores of a ledger entry in words."""
-    private = format_score(entry["private_score"]) or "hidden"
-    public = format_score(entry["public_score"]) or "hidden"
+    private = _format_score(entry["private_score"]) or "hidden"
+    public = _format_score(entry["public_score"]) or "hidden"
     return f"private score {private}, public score {public}"
 
 
-def format_score(score: float | None) -> str:
+def _format_score(score: float | None) -> str:
     """A score with Kaggle's five decimals, empty where there is none."""
     return "" if score is None else f"{score:.5f}"
 
@@ -190,7 +190,7 @@ def format_score(score: float | None) -> str:
 def _format_row(entry: dict) -> str:
     status = entry["status"] + (f": {entry['error']}" if entry.get("error") else "")
     cells = [entry.get(name) for name in ("time", "ref", "message", "run")]
-    cells += [format_score(entry.get(name)) for name in ("out_of_fold", *SCORE_KEYS[:2])]
+    cells += [_format_score(entry.get(name)) for name in ("out_of_fold", *_SCORE_KEYS[:2])]
     commit = f"`{entry['commit'][:12]}`" if entry.get("commit") else None
     cells += [status, f"`{entry['sha256'][:12]}`", commit]
     return "| " + " | ".join(_escape(cell) for cell in cells) + " |\n"

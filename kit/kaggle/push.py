@@ -13,16 +13,16 @@ from kit.kaggle.connection import AGAIN, KaggleError, fetch_blob, quote_reason
 from kit.kaggle.datasets import POLL_DELAY, Account, push_dataset, read_metadata
 from kit.progress import log
 
-RUN_SECONDS = 13 * 3600.0  # a notebook's 12 hours, and its wait for a machine
+_RUN_SECONDS = 13 * 3600.0  # a notebook's 12 hours, and its wait for a machine
 # The initial weights, which train-classifier can do without.
-OPTIONAL = name_dataset("backbone")
-NOT_FETCHED = ("checkpoint.safetensors", "embeddings.npy")  # large, and needed only on Kaggle
+_OPTIONAL = name_dataset("backbone")
+_NOT_FETCHED = ("checkpoint.safetensors", "embeddings.npy")  # large, and needed only on Kaggle
 
 
 def push(
     names: list[str] | None = None,
     folder: Path = BUILD,
-    hours: float = RUN_SECONDS / 3600,
+    hours: float = _RUN_SECONDS / 3600,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
     """Push the built notebooks `names` and the datasets they need; follow and fetch each in turn.
@@ -89,7 +89,7 @@ def _list_datasets(account: Account, metadata: dict) -> list[str]:
     """The datasets of a notebook, without initial weights that were never uploaded."""
     sources = []
     for source in metadata["dataset_sources"]:
-        if source.split("/")[1] == OPTIONAL and account.find_dataset(source) is None:
+        if source.split("/")[1] == _OPTIONAL and account.find_dataset(source) is None:
             log.info(f"{source} was never uploaded: the classifier begins from random weights.")
         else:
             sources.append(source)
@@ -98,7 +98,7 @@ def _list_datasets(account: Account, metadata: dict) -> list[str]:
 
 def _save_kernel(account: Account, metadata: dict, text: str) -> Any:
     """Save and run a version. Retried only when Kaggle surely did nothing: it costs GPU hours."""
-    fields = {RENAMED.get(name, name): metadata[name] for name in metadata}
+    fields = {_RENAMED.get(name, name): metadata[name] for name in metadata}
     try:
         return account.send(
             lambda kaggle: kaggle.kernels.kernels_api_client.save_kernel, **fields | {"text": text}
@@ -109,7 +109,7 @@ def _save_kernel(account: Account, metadata: dict, text: str) -> Any:
 
 
 # Fields of kernel-metadata.json that have another name in the request.
-RENAMED = {
+_RENAMED = {
     "id": "slug",
     "title": "new_title",
     "code_file": "text",
@@ -169,7 +169,7 @@ def _fetch_output(account: Account, reference: str, directory: Path) -> None:
             target = (directory / file.file_name).resolve()
             if not target.is_relative_to(directory.resolve()):
                 raise KaggleError(f"{reference} left a file outside its folder: {file.file_name}.")
-            if target.name not in NOT_FETCHED:
+            if target.name not in _NOT_FETCHED:
                 account.retry(partial(fetch_blob, file.url, target))
         token, text = page.next_page_token, page.log or text
         if not token:

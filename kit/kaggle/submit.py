@@ -32,9 +32,9 @@ from kit.kaggle.ledger import (
 from kit.progress import log
 from kit.submission import validate_submission
 
-DEFAULT_TIMEOUT = 1800.0  # seconds to wait for a score
+_DEFAULT_TIMEOUT = 1800.0  # seconds to wait for a score
 POLL_DELAY, LONGEST_POLL_DELAY = 2.0, 60.0  # seconds; see `grow_delays`
-TOKEN_LENGTH = 12  # hexadecimal digits of the file's SHA-256 that name its submission
+_TOKEN_LENGTH = 12  # hexadecimal digits of the file's SHA-256 that name its submission
 
 
 def submit(
@@ -42,7 +42,7 @@ def submit(
     message: str,
     sample: str | Path | None = None,
     competition: str = SLUG,
-    timeout: float = DEFAULT_TIMEOUT,
+    timeout: float = _DEFAULT_TIMEOUT,
     dry_run: bool = False,
     ledger: str | Path = LEDGER,
     sleep: Callable[[float], None] = time.sleep,
@@ -102,7 +102,7 @@ def _check_unfinished(entry: dict) -> None:
 def _send_once(client: CompetitionClient, csv: Path, payload: bytes, entry: dict) -> int:
     """Create the submission of `payload` unless Kaggle has it already; return its ref."""
     _check_competition(client)
-    token = entry["sha256"][:TOKEN_LENGTH]
+    token = entry["sha256"][:_TOKEN_LENGTH]
     ref = _find_submission(client, token)
     if ref is not None:
         log.info(f"Kaggle already has this file, as submission {ref}: it is not sent again.")

@@ -26,7 +26,7 @@ from kit.slices.competition_files import SAMPLE_FILE, find_competition
 from kit.submission import read_sample, validate_submission, write_submission
 from kit.training.loop import OutOfTime
 
-OUTCOME = "outcome.json"  # how a notebook ended, read by `kit push-kernels`
+_OUTCOME = "outcome.json"  # how a notebook ended, read by `kit push-kernels`
 BACKBONE = "backbone.safetensors"  # initial weights, in a dataset of their own
 RUN = "run"  # the run directory in the output of a training notebook
 
@@ -87,7 +87,7 @@ def predict(prediction: Prediction) -> None:
     except KernelError as error:
         left, reason = "training prior", str(error)
     validate_submission(prediction.submission, prediction.sample)
-    write_json(prediction.submission.with_name(OUTCOME), {"left": left, "reason": reason})
+    write_json(prediction.submission.with_name(_OUTCOME), {"left": left, "reason": reason})
     if reason:
         print(f"{prediction.submission} is valid, but still the training prior: {reason}")
     else:
@@ -205,7 +205,7 @@ def _leave_outcome(stage: str, run: Run, fold: int) -> Iterator[None]:
     except OutOfTime as stop:
         left, reason = "unfinished", str(stop)
         print(f"{reason}. Push the notebook again: it continues from the output of this version.")
-    write_json(Path(OUTCOME), {"left": left, "reason": reason})
+    write_json(Path(_OUTCOME), {"left": left, "reason": reason})
 
 
 def _run_on_gpus(*words: str, workers: bool = True) -> None:

@@ -17,7 +17,7 @@ from kit.recipes import to_dict
 from kit.runs.directory import Run, read_recipe
 
 # The inputs of each kind, as patterns below its folder in the root.
-LAYOUT = {"datasets": "*/*", "notebooks": "*/*", "models": "*/*/*/*/*"}
+_LAYOUT = {"datasets": "*/*", "notebooks": "*/*", "models": "*/*/*/*/*"}
 
 
 class KernelError(KitError, RuntimeError):
@@ -27,16 +27,16 @@ class KernelError(KitError, RuntimeError):
         return [f"{type(self).__name__}: {self}"]
 
 
-def find_root(root: Path | None = None) -> Path:
+def _find_root(root: Path | None = None) -> Path:
     """The folder in which inputs are mounted: `root`, or `KIT_INPUT`, or `/kaggle/input`."""
     return root or Path(os.environ.get("KIT_INPUT", "/kaggle/input"))
 
 
 def list_inputs(root: Path | None = None) -> list[Path]:
     """The folders of the attached datasets, models' versions and notebooks' outputs."""
-    root = find_root(root)
-    new = [path for kind, depth in LAYOUT.items() for path in (root / kind).glob(depth)]
-    old = [path for path in root.glob("*") if path.name not in (*LAYOUT, "competitions", SLUG)]
+    root = _find_root(root)
+    new = [path for kind, depth in _LAYOUT.items() for path in (root / kind).glob(depth)]
+    old = [path for path in root.glob("*") if path.name not in (*_LAYOUT, "competitions", SLUG)]
     return sorted(path for path in new + old if path.is_dir())
 
 
@@ -47,7 +47,7 @@ def find_marked(marker: str, root: Path | None = None) -> list[Path]:
 
 def find_data(root: Path | None = None) -> Path:
     """The folder of the competition. Raises `KernelError` if it is not attached."""
-    root = find_root(root)
+    root = _find_root(root)
     for path in (root / "competitions" / SLUG, root / SLUG):
         if path.is_dir():
             return path

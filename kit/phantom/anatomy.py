@@ -16,26 +16,26 @@ CSF, GRAY, WHITE, FALX = 7.0, 37.0, 29.0, 45.0
 
 # Landmarks: center x, y, z and half axes in mm (from the head's center: x left, y back, z up),
 # outward drift of x with y, HU. Those off the midline occur on both sides.
-DEEP_GRAY = ((13, 6, -2, 8, 12, 8, 0.0, 38), (24, -6, 0, 6, 15, 9, 0.1, 38))
-VENTRICLES = (
+_DEEP_GRAY = ((13, 6, -2, 8, 12, 8, 0.0, 38), (24, -6, 0, 6, 15, 9, 0.1, 38))
+_VENTRICLES = (
     (9, -18, 8, 5, 20, 11, -0.25, CSF),
     (11, 8, 14, 5, 18, 7, 0.15, CSF),
     (21, 30, 3, 6, 15, 10, 0.1, CSF),
     (0, -2, -6, 2.5, 12, 9, 0.0, CSF),
     (0, 40, -40, 7, 6, 9, 0.0, CSF),
 )
-CISTERNS = (
+_CISTERNS = (
     (0, -12, -32, 14, 9, 7, 0.0, CSF),
     (13, 14, -27, 5, 13, 6, -0.4, CSF),
     (36, -12, -27, 17, 5, 6, 0.0, CSF),
 )
-SKULL_BASE = (
+_SKULL_BASE = (
     (38, 14, -52, 26, 9, 9, 0.0, 1100),
     (20, -22, -50, 24, 5, 6, 0.0, 900),
     (0, -6, -58, 9, 14, 9, 0.0, 900),
     (0, 8, -74, 14, 30, 9, 0.0, 700),
 )
-FACE = (
+_FACE = (
     (28, -62, -60, 16, 20, 15, 0.0, -60),
     (29, -72, -60, 11, 11, 11, 0.0, 12),
     (0, -60, -60, 9, 20, 14, 0.0, -850),
@@ -141,7 +141,7 @@ def render_planes(
     sulci = planes.above(head.sulci - 3 * np.abs(folds)) * (1 - planes.above(depth - 14))
     brain = planes.above(depth - head.sulci) * (1 - sulci)
     hounsfield = AIR + planes.above(below_skin) * (SOFT_TISSUE - AIR)
-    _paint(hounsfield, FACE, planes)
+    _paint(hounsfield, _FACE, planes)
     for outer, inner, value in ((1, 0, BONE), (2 / 3, 1 / 3, DIPLOE)):
         shell = planes.above(depth + outer * head.skull) - planes.above(depth + inner * head.skull)
         _blend(hounsfield, shell, value)
@@ -149,11 +149,11 @@ def render_planes(
     _blend(hounsfield, brain, GRAY + head.brain_offset)
     white = planes.above(depth - head.sulci - 5 + 4 * np.abs(folds)) * brain
     _blend(hounsfield, white, WHITE + head.brain_offset)
-    _paint(hounsfield, DEEP_GRAY + CISTERNS, planes)
-    _paint(hounsfield, VENTRICLES, planes, head.ventricles)
+    _paint(hounsfield, _DEEP_GRAY + _CISTERNS, planes)
+    _paint(hounsfield, _VENTRICLES, planes, head.ventricles)
     falx = planes.above(1.0 - np.abs(planes.x)) * (planes.z > 12)
     _blend(hounsfield, falx * inside, FALX)
-    _paint(hounsfield, SKULL_BASE, planes)
+    _paint(hounsfield, _SKULL_BASE, planes)
     for bleeding in bleedings:
         if _reaches(bleeding, planes):
             cover = inside * _cover_bleeding(bleeding, head, planes, depth, sulci, folds)
@@ -186,11 +186,11 @@ def _cover_bleeding(
         return planes.above(thickness * (1 - (square / radius**2) ** steep) - depth) * own_side
     if bleeding.label == SUBARACHNOID:
         spaces = np.maximum(1 - planes.above(depth - head.sulci - 3), sulci)
-        _paint(spaces, [(*landmark[:7], 1.0) for landmark in CISTERNS], planes)
+        _paint(spaces, [(*landmark[:7], 1.0) for landmark in _CISTERNS], planes)
         return spaces * planes.above(bleeding.radii[0] - np.sqrt(square))
     if bleeding.label == INTRAVENTRICULAR:
         spaces = np.zeros_like(depth)
-        _paint(spaces, [(*landmark[:7], 1.0) for landmark in VENTRICLES], planes, head.ventricles)
+        _paint(spaces, [(*landmark[:7], 1.0) for landmark in _VENTRICLES], planes, head.ventricles)
         # Blood settles: the patient lies on the back, and the ventricle is filled to a level.
         return spaces * own_side * planes.above(y) * planes.above(bleeding.radii[2] - np.abs(z))
     ax, ay, az = bleeding.radii

@@ -8,12 +8,12 @@ import numpy as np
 
 # Shares of patients, not of slices: epidural is more frequent than in the real data (3 % of the
 # bleeding slices), so that a small phantom has all five types.
-BLEEDING_PATIENTS = 0.55
+_BLEEDING_PATIENTS = 0.55
 MAIN_BLEEDING = (0.06, 0.34, 0.08, 0.24, 0.28)
 # How a series' slices are spaced: upper end of its share of the patients, step in mm.
 SPACINGS = {"paired": (0.05, 5.5), "thin": (0.1, 2.7), "variable": (0.45, 5.0), "even": (1.0, 5.0)}
-TWO_STUDIES = 0.06
-MOST_SLICES = 60
+_TWO_STUDIES = 0.06
+_MOST_SLICES = 60
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,14 @@ def plan_patients(patients: int, seed: int) -> list[Patient]:
     """
     rng = np.random.default_rng(np.random.SeedSequence(seed))
     parts, bleeds, spacings, studies = (_spread_evenly(rng, patients) for _ in range(4))
-    slice_ids = _draw_ids(rng, patients * 2 * MOST_SLICES, 9)
+    slice_ids = _draw_ids(rng, patients * 2 * _MOST_SLICES, 9)
     patient_ids, series_ids = _draw_ids(rng, patients, 8), _draw_ids(rng, patients * 4, 10)
-    kinds = np.cumsum(MAIN_BLEEDING) * BLEEDING_PATIENTS
+    kinds = np.cumsum(MAIN_BLEEDING) * _BLEEDING_PATIENTS
     test = parts < max(1, round(patients / 6)) / patients
     wrong = np.flatnonzero(~test)[1]
     plan = []
     for i in range(patients):
-        count = 2 if studies[i] < TWO_STUDIES else 1
+        count = 2 if studies[i] < _TWO_STUDIES else 1
         plan.append(
             Patient(
                 index=i,
@@ -77,7 +77,7 @@ def plan_patients(patients: int, seed: int) -> list[Patient]:
                 patient_id=patient_ids[i],
                 study_ids=series_ids[4 * i : 4 * i + count],
                 series_ids=series_ids[4 * i + 2 : 4 * i + 2 + count],
-                slice_ids=slice_ids[2 * MOST_SLICES * i : 2 * MOST_SLICES * (i + 1)],
+                slice_ids=slice_ids[2 * _MOST_SLICES * i : 2 * _MOST_SLICES * (i + 1)],
                 test=bool(test[i]),
                 bleeding=int(np.searchsorted(kinds, bleeds[i])) if bleeds[i] < kinds[-1] else None,
                 spacing=next(name for name, (end, _) in SPACINGS.items() if spacings[i] < end),

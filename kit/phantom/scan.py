@@ -23,20 +23,20 @@ from kit.phantom.anatomy import (
 )
 from kit.phantom.plan import MAIN_BLEEDING, SPACINGS, Patient
 
-SECOND_BLEEDING = {  # main → (second, its probability)
+_SECOND_BLEEDING = {  # main → (second, its probability)
     EPIDURAL: (SUBARACHNOID, 0.3),
     INTRAPARENCHYMAL: (INTRAVENTRICULAR, 0.35),
     INTRAVENTRICULAR: (SUBARACHNOID, 0.3),
     SUBARACHNOID: (INTRAVENTRICULAR, 0.25),
     SUBDURAL: (SUBARACHNOID, 0.25),
 }
-FAINT_BLEEDINGS = 0.15
+_FAINT_BLEEDINGS = 0.15
 # Mean number of mimics, each in one slice. A head without blood has more of them, and those of a
 # bleeding head resemble its own bleeding: the series as a whole then says little, and only the
 # order of its slices distinguishes a mimic from blood.
 MIMICS_BESIDE_BLOOD, MIMICS_ALONE = 1.5, 4.2
-VISIBLE_AREA = 60.0  # mm² of blood above which a slice is labelled positive
-SUBPLANES = 4  # planes averaged over a slice's thickness, for partial volume
+_VISIBLE_AREA = 60.0  # mm² of blood above which a slice is labelled positive
+_SUBPLANES = 4  # planes averaged over a slice's thickness, for partial volume
 
 
 @dataclass(frozen=True)
@@ -76,10 +76,10 @@ def _draw_bleedings(rng: np.random.Generator, head: Head, main: int | None) -> l
     if main is None:
         return []
     labels = [main]
-    second, probability = SECOND_BLEEDING[main]
+    second, probability = _SECOND_BLEEDING[main]
     if rng.random() < probability:
         labels.append(second)
-    faint = rng.random() < FAINT_BLEEDINGS
+    faint = rng.random() < _FAINT_BLEEDINGS
     return [
         draw_bleeding(rng, head, label, rng.uniform(46, 54) if faint else rng.uniform(56, 78))
         for label in labels
@@ -133,7 +133,7 @@ def _scan_head(
     hounsfield = np.empty((len(offsets), size, size), np.int16)
     areas = np.zeros((len(offsets), 5))
     thickness = np.diff(offsets).max()
-    subplanes = ((np.arange(SUBPLANES) + 0.5) / SUBPLANES - 0.5) * thickness
+    subplanes = ((np.arange(_SUBPLANES) + 0.5) / _SUBPLANES - 0.5) * thickness
     for k, offset in enumerate(offsets):
         planes = _place_planes(x[cols], v[rows], offset + subplanes, pitch)
         here = [bleeding for bleeding in bleedings if bleeding.only in (None, k)]
@@ -142,7 +142,7 @@ def _scan_head(
         plane += noise * rng.standard_normal(plane.shape, dtype=np.float32)
         hounsfield[k] = np.clip(np.rint(plane, out=plane), AIR - 20, 3000)
     labels = np.zeros((len(offsets), 6), np.int8)
-    labels[:, :5] = areas * pixel_spacing**2 >= VISIBLE_AREA
+    labels[:, :5] = areas * pixel_spacing**2 >= _VISIBLE_AREA
     labels[:, 5] = labels[:, :5].max(axis=1)
     corner = across[0] * np.array([1, np.cos(tilt), -np.sin(tilt)])
     normal = np.array([0, np.sin(tilt), np.cos(tilt)])

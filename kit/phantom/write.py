@@ -23,8 +23,8 @@ from kit.phantom.plan import Encoding, Patient, plan_patients
 from kit.phantom.scan import Series, render_patient
 from kit.processes import restart_once
 
-PARTS = ("stage_2_train", "stage_2_test")
-PADDING = -2000  # stored value outside the scanner's field of view
+_PARTS = ("stage_2_train", "stage_2_test")
+_PADDING = -2000  # stored value outside the scanner's field of view
 
 
 @restart_once
@@ -56,7 +56,7 @@ def write_phantom(
         TemporaryDirectory(dir=directory.parent, prefix=f"{directory.name}.") as beside,
     ):
         partial = Path(beside) / directory.name
-        for part in PARTS:
+        for part in _PARTS:
             (partial / part).mkdir(parents=True)
         tasks = (delayed(_write_patient)(patient, size, partial) for patient in plan)
         results = Parallel(n_jobs=workers or -1, return_as="generator")(tasks)
@@ -69,7 +69,7 @@ def write_phantom(
 
 def _write_patient(patient: Patient, size: int, directory: Path) -> pd.DataFrame:
     """Write a patient's files and return their labels, one row per image."""
-    folder = directory / PARTS[patient.test]
+    folder = directory / _PARTS[patient.test]
     tables = []
     for series in render_patient(patient, size):
         _write_series(series, folder)
@@ -109,7 +109,7 @@ def _encode_pixels(hounsfield: np.ndarray, encoding: Encoding) -> np.ndarray:
         return np.clip(hounsfield - encoding.intercept, 0, 4095).astype("<u2")
     stored = (hounsfield - encoding.intercept).astype("<i2")
     across = np.linspace(-1, 1, stored.shape[1])
-    stored[:, np.hypot(across[:, None], across) > 1.02] = PADDING
+    stored[:, np.hypot(across[:, None], across) > 1.02] = _PADDING
     return stored
 
 

@@ -43,7 +43,7 @@ def explain_series(run: Run, series: str) -> Path:
     influence = [
         measure_influence(
             load_lstm(run.lstm(fold, epoch) / f"epoch{last}.safetensors").to(choose_device()),
-            read_embeddings(EmbeddingStore(run.store(fold, epoch)), part),
+            _read_embeddings(EmbeddingStore(run.store(fold, epoch)), part),
         )
         for fold in folds
         for epoch in list_classifier_epochs(recipe)
@@ -84,7 +84,7 @@ def measure_influence(model: SequenceLSTM, embeddings: torch.Tensor) -> np.ndarr
     return torch.cat(differences).permute(2, 1, 0).float().cpu().numpy()
 
 
-def read_embeddings(store: EmbeddingStore, part: pd.DataFrame) -> torch.Tensor:
+def _read_embeddings(store: EmbeddingStore, part: pd.DataFrame) -> torch.Tensor:
     """Read the embeddings of the slices in `part`, in their order: float32 (T, E)."""
     rows = store.find_rows(part["SOPInstanceUID"])
     return torch.from_numpy(np.asarray(store.embeddings[rows], dtype=np.float32))

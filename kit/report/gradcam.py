@@ -9,11 +9,11 @@ from torch import nn
 from kit.classifier import Classifier
 from kit.competition import LABELS
 
-FINE = 6  # cells per side; a coarser map does not show where the evidence lies
+_FINE = 6  # cells per side; a coarser map does not show where the evidence lies
 
 
 def find_map_layer(model: Classifier) -> nn.Module | None:
-    """The stage whose output Grad-CAM weighs: the deepest one of at least `FINE` × `FINE` cells.
+    """The stage whose output Grad-CAM weighs: the deepest one of at least `_FINE` × `_FINE` cells.
 
     If no stage is that fine, the first one. None for a model whose stages do not output feature
     maps (B, C, h, w): those of ViT are tokens, those of Swin have channels last.
@@ -37,7 +37,7 @@ def find_map_layer(model: Classifier) -> nn.Module | None:
         for layer, stage in zip(layers, stages, strict=True)
         if len(shapes.get(layer, ())) == 4 and shapes[layer][1] == stage["num_chs"]
     ]
-    fine = [layer for layer in maps if min(shapes[layer][2:]) >= FINE]
+    fine = [layer for layer in maps if min(shapes[layer][2:]) >= _FINE]
     return fine[-1] if fine else next(iter(maps), None)
 
 

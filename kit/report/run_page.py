@@ -43,15 +43,15 @@ def write_report(run: Run, series: tuple[str, ...] = ()) -> Path:
     scores.
     """
     recipe = read_recipe(run)
-    table = read_predictions(run)
+    table = _read_predictions(run)
     held_out = run.oof.exists()
     named = list(dict.fromkeys(find_series(table, name) for name in series))
     ranked, rates = choose_series(table, held_out)
     chosen = list(dict.fromkeys([*named, *ranked]))
     data = {
-        **describe_run(run, recipe),
+        **_describe_run(run, recipe),
         **(describe_scores(table) if held_out else {}),
-        "histories": read_histories(run, recipe),
+        "histories": _read_histories(run, recipe),
         "series": present_series(table, chosen, recipe.classifier),
         "named": bool(named),
         "others": rates.index.difference(chosen, sort=False).tolist(),
@@ -88,7 +88,7 @@ def present_one(part: pd.DataFrame, config: ClassifierConfig) -> dict:
     return {"title": "A series", "facts": [], "series": present_series(part, [name], config)}
 
 
-def read_predictions(run: Run) -> pd.DataFrame:
+def _read_predictions(run: Run) -> pd.DataFrame:
     """The held-out slices, or else the test part, with the probabilities of all models."""
     if run.oof.exists():
         return read_frame(run.oof)
@@ -123,7 +123,7 @@ def find_series(table: pd.DataFrame, name: str) -> str:
     return found[0]
 
 
-def describe_run(run: Run, recipe: Recipe) -> dict:
+def _describe_run(run: Run, recipe: Recipe) -> dict:
     """What was run, on which data, at what cost, and what wrote the report."""
     skipped, commit = read_frame(run.skipped), find_commit()
     versions = list_versions()
@@ -208,7 +208,7 @@ def describe_scores(table: pd.DataFrame) -> dict:
     }
 
 
-def read_histories(run: Run, recipe: Recipe) -> list[dict]:
+def _read_histories(run: Run, recipe: Recipe) -> list[dict]:
     """The loss after each epoch of every training that recorded it: `kind`, `fold`, `loss`, …"""
     found = []
     for fold in list_folds(recipe):

@@ -18,40 +18,40 @@ from kit.evaluation.intervals import slice_losses
 from kit.images import read_image
 from kit.report.ranking import rank_series
 
-SERIES_SHOWN = 50
+_SERIES_SHOWN = 50
 IMAGE_BYTES = 18_000_000  # of all images and maps on a page, to keep the page under 20 MB
-IMAGE_SIDES = 144, 288  # the smallest and the largest side of a window, in pixels
-IMAGE_QUALITY = 35  # of WebP
+_IMAGE_SIDES = 144, 288  # the smallest and the largest side of a window, in pixels
+_IMAGE_QUALITY = 35  # of WebP
 # Bytes of a slice per pixel of its windows' side. A patient's head takes 57; maps add the rest.
 _BYTES_PER_SIDE = 70
 
 # uint8 images (B, S, S, 3) → uint8 maps (B, 6, h, w).
-Locate = Callable[[np.ndarray], np.ndarray]
+_Locate = Callable[[np.ndarray], np.ndarray]
 
 
 def choose_series(table: pd.DataFrame, held_out: bool) -> tuple[list[str], pd.DataFrame]:
     """`rank_series` by the bag's loss or, without truth, by its highest probability."""
     if held_out:
         values = slice_losses(table[list(LABELS)], table[name_columns("bag")])
-        return rank_series(table, values, SERIES_SHOWN)
+        return rank_series(table, values, _SERIES_SHOWN)
     values = table[[*name_columns("bag"), "bag_any"]].to_numpy()
-    return rank_series(table, values, SERIES_SHOWN, "max")
+    return rank_series(table, values, _SERIES_SHOWN, "max")
 
 
 def present_series(
-    table: pd.DataFrame, chosen: list[str], config: ClassifierConfig, locate: Locate | None = None
+    table: pd.DataFrame, chosen: list[str], config: ClassifierConfig, locate: _Locate | None = None
 ) -> list[dict]:
     """The series named in `chosen` as the page takes them, in that order.
 
-    Each is what `describe_series` and `draw_series` return together.
+    Each is what `_describe_series` and `draw_series` return together.
     """
     groups = table.groupby("series", sort=False)
     parts = [groups.get_group(name) for name in chosen]
     drawn = draw_series(parts, config, locate)
-    return [{**describe_series(part), **extra} for part, extra in zip(parts, drawn, strict=True)]
+    return [{**_describe_series(part), **extra} for part, extra in zip(parts, drawn, strict=True)]
 
 
-def describe_series(part: pd.DataFrame) -> dict:
+def _describe_series(part: pd.DataFrame) -> dict:
     """One series as the page takes it; `part` holds its slices, in order.
 
     `truth` is (6, T) of 0 and 1, or None where the labels are unknown; `probabilities` maps each
@@ -82,7 +82,7 @@ def round_probabilities(values: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_series(
-    parts: list[pd.DataFrame], config: ClassifierConfig, locate: Locate | None = None
+    parts: list[pd.DataFrame], config: ClassifierConfig, locate: _Locate | None = None
 ) -> list[dict]:
     """For each series its `images` and, if `locate` is given, its `maps`.
 
@@ -113,7 +113,7 @@ def draw_series(
 
 def choose_side(slices: int) -> int:
     """The side of a window, in pixels, at which this many slices fit on a page."""
-    return int(np.clip(IMAGE_BYTES / _BYTES_PER_SIDE / max(1, slices), *IMAGE_SIDES))
+    return int(np.clip(IMAGE_BYTES / _BYTES_PER_SIDE / max(1, slices), *_IMAGE_SIDES))
 
 
 def encode_image(image: np.ndarray, side: int) -> str:
@@ -124,11 +124,11 @@ def encode_image(image: np.ndarray, side: int) -> str:
     side = min(side, len(image))
     image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
     windows = np.hstack([image[..., channel] for channel in range(3)])
-    _, encoded = cv2.imencode(".webp", windows, [cv2.IMWRITE_WEBP_QUALITY, IMAGE_QUALITY])
+    _, encoded = cv2.imencode(".webp", windows, [cv2.IMWRITE_WEBP_QUALITY, _IMAGE_QUALITY])
     return "data:image/webp;base64," + base64.b64encode(encoded.tobytes()).decode()
 
 
-def _map_series(locate: Locate, images: dict[int, np.ndarray], slices: int) -> dict:
+def _map_series(locate: _Locate, images: dict[int, np.ndarray], slices: int) -> dict:
     """The maps of a series: bytes (T, 6, h, w) in base64, zeros for slices without an image."""
     rows = list(images)
     batches = [rows[start : start + 16] for start in range(0, len(rows), 16)]

@@ -13,9 +13,9 @@ from kit.processes import restart_once
 from kit.slices.index import index_files, list_files
 
 # Mirrors say `stage_2_train_images`.
-TRAIN_FOLDERS = ("stage_2_train", "stage_2_train_images")
-TEST_FOLDERS = ("stage_2_test", "stage_2_test_images")
-LABEL_FILE = "stage_2_train.csv"
+_TRAIN_FOLDERS = ("stage_2_train", "stage_2_train_images")
+_TEST_FOLDERS = ("stage_2_test", "stage_2_test_images")
+_LABEL_FILE = "stage_2_train.csv"
 SAMPLE_FILE = "stage_2_sample_submission.csv"
 
 
@@ -47,7 +47,7 @@ def find_competition(data: str | Path, train: bool = True) -> CompetitionFiles:
         raise FileNotFoundError(f"{data}: there is no such folder or zip archive")
     if train and not found.train and not found.test:
         raise FileNotFoundError(
-            f"{data}: neither {TRAIN_FOLDERS[0]}/ nor {TEST_FOLDERS[0]}/ with DICOM files is in it"
+            f"{data}: neither {_TRAIN_FOLDERS[0]}/ nor {_TEST_FOLDERS[0]}/ holds DICOM files"
         )
     return found
 
@@ -63,7 +63,7 @@ def index_competition(
     """
     files = find_competition(data)
     if files.train and files.labels is None:
-        raise FileNotFoundError(f"{data}: {LABEL_FILE} is missing")
+        raise FileNotFoundError(f"{data}: {_LABEL_FILE} is missing")
     slices, skipped = index_files(files.train + files.test, str(data), workers)
     in_test = slices["path"].isin(set(files.test))
     slices["split"] = in_test.map({True: "test", False: "train"}).astype(str)
@@ -79,11 +79,11 @@ def index_competition(
         skipped,
         _give_reason(
             slices.loc[unlabelled, skipped.columns.drop(["reason", "code"])],
-            f"no labels in {LABEL_FILE}",
+            f"no labels in {_LABEL_FILE}",
         ),
         _give_reason(
             pd.DataFrame({"path": lost, "SOPInstanceUID": lost}),
-            f"in {LABEL_FILE}, but there is no readable file of it",
+            f"in {_LABEL_FILE}, but there is no readable file of it",
         ),
     ]
     skipped = pd.concat([part for part in refused if len(part)] or [skipped], ignore_index=True)
@@ -98,7 +98,7 @@ def _give_reason(files: pd.DataFrame, reason: str) -> pd.DataFrame:
 
 
 def _find_in_folder(data: Path, train: bool) -> CompetitionFiles:
-    levels, parts = [[data]], TRAIN_FOLDERS + TEST_FOLDERS
+    levels, parts = [[data]], _TRAIN_FOLDERS + _TEST_FOLDERS
     for _ in range(2):  # an extra folder with the competition's name occurs
         if any((root / name).exists() for root in levels[-1] for name in parts):
             break
@@ -117,9 +117,9 @@ def _find_in_folder(data: Path, train: bool) -> CompetitionFiles:
         return next((str(path) for path in paths if path.is_file()), None)
 
     return CompetitionFiles(
-        list_first(TRAIN_FOLDERS) if train else [],
-        list_first(TEST_FOLDERS),
-        find_first(LABEL_FILE),
+        list_first(_TRAIN_FOLDERS) if train else [],
+        list_first(_TEST_FOLDERS),
+        find_first(_LABEL_FILE),
         find_first(SAMPLE_FILE),
     )
 
@@ -136,7 +136,10 @@ def _find_in_archive(data: Path) -> CompetitionFiles:
         return next((path for path in paths if members[path][-1] == name), None)
 
     return CompetitionFiles(
-        select(TRAIN_FOLDERS), select(TEST_FOLDERS), find_first(LABEL_FILE), find_first(SAMPLE_FILE)
+        select(_TRAIN_FOLDERS),
+        select(_TEST_FOLDERS),
+        find_first(_LABEL_FILE),
+        find_first(SAMPLE_FILE),
     )
 
 

@@ -24,7 +24,7 @@ OPT_LEVELS = ("O0", "O1", "O2", "O3")
 INITIAL_SCALE = 2.0**16
 GROWTH_INTERVAL = 2000  # steps without overflow before the scale doubles, as in apex
 
-Pairs = list[tuple[torch.Tensor, torch.Tensor]]
+_Pairs = list[tuple[torch.Tensor, torch.Tensor]]
 
 _NORMALIZATION = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm)
 
@@ -47,7 +47,7 @@ def initialize(
         raise InputError(f"opt_level {opt_level!r} is none of {', '.join(OPT_LEVELS)}")
     device = next(model.parameters()).device.type
     dtype = dtype or (torch.float16 if device == "cuda" else torch.bfloat16)
-    masters: Pairs = []
+    masters: _Pairs = []
     if opt_level == "O1":
         _autocast_forward(model, device, dtype)
     elif opt_level in ("O2", "O3"):
@@ -117,7 +117,7 @@ class LossScaling:
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, device: str, enabled: bool, masters: Pairs
+        self, optimizer: torch.optim.Optimizer, device: str, enabled: bool, masters: _Pairs
     ):
         self.scaler = torch.amp.GradScaler(
             device, init_scale=INITIAL_SCALE, growth_interval=GROWTH_INTERVAL, enabled=enabled
@@ -175,7 +175,7 @@ def _halve(
     optimizer: torch.optim.Optimizer | None,
     dtype: torch.dtype,
     keep_normalization: bool,
-) -> Pairs:
+) -> _Pairs:
     """Cast the model, its inputs and outputs; return parameters with their masters (O2)."""
     masters: dict[torch.Tensor, torch.Tensor] = {}
     kept: set[int] = set()

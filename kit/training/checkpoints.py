@@ -21,7 +21,7 @@ from kit import KitError
 from kit.files import replace_file
 from kit.training import amp
 
-Config = TypeVar("Config")
+_Config = TypeVar("_Config")
 
 
 class TrainingError(KitError, RuntimeError):
@@ -55,7 +55,7 @@ def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
         raise TrainingError(f"{path}: not a weights file that can be read ({error})") from error
 
 
-def load_trained(path: Path, kind: type[Config]) -> tuple[dict[str, torch.Tensor], Config]:
+def load_trained(path: Path, kind: type[_Config]) -> tuple[dict[str, torch.Tensor], _Config]:
     """Read the weights of a trained model and its configuration, a `kind`.
 
     Raises `TrainingError` naming the file if it holds no such configuration, or weights that are
