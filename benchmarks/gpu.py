@@ -322,11 +322,13 @@ def make_published_step(embeddings, table, device, sizes: Sizes):
     model = published.make_lstm(sizes.hidden, sizes.hidden).to(device).train()
     optimizer, scaler = published.make_optimizer(model), torch.amp.GradScaler(device.type)
 
+    # Mixed precision is measured on a GPU; many CPUs cannot run an `nn.LSTM` in bfloat16.
+    mixed = torch.float16 if device.type == "cuda" else None
     draw = itertools.cycle(np.arange(len(dataset)).reshape(-1, 4))
 
     def step():
         batch = published.load_batch(dataset, next(draw), device)
-        published.train_step(model, optimizer, batch, half(device), scaler)
+        published.train_step(model, optimizer, batch, mixed, scaler)
 
     return step
 

@@ -298,4 +298,4 @@ def test_a_run_without_a_single_image_stops_and_says_why(tiny, tmp_path, capsys)
     )
     for _ in range(2):
         said = fail(capsys, "embed", run, "--workers", "1")
-        assert re.match(r"kit: no slice gives an image, ID_\w+ for one: ", said)
+        assert re.match(r"kit: no slice gives an image; the first is ID_\w+: ", said)
