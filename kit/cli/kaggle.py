@@ -6,9 +6,9 @@ import argparse
 import os
 from pathlib import Path
 
-from kit.cli.registry import Command, Result, argument, command
+from kit.cli.registry import Commands, Result, argument
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS = Commands()
 
 
 def _add_competition(parser: argparse.ArgumentParser) -> None:
@@ -22,8 +22,7 @@ def _add_user(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--user", default=user, help="the owner on Kaggle (or KAGGLE_USER=)")
 
 
-@command(
-    COMMANDS,
+@COMMANDS.add(
     "download",
     "download the competition; continues where it stopped",
     argument("directory", type=Path, help="where the files go"),
@@ -38,8 +37,7 @@ def download(options: argparse.Namespace) -> Result:
     return Result("\n".join(paths), {"files": paths})
 
 
-@command(
-    COMMANDS,
+@COMMANDS.add(
     "submit",
     "send a submission to Kaggle and wait for its score",
     argument("csv", type=Path, help="a submission file"),
@@ -63,8 +61,7 @@ def submit(options: argparse.Namespace) -> Result:
     return Result("", entry)
 
 
-@command(
-    COMMANDS,
+@COMMANDS.add(
     "kernels",
     "build the Kaggle notebooks and their datasets",
     _add_user,
@@ -80,8 +77,7 @@ def build_notebooks(options: argparse.Namespace) -> Result:
     return Result(text, {"folder": str(BUILD)})
 
 
-@command(
-    COMMANDS,
+@COMMANDS.add(
     "push-kernels",
     "push the notebooks to Kaggle and fetch their output",
     argument(
@@ -98,12 +94,7 @@ def push_notebooks(options: argparse.Namespace) -> None:
     push(options.names, hours=options.hours)
 
 
-@command(
-    COMMANDS,
-    "submissions",
-    "compare the ledger with what Kaggle knows",
-    _add_competition,
-)
+@COMMANDS.add("submissions", "compare the ledger with what Kaggle knows", _add_competition)
 def list_submissions(options: argparse.Namespace) -> Result:
     from kit.kaggle.ledger import format_submissions, list_submissions
 

@@ -1,72 +1,63 @@
-"""What a command is, and the arguments that several share; imports nothing heavy."""
+"""A table of commands, and the arguments that several of them share; imports nothing heavy."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-_AddArgument = Callable[[argparse.ArgumentParser], object]
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Result:
+class Result(NamedTuple):
     """What a command prints: `text` for people or, with --json, `value` as one document."""
 
     text: str
     value: Any
 
 
+_AddArgument = Callable[[argparse.ArgumentParser], Any]
 _Execute = Callable[[argparse.Namespace], Result | None]
 
 
-@dataclass(frozen=True)
-class Command:
-    """One command: a line of help, its arguments, and the function that carries it out."""
+class Command(NamedTuple):
+    """A line of help, what adds the arguments to a parser, and what carries the command out."""
 
     help: str
     arguments: tuple[_AddArgument, ...]
     execute: _Execute
 
 
-def command(
-    table: dict[str, Command], name: str, help: str, *arguments: _AddArgument
-) -> Callable[[_Execute], _Execute]:
-    """Enter the decorated function into `table` as `kit NAME`.
+class Commands(dict[str, Command]):
+    """Commands by their names, in the order of the help."""
 
-    It is called with the parsed options, and imports what it needs only then: `kit --help` must
-    not wait for torch.
-    """
+    def add(self, name: str, help: str, *arguments: _AddArgument) -> Callable[[_Execute], _Execute]:
+        """Enter the decorated function as `kit NAME`; it is called with the parsed options.
 
-    def enter(execute: _Execute) -> _Execute:
-        table[name] = Command(help, arguments, execute)
-        return execute
+        It imports what it needs when it is called: `kit --help` must not wait for torch.
+        """
 
-    return enter
+        def enter(execute: _Execute) -> _Execute:
+            self[name] = Command(help, arguments, execute)
+            return execute
+
+        return enter
 
 
 def argument(*names: str, **how: Any) -> _AddArgument:
-    """An argument as `ArgumentParser.add_argument` takes it, to be added to the chosen command."""
+    """An argument as `ArgumentParser.add_argument` takes it, for the command that is chosen."""
     return lambda parser: parser.add_argument(*names, **how)
 
 
 def parse_run(text: str) -> Any:
-    """A run directory, the `type` of an argument."""
+    """A run directory, as the `type` of an argument."""
     from kit.runs.directory import Run
 
     return Run(Path(text))
 
 
+DATA = argument("data", type=Path, help="the folder or zip of the competition")
 RUN = argument("run", type=parse_run, help="the run directory")
 RUN_FLAG = argument("--run", type=parse_run, required=True, help="the run directory")
 WORKERS = argument(
     "--workers", type=int, help="number of worker processes (default: CPU cores - 1)"
-)
-HOURS = argument(
-    "--hours",
-    type=float,
-    help="stop within this time with everything saved and exit with code 3; "
-    "the same command continues",
 )

@@ -6,21 +6,12 @@ import argparse
 from pathlib import Path
 
 from kit import InputError
-from kit.cli.registry import (
-    RUN_FLAG,
-    WORKERS,
-    Command,
-    Result,
-    argument,
-    command,
-    parse_run,
-)
+from kit.cli.registry import DATA, RUN_FLAG, WORKERS, Commands, Result, argument
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS = Commands()
 
 
-@command(
-    COMMANDS,
+@COMMANDS.add(
     "predict",
     "predict the slices of your own scans",
     argument("folder", type=Path, help="a folder or zip of DICOM files"),
@@ -80,12 +71,11 @@ def predict(options: argparse.Namespace) -> Result:
     )
 
 
-@command(
-    COMMANDS,
+@COMMANDS.add(
     "predict-test",
     "predict the test part of the competition",
-    argument("data", type=Path, help="the folder or zip of the competition"),
-    argument("--run", type=parse_run, required=True, help="a run directory or exported weights"),
+    DATA,
+    RUN_FLAG,
     argument("--out", type=Path, required=True, help="the submission to write"),
     WORKERS,
 )

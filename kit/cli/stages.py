@@ -10,19 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from kit import InputError
-from kit.cli.registry import (
-    HOURS,
-    RUN,
-    RUN_FLAG,
-    WORKERS,
-    Command,
-    Result,
-    argument,
-    command,
-    parse_run,
-)
+from kit.cli.registry import DATA, RUN, RUN_FLAG, WORKERS, Commands, Result, argument, parse_run
 
-COMMANDS: dict[str, Command] = {}
+COMMANDS = Commands()
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -38,15 +28,17 @@ def _parse_pair(text: str) -> tuple[Path, Path]:
     return Path(npz), Path(csv)
 
 
-_DATA = argument("data", type=Path, help="the folder or zip of the competition")
 _FOLD_TABLE = argument(
     "--fold-table", type=Path, help="CSV with columns PatientID and fold that replaces our split"
 )
+_NEW_RUN = (DATA, RUN_FLAG, _FOLD_TABLE, WORKERS, _add_recipe)
 _FOLD = argument("--fold", help="one fold: a number, or all (default: every fold of the recipe)")
+_HOURS = argument(
+    "--hours", type=float, help="stop in time, saved, with exit code 3; the same command continues"
+)
 
 
-@command(
-    COMMANDS,
+@COMMANDS.add(
     "phantom",
     "write a synthetic competition to try everything on",
     argument("directory", type=Path, help="a new folder"),
@@ -64,17 +56,7 @@ def write_phantom(options: argparse.Namespace) -> Result:
     )
 
 
-@command(
-    COMMANDS,
-    "run",
-    "run all stages: from data to submission and report",
-    _DATA,
-    RUN_FLAG,
-    _FOLD_TABLE,
-    WORKERS,
-    HOURS,
-    _add_recipe,
-)
+@COMMANDS.add("run", "run all stages: from data to submission and report", *_NEW_RUN, _HOURS)
 def run_all(options: argparse.Namespace) -> Result:
     from kit import pipeline
     from kit.cli.flags import read_recipe
@@ -98,16 +80,7 @@ def run_all(options: argparse.Namespace) -> Result:
     return Result("\n".join(lines), {**metrics, **written})
 
 
-@command(
-    COMMANDS,
-    "index",
-    "stage 1: table of slices with labels and folds",
-    _DATA,
-    RUN_FLAG,
-    _FOLD_TABLE,
-    WORKERS,
-    _add_recipe,
-)
+@COMMANDS.add("index", "stage 1: table of slices with labels and folds", *_NEW_RUN)
 def index(options: argparse.Namespace) -> Result:
     from kit import pipeline
     from kit.cli.flags import read_recipe
@@ -130,20 +103,19 @@ def index(options: argparse.Namespace) -> Result:
     )
 
 
-@command(
-    COMMANDS, "train-classifier", "stage 2: train the slice classifier", RUN, _FOLD, HOURS, WORKERS
+@COMMANDS.add(
+    "train-classifier", "stage 2: train the slice classifier", RUN, _FOLD, _HOURS, WORKERS
 )
 def train_classifier(options: argparse.Namespace) -> Result:
     return _run_stage("train-classifier", options, workers=options.workers)
 
 
-@command(COMMANDS, "embed", "stage 3: embed every slice", RUN, _FOLD, HOURS, WORKERS)
+@COMMANDS.add("embed", "stage 3: embed every slice", RUN, _FOLD, _HOURS, WORKERS)
 def embed(options: argparse.Namespace) -> Result:
     return _run_stage("embed", options, workers=options.workers)
 
 
-@command(
-    COMMANDS,
+@COMMANDS.add(
     "import-embeddings",
     "instead of stages 2 and 3: published .npz files",
     RUN,
@@ -161,13 +133,12 @@ def import_published(options: argparse.Namespace) -> Result:
     return Result(text, {"stores": rows})
 
 
-@command(COMMANDS, "train-lstm", "stage 4: train the LSTM on the embeddings", RUN, _FOLD, HOURS)
+@COMMANDS.add("train-lstm", "stage 4: train the LSTM on the embeddings", RUN, _FOLD, _HOURS)
 def train_lstm(options: argparse.Namespace) -> Result:
     return _run_stage("train-lstm", options)
 
 
-@command(
-    COMMANDS,
+@COMMANDS.add(
     "ensemble",
     "stage 5: average, score, write submission.csv",
     argument("run", type=parse_run, nargs="+", help="a run directory, or several"),
@@ -193,8 +164,7 @@ def ensemble(options: argparse.Namespace) -> Result:
     )
 
 
-@command(
-    COMMANDS,
+@COMMANDS.add(
     "report",
     "stage 6: write the page that shows a run",
     RUN,
@@ -208,7 +178,7 @@ def report(options: argparse.Namespace) -> Result:
     return Result(str(options.run.report), {"report": str(options.run.report)})
 
 
-@command(COMMANDS, "status", "show which outputs of a run are done", RUN)
+@COMMANDS.add("status", "show which outputs of a run are done", RUN)
 def show_status(options: argparse.Namespace) -> Result:
     from kit.cli.tables import format_stages
     from kit.pipeline import list_stages
@@ -218,8 +188,7 @@ def show_status(options: argparse.Namespace) -> Result:
     return Result(format_stages(options.run, read_config(options.run), stages), dict(stages))
 
 
-@command(
-    COMMANDS,
+@COMMANDS.add(
     "explain",
     "show what each neighbour contributes to a prediction",
     RUN,

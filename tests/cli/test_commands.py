@@ -277,7 +277,7 @@ def failing(monkeypatch):
         def execute(options):
             raise error
 
-        monkeypatch.setitem(COMMANDS, "status", replace(COMMANDS["status"], execute=execute))
+        monkeypatch.setitem(COMMANDS, "status", COMMANDS["status"]._replace(execute=execute))
 
     return fail_with
 
