@@ -11,7 +11,6 @@ import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -147,7 +146,6 @@ def read_leniently() -> Iterator[None]:
 _lock, _settings, _readers = threading.Lock(), contextlib.ExitStack(), 0
 
 
-@lru_cache(maxsize=1024)  # most texts are the same over a series
 def parse_numbers(text: str) -> tuple[float, ...] | None:
     """The numbers of a DICOM text such as `-125\\0\\30`; None if a part of it is not a number."""
     try:

@@ -8,12 +8,15 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from operator import mul
 from typing import Any
 
 from kit.dicom import header, pixels
 from kit.dicom.parsing import DicomError, parse_numbers
 from kit.files import Reason
+
+_parse_cached = lru_cache(maxsize=1024)(parse_numbers)  # most texts recur over a series
 
 HEADER_COLUMNS = (
     "SOPInstanceUID",
@@ -87,7 +90,7 @@ def _check_position(values: dict[str, Any]) -> Reason | None:
         text = values[name]
         if text is None:
             continue
-        numbers = parse_numbers(text)
+        numbers = _parse_cached(text)
         if numbers is None or not all(map(math.isfinite, numbers)):
             return Reason(f"{name} is not {size} numbers")
         if len(numbers) != size:
@@ -121,7 +124,7 @@ def _find_nonsense(values: dict[str, Any]) -> Iterator[str]:
     """
     for name, (size, is_possible) in _FORMS.items():
         if values[name] is not None:
-            numbers = parse_numbers(values[name])
+            numbers = _parse_cached(values[name])
             if numbers is None or len(numbers) != size or not all(map(is_possible, numbers)):
                 yield name
 
