@@ -1,5 +1,6 @@
 """Where test inputs lie: golden values in the repository, real DICOM beside it, a phantom made."""
 
+import contextlib
 import shutil
 from pathlib import Path
 
@@ -73,3 +74,33 @@ def copied_run(small_run, tmp_path):
         source = getattr(small_run, name)
         shutil.copy(source, tmp_path / source.name)
     return Run(tmp_path)
+
+
+def copy_run(run, directory):
+    """The run in a directory of its own, which may be written to."""
+    from kit.runs.directory import Run
+
+    shutil.copytree(run.path, directory)
+    return Run(directory)
+
+
+def predict_folder(folder, run, out, **options):
+    """Predict and write as `kit predict` does; the table and the skipped files."""
+    from kit.runs.prediction import load_model, predict_scans, write_predictions
+
+    with predict_scans(folder, load_model(run.path), out, **options) as found:
+        write_predictions(found, out)
+    return found.table, found.skipped
+
+
+@contextlib.contextmanager
+def limit_files(size: int):
+    """No file may grow beyond `size` bytes, as under a quota."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

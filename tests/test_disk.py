@@ -3,7 +3,6 @@
 import contextlib
 import os
 import re
-import resource
 import shutil
 import subprocess
 import tempfile
@@ -13,6 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import limit_files
 
 from kit.cli.commands import main
 from kit.competition import LABELS
@@ -23,7 +23,6 @@ from kit.runs.directory import write_frame
 from kit.slices.index import index_files, list_files
 from kit.submission import write_submission
 from kit.training.checkpoints import save_tensors
-from kit.training.events import write_events
 
 FLAGS = ["--recipe", "demo", "--folds", "2", "--train-folds", "0", "--workers", "1", "--quiet"]
 FLAGS += ["--classifier-epochs", "1", "--classifier-image-size", "32", "--lstm-epochs", "2"]
@@ -201,17 +200,6 @@ def test_a_file_or_folder_closed_to_the_user_is_named(tiny, capsys):
         assert skipped[list(map(str, closed[2:]))].str.contains("Permission denied").all()
 
 
-@contextlib.contextmanager
-def limit_files(size: int):
-    """No file may grow beyond `size` bytes, as under a quota."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 FRAME = pd.DataFrame(np.random.default_rng(0).random((2000, 6)), columns=list(LABELS))
 WIDE = FRAME.set_axis([f"ID_{number:09x}" for number in range(len(FRAME))])
 WRITERS = {
@@ -236,19 +224,6 @@ def test_a_file_cut_off_while_it_is_written_leaves_the_earlier_one(name, tmp_pat
     assert path.read_text() == "what was there before"
     WRITERS[name](path)
     assert path.stat().st_size > 4096
-
-
-def test_events_that_do_not_fit_name_their_file_and_are_written_later(tmp_path, capfd):
-    pytest.importorskip("tensorboard")
-    entry = {"epoch": 12, "loss": 0.5, "score": 0.25}
-    path = tmp_path / "events" / "events.out.tfevents.epoch0012"
-    with limit_files(20), pytest.raises(OSError, match="File too large") as caught:
-        write_events(path.parent, entry)
-    assert caught.value.filename == str(path)
-    assert os.listdir(path.parent) == []
-    assert capfd.readouterr().err == ""
-    write_events(path.parent, entry)
-    assert os.listdir(path.parent) == [path.name]
 
 
 def test_a_file_gone_between_listing_and_reading_is_listed(tiny, tmp_path):

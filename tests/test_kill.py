@@ -92,9 +92,3 @@ def test_runs_killed_many_times_end_in_the_same_bytes(small_run, small_data, tmp
         shutil.rmtree(run)
     assert len(stages) >= 25
     assert names <= set(stages)
-
-
-def test_status_tells_what_is_done_and_what_is_left(small_run):
-    states = dict(list_stages(small_run))
-    assert states["index"] == states["fold 1 LSTM on epoch 1"] == states["report.html"] == "done"
-    assert len(states) == STAGES

@@ -8,27 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import SMALL
-from sklearn.metrics import log_loss
+from conftest import SMALL, copy_run
 
 from kit import pipeline
-from kit.cli.tables import format_scores
-from kit.competition import LABELS, read_labels
+from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore, make_series
-from kit.ensemble import MODELS, name_columns
 from kit.lstm import load_lstm, predict_logits
 from kit.pipeline import list_stages, run_recipe
 from kit.recipes import find_recipe
-from kit.runs.directory import Run, RunError, lock_run, read_slices
+from kit.runs.directory import Run, RunError, read_slices
 from kit.runs.imported import import_embeddings
-from kit.runs.scoring import blend_runs, combine
-from kit.submission import read_sample, validate_submission
+from kit.runs.scoring import combine
+from kit.submission import validate_submission
 from kit.training.checkpoints import TrainingError
-
-
-def copy(run: Run, directory) -> Run:
-    shutil.copytree(run.path, directory)
-    return Run(directory)
 
 
 def test_a_run_leaves_the_files_it_promises(small_run):
@@ -44,32 +36,6 @@ def test_a_run_leaves_the_files_it_promises(small_run):
     assert not [name for name in found if name.endswith(".part")]
 
 
-def test_the_submission_has_the_samples_ids_and_the_bagged_probabilities(small_run, small_data):
-    sample = small_data / "stage_2_sample_submission.csv"
-    validate_submission(small_run.submission, sample)
-    submitted = pd.read_csv(small_run.submission)
-    members = [
-        pd.read_parquet(small_run.predictions(fold, 1, epoch)).set_index("SOPInstanceUID")
-        for fold in (0, 1)
-        for epoch in (1, 2)
-    ]
-    images = read_sample(sample)
-    present = images[images.isin(members[0].index)]
-    assert len(images) - len(present) == 1  # the truncated test file
-    mean = sum(member.loc[present].to_numpy() for member in members) / 4
-    submitted = submitted["Label"].to_numpy().reshape(-1, 6)[images.isin(present)]
-    np.testing.assert_allclose(submitted, np.clip(mean, 1e-5, 1 - 1e-5), atol=1e-6)
-
-
-def test_the_unreadable_test_slice_is_filled_from_its_neighbours(small_run):
-    filled = pd.read_csv(small_run.filled)
-    skipped = pd.read_csv(small_run.skipped)
-    (image,) = filled["SOPInstanceUID"]
-    reason = skipped.set_index("SOPInstanceUID").loc[image, "reason"]
-    assert reason.startswith("pixel data is cut short")
-    assert filled["filled_from"][0].startswith("neighbours ID_")
-
-
 def test_out_of_fold_predictions_come_from_models_that_never_saw_the_patient(small_run):
     oof = pd.read_parquet(small_run.oof)
     slices = read_slices(small_run)
@@ -83,58 +49,14 @@ def test_out_of_fold_predictions_come_from_models_that_never_saw_the_patient(sma
         assert predicted == held_out | test
 
 
-def test_the_scores_are_scikit_learns_of_the_table(small_run, small_data):
-    oof = pd.read_parquet(small_run.oof)
-    truth = read_labels(small_data / "stage_2_train.csv").loc[oof["SOPInstanceUID"]]
-    np.testing.assert_array_equal(oof[list(LABELS)], truth)
-    scores = json.loads(small_run.metrics.read_text())["scores"]
-    weights = np.tile([1, 1, 1, 1, 1, 2], len(oof))
-    for model in MODELS:
-        values = np.clip(oof[name_columns(model)].to_numpy(), 1e-5, 1 - 1e-5)
-        expected = log_loss(truth.to_numpy().ravel(), values.ravel(), sample_weight=weights)
-        assert scores[model]["all"]["weighted"] == pytest.approx(expected, abs=1e-9)
-
-
-def test_the_bag_lists_its_members_by_name_and_hash(small_run):
-    import hashlib
-
-    members = json.loads(small_run.metrics.read_text())["members"]
-    assert len(members) == 4
-    for member in members:
-        content = (small_run.path / member["path"]).read_bytes()
-        assert member["sha256"] == hashlib.sha256(content).hexdigest()
-
-
-def test_a_stale_file_does_not_join_the_bag(small_run, tmp_path):
-    run = copy(small_run, tmp_path / "run")
-    stale = pd.read_parquet(run.predictions(0, 1, 2))
-    stale[list(LABELS)] = 0.999
-    stale.to_parquet(run.lstm(0, 1) / "predictions7.parquet")
-    before = run.submission.read_bytes()
-    combine(run)
-    assert run.submission.read_bytes() == before
-
-
 def test_the_same_seed_gives_the_same_bytes(small_run, small_data, tmp_path):
     run = Run(tmp_path / "again")
     run_recipe(small_data, find_recipe("demo", SMALL), run, workers=2)
     assert run.submission.read_bytes() == small_run.submission.read_bytes()
 
 
-def test_another_recipe_on_the_same_run_is_refused_naming_the_field(small_run, small_data):
-    changed = find_recipe("demo", {**SMALL, "lstm.learning_rate": 0.5})
-    with pytest.raises(RunError, match=r"begun with recipe.lstm.learning_rate = 0.002, not 0.5"):
-        run_recipe(small_data, changed, small_run)
-
-
-def test_a_second_process_is_refused(small_run):
-    refused = pytest.raises(RunError, match="another process is at work")
-    with lock_run(small_run), refused, lock_run(small_run):
-        pass
-
-
 def test_a_stage_without_its_input_says_what_to_run_first(small_run, tmp_path):
-    run = copy(small_run, tmp_path / "run")
+    run = copy_run(small_run, tmp_path / "run")
     shutil.rmtree(run.store(0, 1))
     with pytest.raises(RunError, match=r"store.json is missing: run `kit embed .* --fold 0` first"):
         pipeline.fit_lstm(run, 0)
@@ -143,7 +65,7 @@ def test_a_stage_without_its_input_says_what_to_run_first(small_run, tmp_path):
 
 
 def test_an_lstm_on_other_embeddings_is_refused(small_run, tmp_path):
-    run = copy(small_run, tmp_path / "run")
+    run = copy_run(small_run, tmp_path / "run")
     path = run.store(0, 1) / "store.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "weights_sha256": "0" * 64}))
     with pytest.raises(RunError, match="was trained on other embeddings"):
@@ -158,15 +80,6 @@ def test_the_published_recipe_for_all_data_trains_one_model_without_scores(small
     assert not run.oof.exists()
     assert (run.path / "foldall" / "classifier" / "epoch1.safetensors").exists()
     validate_submission(run.submission, small_data / "stage_2_sample_submission.csv")
-
-
-def test_every_stage_says_what_it_cost(small_run):
-    timings = json.loads(small_run.timings.read_text())
-    assert {"index", "fold0 classifier", "fold1 embeddings", "fold1 LSTM", "report"} <= set(timings)
-    for cost in timings.values():
-        assert cost["seconds"] > 0
-        assert 0 < cost["processor_seconds"] < 8 * cost["seconds"] + 1
-        assert cost["gpu_seconds"] in (0, cost["seconds"])
 
 
 def test_a_vanished_file_stops_the_run_and_an_empty_one_gives_it_up(small_data, tmp_path):
@@ -232,39 +145,6 @@ def test_an_lstm_can_be_trained_on_published_embeddings_alone(small_data, tmp_pa
         import_embeddings(run, 7, files)
 
 
-def test_runs_are_blended_to_the_mean_of_their_submissions(small_run, tmp_path):
-    other = copy(small_run, tmp_path / "other")
-    table = pd.read_csv(other.submission)
-    table["Label"] = 0.25
-    table.to_csv(other.submission, index=False)
-    oof = pd.read_parquet(other.oof).sample(frac=1, random_state=0)
-    oof[name_columns("bag")] = 0.25
-    oof.to_parquet(other.oof)
-    metrics = blend_runs([small_run, other], tmp_path / "blend.csv")
-    mine = pd.read_csv(small_run.submission)["Label"]
-    blended = pd.read_csv(tmp_path / "blend.csv")["Label"]
-    np.testing.assert_allclose(blended, (mine + 0.25) / 2, atol=1e-6)
-    assert json.loads((tmp_path / "blend.members.json").read_text()) == metrics["members"]
-    assert len({member["sha256"] for member in metrics["members"]}) == 2
-    mine = pd.read_parquet(small_run.oof)
-    mean = (mine[name_columns("bag")].to_numpy() + 0.25) / 2
-    losses = [log_loss(mine[label], mean[:, number]) for number, label in enumerate(LABELS)]
-    found = metrics["scores"]["bag"]["all"]
-    assert found["weighted"] == pytest.approx(np.average(losses, weights=[1, 1, 1, 1, 1, 2]))
-    # Runs that held out other slices have no score in common.
-    oof[:-1].to_parquet(other.oof)
-    assert blend_runs([small_run, other], tmp_path / "blend.csv")["scores"] == {}
-
-
-def test_a_run_with_models_keeps_its_configuration(small_run, small_data, tmp_path):
-    run = copy(small_run, tmp_path / "run")
-    run.slices.unlink()
-    before = run.config.read_bytes()
-    with pytest.raises(RunError, match=r"was begun with recipe\.seed = 0, not 5"):
-        pipeline.index(small_data, find_recipe("demo", {**SMALL, "seed": 5}), run)
-    assert run.config.read_bytes() == before
-
-
 def test_a_run_without_a_test_part_has_scores_and_no_submission(small_data, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
@@ -275,15 +155,6 @@ def test_a_run_without_a_test_part_has_scores_and_no_submission(small_data, tmp_
     assert scores.set_index(["model", "fold"]).loc[("bag", "all"), "weighted"] > 0
     assert not run.submission.exists()
     assert {state for _, state in list_stages(run)} == {"done"}
-
-
-def test_another_fold_table_is_refused(small_data, tmp_path):
-    run, recipe = Run(tmp_path / "run"), find_recipe("demo", SMALL)
-    slices = pipeline.index(small_data, recipe, run)
-    table = slices.loc[slices["split"] == "train", ["PatientID", "fold"]].drop_duplicates()
-    table.to_csv(tmp_path / "folds.csv", index=False)
-    with pytest.raises(RunError, match="begun with fold_table_sha256 = None"):
-        pipeline.index(small_data, recipe, run, fold_table=tmp_path / "folds.csv")
 
 
 def test_stages_return_tables(small_run, small_data):
@@ -303,7 +174,7 @@ def test_stages_return_tables(small_run, small_data):
 
 
 def test_predictions_of_an_earlier_training_do_not_outlive_it(small_run, tmp_path):
-    run = copy(small_run, tmp_path / "run")
+    run = copy_run(small_run, tmp_path / "run")
     stale = pd.read_parquet(run.predictions(0, 1, 2))
     stale[list(LABELS)] = 0.999
     stale.to_parquet(run.predictions(0, 1, 2))
@@ -313,19 +184,6 @@ def test_predictions_of_an_earlier_training_do_not_outlive_it(small_run, tmp_pat
     pipeline.fit_lstm(run, 0)
     found = pd.read_parquet(run.predictions(0, 1, 2))
     pd.testing.assert_frame_equal(found, pd.read_parquet(small_run.predictions(0, 1, 2)))
-
-
-def test_without_a_sample_it_is_said_why_there_is_no_submission(small_run, small_data, tmp_path):
-    run, data = copy(small_run, tmp_path / "run"), tmp_path / "data"
-    data.mkdir()
-    for name in ("stage_2_train", "stage_2_train.csv", "stage_2_test"):
-        (data / name).symlink_to(small_data / name)
-    config = json.loads(run.config.read_text())
-    run.config.write_text(json.dumps({**config, "data": str(data)}))
-    run.submission.unlink()
-    metrics = combine(run)
-    assert not run.submission.exists()
-    assert format_scores(metrics).endswith("the data hold no stage_2_sample_submission.csv.")
 
 
 def test_the_test_part_alone_can_be_indexed(small_data, tmp_path):

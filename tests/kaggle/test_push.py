@@ -3,97 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections import deque
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
-from conftest import ROOT
 from kaggle_kernels_server import KernelsServer
-from kaggle_server import FOREVER, KEY
-
-from kit.kaggle.build import NOTEBOOKS, build_kernel
-
-# Waits are noted instead of spent.
-DRIVER = """
-import json, sys
-from pathlib import Path
-from kit.kaggle import push
-from kit.kaggle.connection import KaggleError
-from kit.progress import show_messages
-show_messages()
-options = json.loads(sys.argv[1])
-waits = []
-try:
-    push.push(options["names"], Path(options["folder"]), options["hours"], sleep=waits.append)
-    code = 0
-except KaggleError as error:
-    print(error, file=sys.stderr)
-    code = 1
-print("WAITS " + json.dumps(waits))
-sys.exit(code)
-"""
-LEFT = {"left": "predictions", "reason": ""}
-
-
-@dataclass
-class Outcome:
-    """How one `push` in a process of its own ended."""
-
-    code: int
-    stdout: str
-    stderr: str
-    waits: list[float]
-
-    @property
-    def sentence(self) -> str:
-        return self.stderr.strip().splitlines()[-1]
-
-
-class Desk:
-    """A build folder with small datasets, and `push` in a process of its own."""
-
-    def __init__(self, folder: Path, server: KernelsServer):
-        self.folder, self.server = folder, server
-        self.home = folder / "home"
-        self.home.mkdir()
-        self.write("wheels", {"kit-requirements.txt": b"kit==0.1.0\n"})
-        self.write("weights", {"kit-run.json": b"{}", "fold0/lstm/epoch1/a.safetensors": b"w" * 99})
-        for name in NOTEBOOKS:
-            build_kernel(ROOT / "kernels" / name, folder / "kernels" / name, "reader")
-        server.output = {
-            "outcome.json": json.dumps(LEFT).encode(),
-            "submission.csv": b"ID,Label\n",
-            "run/fold0/checkpoint.safetensors": b"large",
-        }
-
-    def write(self, name: str, files: dict[str, bytes]) -> None:
-        directory = self.folder / "datasets" / name
-        for path, content in files.items():
-            (directory / path).parent.mkdir(parents=True, exist_ok=True)
-            (directory / path).write_bytes(content)
-        slug = f"hemorrhage-{name}"
-        metadata = {"id": f"reader/{slug}", "title": slug, "licenses": [{"name": "other"}]}
-        (directory / "dataset-metadata.json").write_text(json.dumps(metadata))
-
-    def push(self, *names: str, hours: float = 13, **environment) -> Outcome:
-        options = {"names": list(names), "folder": str(self.folder), "hours": hours}
-        done = subprocess.run(
-            [sys.executable, "-c", DRIVER, json.dumps(options)],
-            cwd=ROOT,
-            env=self.server.environment(self.home, **environment),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
-        assert "Traceback" not in done.stderr, done.stderr
-        for stream in (done.stdout, done.stderr):
-            assert KEY not in stream
-            assert "SIGNED" not in stream
-        waits = json.loads(done.stdout.rpartition("WAITS ")[2])
-        return Outcome(done.returncode, done.stdout, done.stderr, waits)
+from kaggle_server import FOREVER
+from push_desk import Desk
 
 
 @pytest.fixture
@@ -146,52 +61,6 @@ def test_what_is_pushed_says_that_it_has_a_gpu_and_no_internet(desk, server):
     ]
     assert pushed["competitionDataSources"] == ["rsna-intracranial-hemorrhage-detection"]
     assert pushed["text"] == (desk.folder / "kernels/predict/predict.ipynb").read_text()
-
-
-def test_a_changed_dataset_gets_a_version_and_an_unchanged_one_nothing(desk, server):
-    assert desk.push("predict").code == 0
-    uploads = server.count("PUT")
-    desk.write("wheels", {"kit-requirements.txt": b"kit==0.2.0\n"})
-    outcome = desk.push("predict")
-    assert outcome.code == 0, outcome.stderr
-    assert "reader/hemorrhage-weights: Kaggle has it as it is." in outcome.stdout
-    assert server.count("CreateDataset") == 2
-    assert server.count("CreateDatasetVersion") == 1
-    assert server.count("PUT") == uploads + 1
-    dataset = server.datasets["reader/hemorrhage-wheels"]
-    assert dataset["version"] == 2
-    assert dataset["files"] == {"kit-requirements.txt": b"kit==0.2.0\n"}
-
-
-def test_the_notebook_is_pushed_only_when_its_datasets_are_ready(desk, server):
-    server.dataset_states = deque(["NOT_YET_PERSISTED", "BLOBS_RECEIVED", "READY"])
-    assert desk.push("predict").code == 0
-    names = [request.name for request in server.requests]
-    assert names.index("SaveKernel") > max(
-        index for index, name in enumerate(names) if name == "GetDatasetStatus"
-    )
-    assert server.count("GetDatasetStatus") == 4
-
-
-def test_a_dataset_that_kaggle_cannot_process_stops_the_push(desk, server):
-    server.dataset_states = deque(["BLOBS_RECEIVED", "FAILED"])
-    outcome = desk.push("predict")
-    assert outcome.code == 1
-    assert outcome.sentence == (
-        "Kaggle could not process the dataset reader/hemorrhage-weights (FAILED): look at "
-        "https://www.kaggle.com/datasets/reader/hemorrhage-weights, and push it again."
-    )
-    assert server.count("SaveKernel") == 0
-
-
-def test_an_error_in_a_successful_answer_is_seen(desk, server):
-    server.dataset_answer = {"status": "error", "error": "The requested title is already in use."}
-    outcome = desk.push("predict")
-    assert outcome.code == 1
-    assert outcome.sentence == (
-        "Kaggle did not take the dataset reader/hemorrhage-weights: The requested title is "
-        "already in use."
-    )
 
 
 def test_a_rejected_notebook_is_seen(desk, server):
@@ -304,15 +173,6 @@ def test_a_limit_on_requests_is_waited_out(desk, server):
     assert outcome.code == 0, outcome.stderr
     assert outcome.waits[:2] == [7, 7]
     assert len(server.kernels["reader/hemorrhage-predict"]) == 1
-
-
-def test_a_storage_that_is_down_is_tried_again_and_then_told(desk, server):
-    server.fail("PUT", FOREVER, status=503)
-    outcome = desk.push("predict")
-    assert outcome.code == 1
-    assert outcome.sentence.startswith("Kaggle's storage did not take the file (HTTP 503): wait")
-    assert server.count("PUT") == 5
-    assert server.count("CreateDataset") == 0
 
 
 def test_a_lost_answer_never_starts_a_second_session(desk, server):

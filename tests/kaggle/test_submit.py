@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import gzip
 import hashlib
 import json
@@ -10,110 +9,11 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from conftest import ROOT
-from kaggle_server import BASIC, FOREVER, KEY, USER, KaggleServer
-
-from kit.competition import LABELS
-
-SLUG = "rsna-intracranial-hemorrhage-detection"
-
-# Waits are noted instead of spent, so that a wait of minutes is tested in no time.
-DRIVER = """
-import json, sys
-from kit import KitError
-from kit.kaggle import connection
-from kit.kaggle.submit import submit
-from kit.progress import show_messages
-show_messages()
-options = json.loads(sys.argv[1])
-connection.TIMEOUT = tuple(options.pop("patience", (10, 60)))
-waits = []
-if not options.pop("real_waits", False):
-    options["sleep"] = waits.append
-try:
-    entry = submit(**options)
-except (KitError, OSError) as error:
-    if options.get("message") == "uncaught":
-        raise
-    print(error, file=sys.stderr)
-    entry = None
-assert "kaggle" not in sys.modules or not options.get("dry_run"), "a dry run imported kaggle"
-print("RESULT " + json.dumps({"entry": entry, "waits": waits}))
-sys.exit(entry is None)
-"""
-
-
-@dataclass
-class Outcome:
-    """How one `submit` in a process of its own ended."""
-
-    code: int
-    entry: dict | None
-    waits: list[float]
-    stdout: str
-    stderr: str
-
-    @property
-    def sentence(self) -> str:
-        return self.stderr.strip().splitlines()[-1]
-
-
-class Desk:
-    """A folder with a submission in it, and `submit` in a process of its own."""
-
-    def __init__(self, folder: Path, server: KaggleServer):
-        self.folder, self.server = folder, server
-        self.csv = folder / "run7" / "submission.csv"
-        self.ledger = folder / "submissions" / "ledger.jsonl"
-        self.home = folder / "home"
-        self.home.mkdir()
-        self.csv.parent.mkdir()
-        write_submission(self.csv, 0.25)
-
-    @property
-    def lines(self) -> list[dict]:
-        return [json.loads(line) for line in self.ledger.read_text().splitlines()]
-
-    @property
-    def token(self) -> str:
-        return hashlib.sha256(self.csv.read_bytes()).hexdigest()[:12]
-
-    def start(self, environment: dict | None = None, **options) -> subprocess.Popen:
-        options = {
-            "csv": str(self.csv),
-            "message": "first try",
-            "timeout": 0.3,
-            "ledger": str(self.ledger),
-        } | options
-        return subprocess.Popen(
-            [sys.executable, "-c", DRIVER, json.dumps(options)],
-            cwd=ROOT,
-            env=self.server.environment(self.home, **(environment or {})),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-
-    def submit(self, environment: dict | None = None, **options) -> Outcome:
-        return self.finish(self.start(environment, **options))
-
-    def finish(self, process: subprocess.Popen) -> Outcome:
-        stdout, stderr = process.communicate(timeout=60)
-        said = stdout + stderr + (self.ledger.read_text() if self.ledger.exists() else "")
-        for secret in (KEY, BASIC, "SIGNED"):
-            assert secret not in said, "a credential was shown"
-        result = [line for line in stdout.splitlines() if line.startswith("RESULT ")]
-        found = json.loads(result[-1].removeprefix("RESULT ")) if result else {}
-        return Outcome(process.returncode, found.get("entry"), found.get("waits"), stdout, stderr)
-
-
-def write_submission(csv: Path, probability: float, images: int = 3) -> None:
-    rows = [f"ID_{image:09x}_{label},{probability}" for image in range(images) for label in LABELS]
-    csv.write_text("\n".join(["ID,Label", *rows]) + "\n")
+from kaggle_server import BASIC, FOREVER, KaggleServer
+from submission_desk import SLUG, Desk, write_submission
 
 
 @pytest.fixture
@@ -323,77 +223,6 @@ def test_a_deadline_in_the_past_and_an_account_without_a_team_are_no_reason_to_r
     assert desk.submit().code == 0
 
 
-@pytest.mark.parametrize(
-    ("method", "status", "expected"),
-    [
-        ("GetCompetition", 401, "refused the credentials: make a new token"),
-        ("GetCompetition", 403, f"rules at https://www.kaggle.com/competitions/{SLUG}/rules"),
-        ("GetCompetition", 404, f"does not know the competition {SLUG}: check the spelling"),
-        ("StartSubmissionUpload", 413, "too large: write fewer decimals"),
-        ("CreateSubmission", 400, f"join {SLUG}"),
-        ("CreateSubmission", 403, "accept its rules"),
-    ],
-)
-def test_a_refusal_says_what_to_do_and_is_not_repeated(desk, server, method, status, expected):
-    server.fail(method, FOREVER, status=status, message=f"Because\n{KEY} of this.")
-    outcome = desk.submit()
-    assert outcome.code == 1
-    assert expected in outcome.sentence
-    assert outcome.sentence.endswith(f"(HTTP {status}: Because … of this).")
-    assert server.count(method) == 1
-    assert not desk.ledger.exists()
-
-
-@pytest.mark.parametrize(
-    ("method", "status"),
-    [("GetCompetition", 429), ("StartSubmissionUpload", 503), ("PUT", 429), ("PUT", 503)],
-)
-def test_a_server_that_is_busy_once_is_asked_again(desk, server, method, status):
-    server.fail(method, status=status, headers={"Retry-After": "7"})
-    outcome = desk.submit()
-    assert outcome.code == 0, outcome.stderr
-    assert outcome.waits == [7.0]
-    assert server.count(method) == 2
-    assert len(server.submissions) == 1
-
-
-@pytest.mark.parametrize(
-    ("method", "status"), [("GetCompetition", 429), ("PUT", 429), ("PUT", 503)]
-)
-def test_a_server_that_stays_busy_is_asked_five_times(desk, server, method, status):
-    server.fail(method, FOREVER, status=status)
-    outcome = desk.submit()
-    assert outcome.code == 1
-    assert outcome.waits == [1.0, 2.0, 4.0, 8.0]
-    assert server.count(method) == 5
-    assert f"HTTP {status}" in outcome.sentence
-    assert "run the same command again" in outcome.sentence
-    assert server.submissions == []
-
-
-def test_a_server_that_asks_for_an_hour_is_not_waited_for(desk, server):
-    server.fail("GetCompetition", FOREVER, status=429, headers={"Retry-After": "3600"})
-    outcome = desk.submit()
-    assert outcome.code == 1
-    assert outcome.waits == []
-
-
-def test_a_page_for_people_with_502_becomes_one_sentence(desk, server):
-    server.fail("GetCompetition", FOREVER, status=502, page="<html>Bad <b>gateway</b></html>")
-    outcome = desk.submit()
-    assert outcome.code == 1
-    assert outcome.sentence.startswith("Kaggle's server failed: wait")
-    assert "HTTP 502" in outcome.sentence
-    assert "html" not in outcome.stderr
-
-
-def test_a_sign_in_page_instead_of_an_answer_becomes_one_sentence(desk, server):
-    server.fail("GetCompetition", FOREVER, page="<html>Welcome to the hotel</html>")
-    outcome = desk.submit()
-    assert outcome.code == 1
-    assert "a sign-in page may stand in between" in outcome.sentence
-
-
 def test_a_lost_reply_after_creation_leaves_one_submission(desk, server):
     server.fail("CreateSubmission", lose_reply=True)
     outcome = desk.submit()
@@ -512,78 +341,6 @@ def test_ctrl_c_while_polling_leaves_the_ref_and_the_next_call_resumes(desk, ser
     server.outcomes[0] = scored
     assert desk.submit().code == 0
     assert len(server.submissions) == 1
-
-
-@pytest.mark.parametrize("nothing", [None, ""])
-def test_missing_credentials_are_said_in_one_sentence(desk, server, nothing):
-    outcome = desk.submit({"KAGGLE_USERNAME": nothing, "KAGGLE_KEY": nothing})
-    assert outcome.code == 1
-    assert outcome.sentence.startswith("No Kaggle credentials were found: make a token")
-    assert outcome.stdout == 'RESULT {"entry": null, "waits": []}\n', "the client's help was shown"
-    assert server.requests == []
-
-
-def test_a_token_that_has_run_out_is_named_as_what_outranks_the_key(desk, server):
-    (desk.home / ".kaggle").mkdir()
-    (desk.home / ".kaggle" / "access_token").write_text("STALE-TOKEN")
-    server.fail("GetCompetition", FOREVER, status=401, message="STALE-TOKEN is not valid")
-    outcome = desk.submit()
-    assert outcome.code == 1
-    [request] = server.find("GetCompetition")
-    assert request.headers["Authorization"] == "Bearer STALE-TOKEN"
-    assert "remove an old KAGGLE_API_TOKEN or ~/.kaggle/access_token" in outcome.sentence
-    assert "STALE" not in outcome.stdout + outcome.stderr
-
-
-@pytest.mark.parametrize("name", ["KAGGLE_API_TOKEN", "KAGGLE_KEY"])
-def test_a_line_break_after_a_credential_is_not_sent_and_nothing_is_shown(desk, server, name):
-    server.fail("GetCompetition", FOREVER, status=401, message="PASTED-TOKEN is not valid")
-    outcome = desk.submit({name: "PASTED-TOKEN\r\n"})
-    assert outcome.code == 1
-    [request] = server.find("GetCompetition")
-    basic = base64.b64encode(f"{USER}:PASTED-TOKEN".encode()).decode()
-    expected = {"KAGGLE_API_TOKEN": "Bearer PASTED-TOKEN", "KAGGLE_KEY": f"Basic {basic}"}
-    assert request.headers["Authorization"] == expected[name]
-    assert outcome.sentence.endswith("(HTTP 401: … is not valid).")
-    assert "PASTED" not in outcome.stdout + outcome.stderr
-
-
-def test_a_token_too_long_for_a_file_name_is_sent_and_not_shown(desk, server):
-    token = "PASTED" * 100
-    server.fail("GetCompetition", FOREVER, status=401, message=f"{'.' * 299}{token}")
-    outcome = desk.submit({"KAGGLE_API_TOKEN": token})
-    assert outcome.code == 1
-    [request] = server.find("GetCompetition")
-    assert request.headers["Authorization"] == f"Bearer {token}"
-    assert "PASTED" not in outcome.stdout + outcome.stderr
-
-
-def test_a_missing_network_is_said_in_one_sentence(desk):
-    outcome = desk.submit({"http_proxy": "http://127.0.0.1:1"})
-    assert outcome.code == 1
-    assert outcome.sentence.startswith("No answer from Kaggle")
-    assert "check the network" in outcome.sentence
-
-
-def test_a_server_that_falls_silent_does_not_hold_the_command_for_ever(desk, server):
-    server.fail("GetCompetition", FOREVER, stall=0.6)
-    outcome = desk.submit(patience=[0.2, 0.2])
-    assert outcome.code == 1
-    assert "No answer from Kaggle (it took too long)" in outcome.sentence
-
-
-def test_a_client_told_to_be_verbose_stays_silent(desk):
-    outcome = desk.submit({"VERBOSE": "1"})  # `finish` looks for secrets
-    assert outcome.code == 0
-    assert outcome.stderr == ""
-
-
-def test_no_credential_is_shown_by_a_traceback(desk, server):
-    server.fail("PUT", FOREVER, lose_reply=True)
-    outcome = desk.submit(message="uncaught")
-    assert outcome.code == 1
-    assert "Traceback" in outcome.stderr
-    assert "KaggleError: No answer from Kaggle (ProxyError)" in outcome.sentence
 
 
 def test_a_ledger_line_that_cannot_be_read_is_named_before_anything_is_sent(desk, server):

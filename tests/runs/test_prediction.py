@@ -7,28 +7,15 @@ from functools import partial
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import shared
+from conftest import copy_run, predict_folder, shared
 
 import kit
 from kit import images
 from kit.cli.commands import main
 from kit.competition import LABELS
 from kit.ensemble import name_columns
-from kit.runs.directory import Run, RunError, lock_folder, read_slices
-from kit.runs.prediction import load_model, predict_scans, write_predictions
+from kit.runs.directory import RunError, read_slices
 from kit.training.checkpoints import TrainingError, load_weights, save_tensors
-
-
-def predict_folder(folder, run, out, **options):
-    """Predict and write as `kit predict` does; the table and the skipped files."""
-    with predict_scans(folder, load_model(run.path), out, **options) as found:
-        write_predictions(found, out)
-    return found.table, found.skipped
-
-
-def copy(run: Run, directory) -> Run:
-    shutil.copytree(run.path, directory)
-    return Run(directory)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +61,7 @@ def test_a_loaded_model_predicts_without_leaving_a_file(
 def test_what_is_no_complete_run_is_not_loaded(small_run, tmp_path):
     with pytest.raises(RunError, match="there is no run here"):
         kit.load_model(tmp_path / "nowhere")
-    run = copy(small_run, tmp_path / "run")
+    run = copy_run(small_run, tmp_path / "run")
     (run.lstm(1, 1) / "epoch2.safetensors").unlink()
     with pytest.raises(RunError, match=r"epoch2\.safetensors is missing: the run .* not complete"):
         kit.load_model(str(run.path))
@@ -166,22 +153,6 @@ def test_a_prediction_that_was_broken_off_goes_on(small_run, small_data, tmp_pat
         embedded.clear()
 
 
-def test_what_is_not_of_kit_is_not_removed_and_a_second_process_is_refused(
-    small_run, small_data, tmp_path
-):
-    work = tmp_path / ".out.kit-work"
-    work.mkdir()
-    (work / "thesis.txt").write_text("mine")
-    with pytest.raises(RunError, match="not a folder of kit predict"):
-        predict_folder(small_data / "stage_2_test", small_run, tmp_path / "out.csv", workers=0)
-    assert (work / "thesis.txt").read_text() == "mine"
-    (work / "thesis.txt").unlink()
-    (work / "source.json.part").touch()  # as a kill leaves it: that is of kit
-    refused = pytest.raises(RunError, match="another process is at work")
-    with lock_folder(work), refused:
-        predict_folder(small_data / "stage_2_test", small_run, tmp_path / "out.csv", workers=0)
-
-
 def test_pseudonyms_stand_for_patient_ids_everywhere(small_run, small_data, tmp_path):
     folder = small_data / "stage_2_test"
     plain, _ = predict_folder(folder, small_run, tmp_path / "plain.csv", workers=0)
@@ -204,7 +175,7 @@ def test_the_table_must_be_a_csv_file(small_run, small_data, tmp_path):
 
 
 def test_weights_that_are_not_finite_predict_nothing(small_run, small_data, tmp_path):
-    run = copy(small_run, tmp_path / "run")
+    run = copy_run(small_run, tmp_path / "run")
     for path, name in (
         (run.lstm(0, 1) / "epoch2.safetensors", "linear.bias"),
         (run.classifier(0) / "epoch1.safetensors", "head.bias"),
