@@ -65,6 +65,28 @@ def small_run(small_data, tmp_path_factory):
     return run
 
 
+@pytest.fixture(scope="session")
+def weights(small_run, tmp_path_factory) -> Path:
+    """The exported weights of `small_run`; not to be written to."""
+    from kit.runs.export import export_runs
+
+    folder = tmp_path_factory.mktemp("weights") / "weights"
+    export_runs([small_run], folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def predicted(small_data, weights, tmp_path_factory):
+    """What the exported weights predict, by one process of the test's own."""
+    from kit.competition import read_submission
+    from kit.runs.directory import Run
+    from kit.runs.prediction import predict_competition
+
+    out = tmp_path_factory.mktemp("predicted") / "submission.csv"
+    predict_competition(small_data, Run(weights), out, np.full(6, 0.1), workers=1)
+    return read_submission(out)
+
+
 @pytest.fixture
 def copied_run(small_run, tmp_path):
     """The small run's tables in a directory of their own."""

@@ -89,3 +89,11 @@ def test_what_is_no_recipe_is_refused_with_the_reason(name, changes, reason):
 def test_a_seed_is_one_of_the_recipe_alone():
     assert "seed" in list_options()
     assert replace(RECIPES["demo"], seed=3).classifier.seed == 0
+
+
+def test_fewer_epochs_than_a_recipe_averages_are_all_averaged():
+    recipe = find_recipe("published", {"lstm.epochs": 8, "classifier.epochs": 3})
+    assert (recipe.bag_lstm_epochs, recipe.bag_classifier_epochs) == (8, 3)
+    assert find_recipe("published", {"lstm.epochs": 20}).bag_lstm_epochs == 12
+    with pytest.raises(ValueError, match="bag_lstm_epochs is 9; it must be 1 to the 8"):
+        find_recipe("published", {"lstm.epochs": 8, "bag_lstm_epochs": 9})

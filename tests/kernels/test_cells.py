@@ -5,19 +5,16 @@ libraries of the test's own interpreter are visible, and kit is not until the no
 """
 
 import json
-import os
-import shutil
 import subprocess
 import sysconfig
 import venv
-from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from notebook_session import CHANGES, Session
 from safetensors.numpy import load_file
 
 from kit import pipeline
@@ -28,27 +25,15 @@ from kit.competition import (
     read_labels,
     read_submission,
 )
-from kit.embeddings import EmbeddingStore
-from kit.kaggle.build import build_wheels, render_notebook
+from kit.kaggle.build import build_wheels
 from kit.kernels import cells as kernels
-from kit.kernels import launch
-from kit.kernels.inputs import KernelError, find_data, list_inputs, restore_run
+from kit.kernels.inputs import KernelError
 from kit.recipes import find_recipe
-from kit.runs.directory import Run, begin_run
-from kit.runs.export import MANIFEST, export_runs
-from kit.runs.prediction import predict_competition
+from kit.runs.directory import Run
+from kit.runs.export import export_runs
 from kit.submission import read_sample, validate_submission
-from kit.training.loop import OutOfTime
 
 SAMPLE = "stage_2_sample_submission.csv"
-# Fields of the demo recipe with which a fold is trained in seconds.
-CHANGES = {
-    "folds": 2,
-    "bag_lstm_epochs": 1,
-    "classifier.epochs": 1,
-    "lstm.epochs": 1,
-    "lstm.hidden_size": 16,
-}
 
 
 @pytest.fixture(scope="session")
@@ -78,86 +63,6 @@ def wheels(tmp_path_factory) -> Path:
         patch.setattr("kit.kaggle.build.PYTHONS", ())
         build_wheels(ROOT, folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def weights(small_run, tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("weights") / "weights"
-    export_runs([small_run], folder)
-    return folder
-
-
-@pytest.fixture(scope="session")
-def predicted(small_data, weights, tmp_path_factory) -> pd.DataFrame:
-    """What the exported weights predict, by one process of the test's own."""
-    out = tmp_path_factory.mktemp("predicted") / "submission.csv"
-    predict_competition(small_data, Run(weights), out, np.full(6, 0.1), workers=1)
-    return read_submission(out)
-
-
-@dataclass
-class Session:
-    """A notebook's session: `input` as Kaggle mounts it, `working` where it runs."""
-
-    folder: Path
-    layout: str
-
-    @property
-    def input(self) -> Path:
-        return self.folder / "input"
-
-    @property
-    def working(self) -> Path:
-        return self.folder / "working"
-
-    def mount(self, kind: str, name: str, source: Path) -> Path:
-        place = {
-            "competitions": Path("competitions", name),
-            "datasets": Path("datasets", "reader", name),
-            "notebooks": Path("notebooks", "reader", name),
-        }[kind]
-        target = self.input / (place if self.layout == "new" else name)
-        shutil.copytree(source, target)
-        return target
-
-    def run(self, interpreter: Path, name: str, parameters: dict | None = None):
-        """Run the notebook `name`; (exit code, all that its cells printed)."""
-        self.working.mkdir()
-        (self.folder / "tmp").mkdir(exist_ok=True)
-        text = (ROOT / "kernels" / name / f"{name}.py").read_text(encoding="utf-8")
-        notebook = self.folder / f"{name}.ipynb"
-        notebook.write_text(render_notebook(text, parameters), encoding="utf-8")
-        mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'
-        command = ["unshare", "--net", "--mount", "--map-root-user", "sh", "-c", mount]
-        command += [self.input, interpreter, ROOT / "tests" / "run_notebook.py"]
-        environment = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(self.folder),
-            "KIT_INPUT": str(self.input),
-            "TMPDIR": str(self.folder.parent),
-            "OMP_NUM_THREADS": "1",
-            "PYTHONDONTWRITEBYTECODE": "1",
-            "JUPYTER_PLATFORM_DIRS": "1",
-        }
-        done = subprocess.run(
-            [*map(str, command), str(notebook), str(notebook)],
-            cwd=self.working,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode in (0, 1), done.stderr
-        return done.returncode, _read_outputs(notebook)
-
-
-def _read_outputs(path: Path) -> str:
-    texts = []
-    for cell in nbformat.read(path, 4).cells:
-        for output in cell.get("outputs", []):
-            data = output.get("data", {})
-            texts += [output.get("text", ""), data.get("text/plain", "")]
-            texts += ["image/png"] * ("image/png" in data) + output.get("traceback", [])
-    return "\n".join(filter(None, texts))
 
 
 def _mount_for_prediction(session, data, wheels, weights) -> Path:
@@ -273,51 +178,6 @@ def test_a_prediction_that_fails_leaves_the_prior_and_says_so(
     assert "There are no predictions to show." in capsys.readouterr().out
 
 
-def test_two_processes_predict_as_one(small_data, weights, predicted, tmp_path, monkeypatch):
-    session = Session(tmp_path, "new")
-    session.mount("competitions", SLUG, small_data)
-    session.mount("datasets", "hemorrhage-weights", weights)
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setattr(launch, "count_processes", lambda: 2)
-    submission = tmp_path / "submission.csv"
-    kernels.predict(kernels.prepare_prediction(session.input, submission))
-    outcome = json.loads((tmp_path / "outcome.json").read_text())
-    assert outcome == {"left": "predictions", "reason": ""}
-    np.testing.assert_allclose(read_submission(submission), predicted, atol=1e-4)
-
-
-def test_two_processes_stop_in_time_together(small_data, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    run = Run(tmp_path / "run")
-    pipeline.index(small_data, find_recipe("demo", {**CHANGES, "train_folds": (0,)}), run)
-    words = ["train-classifier", str(run), "--fold", "0", "--hours", "0", "--workers", "1"]
-    with pytest.raises(OutOfTime, match="Fold 0 classifier 1/1: stopped in time after step 1"):
-        launch.run_command(*words, processes=2)
-    assert (run.classifier(0) / "checkpoint.safetensors").exists()
-
-
-def test_two_processes_stop_embedding_together_and_go_on(small_run, tmp_path, monkeypatch):
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    run = Run(tmp_path / "run")
-    shutil.copytree(small_run.path, run.path)
-    shutil.rmtree(run.store(0, 1))
-    words = ["embed", str(run), "--fold", "0", "--workers", "1"]
-    with pytest.raises(OutOfTime, match="Fold 0 embeddings 1: stopped in time after"):
-        launch.run_command(*words, "--hours", "0", processes=2)
-    assert not (run.store(0, 1) / "store.json").exists()
-    launch.run_command(*words, processes=2)
-    found, expected = EmbeddingStore(run.store(0, 1)), EmbeddingStore(small_run.store(0, 1))
-    assert found.ids.tolist() == expected.ids.tolist()
-    np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=2e-3)
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_a_command_that_fails_is_raised_with_its_sentence(processes, tmp_path, capsys):
-    with pytest.raises(KernelError, match="there is no run here"):
-        launch.run_command("train-lstm", str(tmp_path / "run"), processes=processes)
-    assert "kit: " in capsys.readouterr().out  # what the command prints is in the notebook
-
-
 def test_training_stops_in_time_and_goes_on_from_its_own_output(
     interpreter, wheels, small_data, tmp_path
 ):
@@ -367,46 +227,3 @@ def test_the_lstm_needs_the_output_of_the_classifier(small_data, tmp_path):
     session.mount("competitions", SLUG, small_data)
     with pytest.raises(KernelError, match="No attached notebooks hold embeddings of fold 0: attac"):
         kernels.train_lstm(0, 1.0, session.input)
-
-
-def test_outputs_of_different_recipes_are_refused(tmp_path):
-    for name, seed in (("a", 0), ("b", 1)):
-        begin_run(Run(tmp_path / name), find_recipe("demo", {"seed": seed}), tmp_path)
-    with pytest.raises(KernelError, match="b hold different runs: detach the one"):
-        restore_run(Run(tmp_path / "run"), [tmp_path / "a", tmp_path / "b"])
-
-
-def test_what_was_read_only_is_restored_to_be_written(tmp_path):
-    earlier = tmp_path / "earlier"
-    (earlier / "fold0" / "embeddings").mkdir(parents=True)
-    begin_run(Run(earlier), find_recipe("demo"), tmp_path)
-    (earlier / "fold0" / "embeddings" / "embeddings.npy").write_bytes(b"many")
-    for path in (earlier / "config.json", earlier / "fold0", earlier):
-        path.chmod(0o555)
-    run = Run(tmp_path / "run")
-    restore_run(run, [earlier], ("embeddings",))
-    assert run.config.stat().st_mode & 0o200
-    assert (run.path / "fold0").stat().st_mode & 0o200
-    assert not (run.path / "fold0" / "embeddings").exists()
-
-
-@pytest.mark.parametrize("layout", ["new", "old"])
-def test_inputs_are_found_without_looking_into_them(layout, weights, tmp_path, monkeypatch):
-    session = Session(tmp_path, layout)
-    deep = tmp_path / "deep"
-    (deep / "stage_2_test").mkdir(parents=True)
-    data = session.mount("competitions", SLUG, deep)
-    inputs = [
-        session.mount("datasets", "hemorrhage-weights", weights),
-        session.mount("notebooks", "train-classifier", deep),
-    ]
-    listed, scandir = [], os.scandir
-    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(Path(path)), scandir(path))[1])
-    assert list_inputs(session.input) == sorted(inputs)
-    assert kernels.find_marked(MANIFEST, session.input) == inputs[:1]
-    assert find_data(session.input) == data
-    assert listed
-    inside = [
-        path for path in listed for place in [data, *inputs] if place in [path, *path.parents]
-    ]
-    assert inside == []

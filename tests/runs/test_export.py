@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -12,7 +13,7 @@ from kit.classifier import load_classifier
 from kit.competition import LABELS, read_labels
 from kit.recipes import find_recipe
 from kit.runs.directory import Run, RunError, begin_run, read_recipe
-from kit.runs.export import MANIFEST, check_export, export_runs
+from kit.runs.export import MANIFEST, check_export, export_runs, read_prior
 
 CLASSIFIER, LSTM = "fold0/classifier/epoch1.safetensors", "fold1/lstm/epoch1/epoch2.safetensors"
 
@@ -138,3 +139,9 @@ def test_a_file_that_is_missing_or_damaged_is_named(export, tmp_path, damage):
 def test_a_folder_without_manifest_is_no_export(tmp_path):
     with pytest.raises(RunError, match="not a manifest of weights"):
         check_export(tmp_path)
+
+
+def test_a_run_is_predicted_with_the_share_of_its_own_labels(small_run):
+    slices = pd.read_parquet(small_run.slices)
+    training = slices[slices["split"] == "train"]
+    np.testing.assert_allclose(read_prior(small_run), training[list(LABELS)].mean(), atol=1e-6)

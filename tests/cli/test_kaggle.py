@@ -1,0 +1,56 @@
+"""The commands that talk to Kaggle: what they hand to `kit.kaggle`, without a connection."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kit.cli.commands import main
+
+SLUG = "rsna-intracranial-hemorrhage-detection"
+
+
+@pytest.mark.parametrize(
+    ("words", "target", "expected"),
+    [
+        (["download", "data"], "download.download_competition", [Path("data"), SLUG, []]),
+        (
+            ["download", "data", "--file", "a", "--file", "b", "--competition", "other"],
+            "download.download_competition",
+            [Path("data"), "other", ["a", "b"]],
+        ),
+        (["kernels"], "build.build_kernels", ["reader", None, 0, None]),
+        (
+            ["kernels", "--user", "me", "--run", "a", "b", "--fold", "2", "--backbone", "w"],
+            "build.build_kernels",
+            ["me", [Path("a"), Path("b")], 2, Path("w")],
+        ),
+        (["push-kernels", "predict", "--hours", "2"], "push.push", [["predict"], 2.0]),
+        (["submissions"], "ledger.list_submissions", [SLUG]),
+    ],
+)
+def test_flags_arrive_where_they_are_used(words, target, expected, monkeypatch):
+    calls = []
+
+    def record(*arguments, **options):
+        calls.append([*arguments, *options.values()])
+        return []
+
+    monkeypatch.setenv("KAGGLE_USER", "reader")
+    monkeypatch.setattr(f"kit.kaggle.{target}", record)
+    assert main([*words, "--quiet"]) == 0
+    assert calls == [expected]
+
+
+def test_a_submission_is_described_by_its_message_and_timed(monkeypatch, capsys):
+    calls = []
+
+    def record(csv, message, **options):
+        calls.append((csv, message, options))
+        return {"status": "COMPLETE"}
+
+    monkeypatch.setattr("kit.kaggle.submit.submit", record)
+    assert main(["submit", "s.csv", "--message", "try", "--timeout", "5", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"status": "COMPLETE"}
+    options = {"sample": None, "competition": SLUG, "timeout": 5.0, "dry_run": False}
+    assert calls == [(Path("s.csv"), "try", options)]

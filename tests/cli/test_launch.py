@@ -1,0 +1,21 @@
+"""One command in two processes, ended with the command's own exit code."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+from conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("words", "code"),
+    [(["--version"], 0), (["submit"], 2)],  # 2, wrong usage: torchrun would make it 1
+)
+def test_the_exit_code_is_that_of_the_command(words, code):
+    command = [sys.executable, "-m", "kit.cli.launch", "2", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == code, done.stderr
+    if code == 0:
+        assert done.stdout.count("kit ") == 2  # each of the two processes has said its version

@@ -1,0 +1,38 @@
+"""The registry of commands: how a function becomes `kit NAME`."""
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from kit.cli import kaggle, scans, stages
+from kit.cli.commands import COMMANDS, main
+from kit.cli.registry import RUN, WORKERS, Commands, Result, argument
+from kit.runs.directory import Run
+
+
+def test_a_decorated_function_is_the_command_of_its_name(monkeypatch, capsys):
+    table, calls = Commands(), []
+    hours = argument("--hours", type=float)
+
+    @table.add("count", "count words", RUN, WORKERS, hours, argument("words", nargs="*"))
+    def count(options: argparse.Namespace) -> Result:
+        calls.append(options)
+        return Result(f"{len(options.words)} words", len(options.words))
+
+    assert table["count"].execute is count
+    monkeypatch.setitem(COMMANDS, "count", table["count"])
+    assert main(["count", "runs/a", "one", "two", "--hours", "0.5"]) == 0
+    assert capsys.readouterr().out == "2 words\n"
+    assert main(["count", "runs/a", "one", "--workers", "3", "--json"]) == 0
+    assert capsys.readouterr().out == "1\n"
+    assert [options.run for options in calls] == [Run(Path("runs/a"))] * 2
+    assert [(options.hours, options.workers) for options in calls] == [(0.5, None), (None, 3)]
+    with pytest.raises(SystemExit) as stop:
+        main(["count", "runs/a", "--hours", "soon"])
+    assert stop.value.code == 2
+
+
+def test_no_two_rooms_have_a_command_of_the_same_name():
+    names = [name for room in (stages, scans, kaggle) for name in room.COMMANDS]
+    assert sorted(names) == sorted(COMMANDS)

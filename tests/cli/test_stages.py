@@ -1,0 +1,97 @@
+"""The commands that make a run: what they print, where they write, what they refuse."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+from command_line import kit
+
+from kit.cli.commands import main
+
+
+def test_a_finished_run_has_nothing_to_do_and_prints_its_scores(small_run, small_data):
+    from conftest import SMALL
+
+    flags = ["--lstm-epochs", SMALL["lstm.epochs"], "--lstm-hidden-size", 16, "--folds", 2]
+    flags += ["--train-folds", "0,1", "--bag-lstm-epochs", 2, "--classifier-epochs", 1]
+    run = kit("run", small_data, "--recipe", "demo", "--run", small_run, *flags)
+    assert run.returncode == 0, run.stderr
+    lines = run.stdout.splitlines()
+    assert lines[0].startswith("Out-of-fold log loss of ")
+    assert max(map(len, lines[:14])) <= 80
+    assert [line.split()[0] for line in lines[2:14:3]] == ["classifier", "rolling", "LSTM", "bag"]
+
+
+def test_each_stage_can_be_called_by_itself(small_data, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--folds", 2, "--train-folds", "0", "--bag-lstm-epochs", 1]
+    flags += ["--classifier-epochs", 1, "--lstm-epochs", 1, "--lstm-hidden-size", 8]
+    for command in (
+        ["index", small_data, "--run", run, "--recipe", "demo", *flags],
+        ["train-classifier", run, "--fold", 0],
+        ["embed", run],
+        ["train-lstm", run],
+        ["ensemble", run],
+        ["report", run],
+    ):
+        done = kit(*command, "--quiet")
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        if command[0] in ("train-classifier", "embed", "train-lstm"):
+            assert Path(done.stdout.strip()).is_dir()  # where it has written
+    assert (run / "submission.csv").exists()
+    refused = kit("embed", run, "--fold", 1)
+    assert refused.returncode == 1
+    assert "--fold 1: the run has 0" in refused.stderr
+
+
+def test_a_phantom_is_not_written_over(small_data):
+    done = kit("phantom", small_data)
+    assert done.returncode == 1
+    assert "already exists" in done.stderr
+
+
+def test_every_stage_says_where_it_writes(small_data, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--folds", 2, "--train-folds", "0", "--classifier-epochs", 1, "--lstm-epochs", 1]
+    done = kit("run", small_data, "--recipe", "demo", "--run", run, *flags)
+    assert done.returncode == 0, done.stderr
+    said = dict(line.split(" → ") for line in done.stderr.splitlines() if " → " in line)
+    assert list(said) == [
+        "index",
+        "fold0 classifier",
+        "fold0 embeddings",
+        "fold0 LSTM",
+        "ensemble",
+        "report",
+    ]
+    assert all(Path(path).exists() for path in said.values())
+    assert said["fold0 LSTM"] == str(run / "fold0" / "lstm" / "epoch1")
+
+
+def test_a_mistyped_path_neither_leaves_nor_spoils_a_run(small_data, tmp_path, capsys):
+    for command in ("train-classifier", "embed", "train-lstm", "ensemble", "report", "status"):
+        assert main([command, str(tmp_path / "nowhere")]) == 1
+        assert "there is no run here" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    index = ["index", "--recipe", "demo", "--run", str(tmp_path / "run"), "--quiet"]
+    assert main([*index, str(tmp_path / "tpyo")]) == 1
+    weights = ["--weights", str(tmp_path / "lost.pth")]
+    assert main([*index, str(small_data), *weights]) == 1
+    assert "lost.pth: there is no such file of weights" in capsys.readouterr().err
+    assert main([*index, str(small_data)]) == 0
+
+
+def test_the_hours_are_those_of_all_folds(small_run, monkeypatch):
+    from kit import pipeline
+
+    deadlines, clock = [], iter(range(100, 1000, 100))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    stage = replace(
+        pipeline.STAGES["train-lstm"],
+        execute=lambda run, fold, deadline: deadlines.append(deadline),
+    )
+    monkeypatch.setitem(pipeline.STAGES, "train-lstm", stage)
+    assert main(["train-lstm", str(small_run), "--hours", "1"]) == 0
+    assert len(deadlines) == 2
+    assert deadlines[0] == deadlines[1]
