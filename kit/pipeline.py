@@ -20,7 +20,7 @@ import pandas as pd
 from kit.classifier import train_classifier
 from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore, extract_embeddings, make_series
-from kit.files import read_json, write_json
+from kit.files import write_json
 from kit.lstm import train_lstm
 from kit.processes import choose_workers
 from kit.recipes import Recipe
@@ -34,6 +34,7 @@ from kit.runs.directory import (
     list_classifier_epochs,
     list_folds,
     list_lstm_epochs,
+    read_document,
     read_recipe,
     read_slices,
     require_file,
@@ -288,7 +289,7 @@ def _check_source(directory: Path, store: EmbeddingStore) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         if rank() == 0:
             write_json(path, {"embeddings_from": source})
-    elif read_json(path)["embeddings_from"] != source:
+    elif read_document(path).get("embeddings_from") != source:
         raise RunError(
             f"{directory} was trained on other embeddings than {store.directory} now holds: "
             "remove it to train again"

@@ -34,6 +34,8 @@ class Recipe:
         ):
             if not 1 <= given <= most:
                 raise InputError(f"{name} is {given}; it must be 1 to the {most} trained epochs")
+        if self.folds < 2:
+            raise InputError(f"folds is {self.folds}; it must be at least 2")
         if not set(self.train_folds) <= set(range(self.folds)):
             raise InputError(f"train_folds {self.train_folds} are not among 0 to {self.folds - 1}")
 

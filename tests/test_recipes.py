@@ -76,6 +76,7 @@ def test_a_configuration_of_version_0_1_is_read():
     [
         ("magic", {}, "no recipe 'magic'"),
         ("demo", {"lstm.size": 3}, "no option 'lstm.size'"),
+        ("demo", {"folds": 1, "train_folds": ()}, "folds is 1"),
         ("demo", {"train_folds": (3,)}, "are not among 0 to 2"),
         ("demo", {"lstm.batch_size": 0}, "batch_size is 0"),
         ("demo", {"lstm.epochs": 0}, "epochs is 0"),

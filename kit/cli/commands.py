@@ -58,7 +58,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("kit: interrupted; the same command continues from what is saved", file=sys.stderr)
         return 130
-    except (KitError, OSError, ValueError, RuntimeError) as error:
+    except (KitError, OSError) as error:
         if options.traceback:
             traceback.print_exception(error)
         print(f"kit: {_describe_error(error)}", file=sys.stderr)

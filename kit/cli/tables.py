@@ -54,7 +54,7 @@ def format_stages(run: Run, config: dict, stages: list[tuple[str, str]]) -> str:
         [
             *lines,
             f"{left} of {len(stages)} stages left; with the same flags this continues:",
-            f"kit run {config['data']} --recipe {config['recipe']['name']} --run {run}",
+            f"kit run {config.get('data', 'DATA')} --recipe {config['recipe']['name']} --run {run}",
         ]
     )
 

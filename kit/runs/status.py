@@ -10,7 +10,14 @@ import pandas as pd
 from kit.embeddings import EmbeddingStore
 from kit.files import read_json
 from kit.recipes import Recipe
-from kit.runs.directory import Run, list_classifier_epochs, read_recipe, read_slices
+from kit.runs.directory import (
+    Run,
+    RunError,
+    list_classifier_epochs,
+    read_document,
+    read_recipe,
+    read_slices,
+)
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,10 @@ def list_stores(run: Run, fold: int | str) -> pd.DataFrame:
 def read_history(directory: Path) -> pd.DataFrame:
     """The history of a training, one row per epoch; empty where it has not ended."""
     path = directory / "history.json"
-    return pd.DataFrame(read_json(path) if path.exists() else [])
+    try:
+        return pd.DataFrame(read_json(path) if path.exists() else [])
+    except ValueError as error:
+        raise RunError(f"{path}: not the history of a training ({error})") from error
 
 
 def is_trained(directory: Path, epochs: int) -> bool:
@@ -93,4 +103,4 @@ def is_trained(directory: Path, epochs: int) -> bool:
 def is_imported(run: Run, recipe: Recipe, fold: int | str) -> bool:
     """Whether the embeddings of the fold were imported; then it has no classifier."""
     path = run.store(fold, recipe.classifier.epochs) / "store.json"
-    return path.exists() and "imported" in read_json(path)
+    return path.exists() and "imported" in read_document(path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from kit import InputError
 from kit.competition import LABELS
 
 
@@ -16,8 +17,8 @@ def assign_folds(
     """The fold of each slice, (N,) int; −1 outside the training part.
 
     Whole patients, stratified by the rarest bleeding each slice shows, whatever the order of the
-    rows. `fold_table` is a CSV of one's own with PatientID and fold, which must name every patient.
-    Raises `ValueError` where it does not, and where there are fewer patients than folds.
+    rows. `fold_table` is a CSV with columns PatientID and fold that must name every patient.
+    Raises `InputError` if it does not, and if there are fewer patients than folds.
     """
     training = (slices["split"] == "train").to_numpy()
     assigned = np.full(len(slices), -1, dtype=np.int64)
@@ -32,7 +33,7 @@ def assign_folds(
     part["PatientID"] = part["PatientID"].fillna("")
     patients = part["PatientID"].nunique()
     if patients < folds:
-        raise ValueError(f"{patients} patients cannot be split into {folds} folds")
+        raise InputError(f"{patients} patients cannot be split into {folds} folds")
     part = part.reset_index(drop=True).sort_values(["PatientID", "SOPInstanceUID"])
     labels = part[list(LABELS)].to_numpy()
     rarest = np.argsort(labels.sum(axis=0), kind="stable")
@@ -46,27 +47,27 @@ def assign_folds(
 
 
 def _read_folds(fold_table: str | Path, patients: pd.Series, folds: int) -> np.ndarray:
-    """The fold of each of `patients` by a table of one's own; `ValueError` names what is wrong."""
+    """Read the fold of each of `patients` from a CSV; `InputError` says what is wrong with it."""
     try:
         given = pd.read_csv(fold_table, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        raise ValueError(f"{fold_table}: not a CSV file that can be read: {error}") from error
+        raise InputError(f"{fold_table}: not a CSV file that can be read: {error}") from error
     if not {"PatientID", "fold"} <= set(given.columns):
-        raise ValueError(f"{fold_table}: needs the columns PatientID and fold")
+        raise InputError(f"{fold_table}: needs the columns PatientID and fold")
     numbers = {str(fold): fold for fold in range(folds)}
     given["fold"] = given["fold"].str.strip()
     wrong = ~given["fold"].isin(list(numbers))
     if wrong.any():
         row = given[wrong].iloc[0]
-        raise ValueError(
+        raise InputError(
             f"{fold_table}: the fold of {row['PatientID']} is {row['fold']!r}, "
             f"not one of 0 to {folds - 1}"
         )
     given = given.drop_duplicates(["PatientID", "fold"])
     repeated = given["PatientID"].duplicated()
     if repeated.any():
-        raise ValueError(f"{fold_table}: {given['PatientID'][repeated].iloc[0]} is in two folds")
+        raise InputError(f"{fold_table}: {given['PatientID'][repeated].iloc[0]} is in two folds")
     found = patients.map(given.set_index("PatientID")["fold"].map(numbers))
     if found.isna().any():
-        raise ValueError(f"{fold_table}: names no fold for {patients[found.isna()].iloc[0]}")
+        raise InputError(f"{fold_table}: names no fold for {patients[found.isna()].iloc[0]}")
     return found.to_numpy(np.int64)
