@@ -137,7 +137,6 @@ def run(code: str, *arguments) -> list:
             "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
             "PATH": "/usr/bin:/bin",
             "CUDA_VISIBLE_DEVICES": "",
-            "NO_ALBUMENTATIONS_UPDATE": "1",
         },
         capture_output=True,
         text=True,

@@ -189,6 +189,9 @@ def _halve(
             if keep_normalization and isinstance(tensor, nn.Parameter):
                 masters[tensor] = tensor.detach().float().clone().requires_grad_()
             tensor.data = tensor.data.to(dtype)
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            module.flatten_parameters()  # else cuDNN copies the weights at every call
     _cast_around(model, dtype, torch.float32)
     if optimizer is None or not keep_normalization:
         return []
