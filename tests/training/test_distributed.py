@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import torch
 from conftest import ROOT
@@ -31,21 +32,47 @@ assert not {name for name in threads if "gloo" in name}, threads
 """
 
 
-def test_two_processes_train_to_the_weights_of_one(tmp_path):
-    script = tmp_path / "train.py"
-    script.write_text(TWO_PROCESSES)
-    one = [sys.executable, str(script), str(tmp_path / "one")]
+def run_two(script: Path, *arguments) -> subprocess.CompletedProcess:
+    """Run a script in two processes, on the CPU also on a machine with GPUs."""
     launcher = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone"]
-    two = [sys.executable, *launcher, str(script), str(tmp_path / "two")]
+    return run_script(*launcher, script, *arguments)
+
+
+def run_script(*arguments) -> subprocess.CompletedProcess:
     environment = {
         "PYTHONPATH": str(ROOT),
         "OMP_NUM_THREADS": "1",
         "CUDA_VISIBLE_DEVICES": "",  # gloo, also on a machine with GPUs
         "PATH": "/usr/bin:/bin",
     }
-    for command in (one, two):
-        subprocess.run(command, check=True, cwd=ROOT, env=environment)
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+
+
+def test_two_processes_train_to_the_weights_of_one(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(TWO_PROCESSES)
+    for done in (run_script(script, tmp_path / "one"), run_two(script, tmp_path / "two")):
+        assert done.returncode == 0, done.stderr
     alone, _ = load_weights(tmp_path / "one" / "epoch3.safetensors")
     together, _ = load_weights(tmp_path / "two" / "epoch3.safetensors")
     for name, value in alone.items():
         assert torch.allclose(value, together[name], atol=1e-5)
+
+
+def test_at_the_deadline_all_processes_wait_for_the_checkpoint(tmp_path):
+    """Else the first that ends has torchrun kill the one that still writes."""
+    script = tmp_path / "train.py"
+    slow = """
+import time
+from kit.training import checkpoints
+save = checkpoints.save_checkpoint
+checkpoints.save_checkpoint = lambda *arguments: (time.sleep(12), save(*arguments))
+"""
+    budget = "fit(net, chosen, task, Path(sys.argv[1]), deadline=0.0)"
+    body = TWO_PROCESSES.replace("fit(net, chosen, task, Path(sys.argv[1]))", budget)
+    script.write_text(slow + body)
+    done = run_two(script, tmp_path / "two")
+    assert "stopped in time after step 1" in done.stderr
+    _, metadata = load_weights(tmp_path / "two" / "checkpoint.safetensors")
+    assert metadata["progress"]["step"] == 1
