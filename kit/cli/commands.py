@@ -63,10 +63,9 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exception(error)
         print(f"kit: {_describe_error(error)}", file=sys.stderr)
         return error.exit_code if isinstance(error, KitError) else 1
-    except Exception as error:  # noqa: BLE001 - the last place where it can be explained
-        traceback.print_exception(error)
-        print(_BUG, file=sys.stderr)
-        return 1
+    except Exception as error:
+        error.add_note(_BUG)  # printed below the traceback
+        raise
 
 
 def make_parser(arguments: list[str]) -> argparse.ArgumentParser:

@@ -2,8 +2,11 @@
 
 import pytest
 
+from kit.pipeline import STAGES as TABLE
 from kit.pipeline import list_stages
-from kit.runs.status import Output, describe_output
+from kit.recipes import find_recipe
+from kit.runs.directory import Run, RunError, begin_run
+from kit.runs.status import Output, describe_output, is_trained, read_history
 
 STAGES = 1 + 2 * 3 + 3  # the index; classifier, embeddings, LSTM of two folds; three files
 
@@ -35,3 +38,25 @@ def test_embeddings_are_done_when_their_store_is_sealed(tmp_path):
     assert describe_output(output) == "begun"
     (output.path / "store.json").touch()
     assert describe_output(output) == "done"
+
+
+def test_every_stage_has_its_outputs_in_the_order_of_the_work(tmp_path):
+    run = Run(tmp_path / "run")
+    begin_run(run, find_recipe("demo", {"train_folds": (0, 2)}), tmp_path)
+    names = [name for name, state in list_stages(run) if state == "to do"]
+    folds = [[f"fold {fold} classifier", f"fold {fold} embeddings of epoch 4",
+              f"fold {fold} LSTM on epoch 4"] for fold in (0, 2)]  # fmt: skip
+    ending = ["metrics.json", "submission.csv", "report.html"]
+    assert names == ["index", *folds[0], *folds[1], *ending]
+    assert list(TABLE) == ["index", "train-classifier", "embed", "train-lstm", "ensemble",
+                            "report"]  # fmt: skip
+
+
+def test_a_damaged_history_is_named(tmp_path):
+    assert read_history(tmp_path).empty
+    (tmp_path / "history.json").write_text('[{"epoch": 1, "loss": 0.5}]')
+    assert is_trained(tmp_path, 1)
+    assert not is_trained(tmp_path, 2)
+    (tmp_path / "history.json").write_text('[{"epoch": 1, ')
+    with pytest.raises(RunError, match=r"history\.json: not the history of a training"):
+        is_trained(tmp_path, 1)
