@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import traceback
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor
@@ -11,13 +10,14 @@ from functools import wraps
 from typing import ParamSpec, TypeVar
 
 from kit import KitError
+from kit.progress import log
 
 _Given = ParamSpec("_Given")
 Result = TypeVar("Result")
 
 
 _DEATH = (
-    "a worker process died, as happens for want of memory: the same command goes on, "
+    "a worker process died, as happens for want of memory: the same command continues, "
     "and with fewer --workers needs less"
 )
 
@@ -68,7 +68,7 @@ def restart_once(stage: Callable[_Given, Result]) -> Callable[_Given, Result]:
             _release_frames(error)
             if int(os.environ.get("WORLD_SIZE", 1)) > 1:
                 raise WorkerError(_DEATH) from error
-        print("kit: a worker process died; going on from what is saved", file=sys.stderr)
+        log.warning("kit: a worker process died; continuing from what is saved")
         try:
             return stage(*arguments, **options)
         except RuntimeError as error:

@@ -25,7 +25,7 @@ from kit.slices import entries
 from kit.slices.competition_files import index_competition
 
 CPU = torch.device("cpu")
-DIED = "kit: a worker process died; going on from what is saved\n"
+DIED = "kit: a worker process died; continuing from what is saved\n"
 CONFIG = ClassifierConfig(
     architecture="resnext50_32x4d",
     architecture_options=SMALL_RESNEXT,
@@ -68,28 +68,28 @@ def deaths(monkeypatch, slices, tmp_path):
 
 
 def test_training_goes_on_after_a_worker_was_killed_to_the_same_bytes(
-    slices, trained, deaths, tmp_path, capfd
+    slices, trained, deaths, tmp_path, caplog
 ):
     deaths.write_text("1")
     train_classifier(slices, CONFIG, tmp_path / "model", CPU, 1)
     assert deaths.read_text() == "0"
-    assert DIED in capfd.readouterr().err
+    assert DIED in caplog.text
     for name in ("epoch1.safetensors", "epoch2.safetensors"):
         assert (tmp_path / "model" / name).read_bytes() == (trained / name).read_bytes()
 
 
 def test_embedding_goes_on_after_a_worker_was_killed_and_stops_at_the_second_death(
-    slices, trained, deaths, tmp_path, capfd
+    slices, trained, deaths, tmp_path, caplog
 ):
     weights = trained / "epoch2.safetensors"
     deaths.write_text("0")
     whole = extract_embeddings(slices, weights, tmp_path / "whole", CPU, 1)
     deaths.write_text("1")
     store = extract_embeddings(slices, weights, tmp_path / "once", CPU, 1)
-    assert DIED in capfd.readouterr().err
+    assert DIED in caplog.text
     np.testing.assert_array_equal(store.embeddings, whole.embeddings)
     deaths.write_text("2")
-    with pytest.raises(WorkerError, match="the same command goes on"):
+    with pytest.raises(WorkerError, match="the same command continues"):
         extract_embeddings(slices, weights, tmp_path / "twice", CPU, 1)
     assert not (tmp_path / "twice" / "store.json").exists()
     store = extract_embeddings(slices, weights, tmp_path / "twice", CPU, 1)
@@ -135,11 +135,11 @@ needs_proc = pytest.mark.skipif(
 
 
 @needs_proc
-def test_indexing_is_taken_up_after_a_worker_was_killed(small_data, capfd):
+def test_indexing_is_taken_up_after_a_worker_was_killed(small_data, caplog):
     expected = index_competition(small_data, workers=1)
     with Killer():
         found = index_competition(small_data, workers=2)
-    assert DIED in capfd.readouterr().err
+    assert DIED in caplog.text
     for table, wanted in zip(found, expected, strict=True):
         pd.testing.assert_frame_equal(table, wanted)
 
@@ -192,10 +192,10 @@ def test_a_joblib_backend_that_the_caller_chose_reads_the_headers(small_data, mo
 
 
 @needs_proc
-def test_a_phantom_is_drawn_anew_after_a_worker_was_killed(tmp_path, capfd):
+def test_a_phantom_is_drawn_anew_after_a_worker_was_killed(tmp_path, caplog):
     with Killer():
         write_phantom(tmp_path / "data", patients=3, size=32, workers=2)
-    assert DIED in capfd.readouterr().err
+    assert DIED in caplog.text
     write_phantom(tmp_path / "same", patients=3, size=32, workers=1)
     for path in (tmp_path / "same").rglob("*.*"):
         twin = tmp_path / "data" / path.relative_to(tmp_path / "same")
@@ -219,7 +219,7 @@ def test_other_errors_are_not_taken_for_a_death_nor_is_torchrun_restarted(monkey
 
 
 def test_a_connection_broken_by_a_death_counts_as_one(
-    slices, trained, tmp_path, monkeypatch, capfd
+    slices, trained, tmp_path, monkeypatch, caplog
 ):
     original, calls = images._take_batches, []
 
@@ -235,7 +235,7 @@ def test_a_connection_broken_by_a_death_counts_as_one(
     store = extract_embeddings(slices, weights, tmp_path / "store", CPU, 1)
     assert len(store.embeddings) == len(slices)
     assert len(calls) == 2
-    assert DIED in capfd.readouterr().err
+    assert DIED in caplog.text
     with pytest.raises(WorkerError, match="handing a batch over"):
         list(original(iter_broken()))
 
