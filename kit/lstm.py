@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call
-from torch.nn.utils.rnn import PackedSequence, pack_sequence, unpack_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from kit.competition import LABELS
 from kit.sequences import (
@@ -121,11 +121,14 @@ def run_packed(lstm: nn.LSTM, inputs: torch.Tensor, mask: torch.Tensor) -> torch
 
     The padding may be anywhere in a series; each series needs at least one real slice.
     """
-    series = inputs[mask].split(mask.sum(dim=1).tolist())
-    hidden = _call_lstm(lstm, pack_sequence(series, enforce_sorted=False))
-    outputs = hidden.data.new_zeros(*mask.shape, hidden.data.shape[1])
-    outputs[mask] = torch.cat(unpack_sequence(hidden))
-    return outputs
+    positions = torch.arange(mask.numel()).view(mask.shape)
+    series = [row[real] for row, real in zip(positions, mask.cpu(), strict=True)]
+    order = pack_sequence(sorted(series, key=len, reverse=True))
+    rows = order.data.to(inputs.device)
+    real = inputs.flatten(0, 1).index_select(0, rows)
+    hidden = _call_lstm(lstm, PackedSequence(real, order.batch_sizes)).data
+    outputs = hidden.new_zeros(mask.numel(), hidden.shape[1]).index_copy(0, rows, hidden)
+    return outputs.view(*mask.shape, -1)
 
 
 def run_padded(lstm: nn.LSTM, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
