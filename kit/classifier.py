@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,7 @@ from kit import InputError, images
 from kit.competition import LABELS, TRAINING_PRIOR
 from kit.processes import restart_once
 from kit.training.checkpoints import TrainingError, fill_model, load_trained
-from kit.training.config import TrainingConfig, option
+from kit.training.config import ClassifierConfig
 from kit.training.loop import Task, fit, predict, seed_random, weighted_loss
 
 # Mean and standard deviation of the windowed training images, from the reference implementation;
@@ -40,27 +39,6 @@ _MISREAD = (
     OSError, SafetensorError, RuntimeError, ValueError, EOFError, LookupError, AttributeError,
     TypeError,
 )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClassifierConfig(TrainingConfig):
-    """The slice classifier and how it is trained, by default as the 2nd place trained it."""
-
-    architecture: str = option(
-        "resnext101_32x8d.fb_wsl_ig1b_ft_in1k", "timm model with a pooled embedding"
-    )
-    architecture_options: dict = field(
-        default_factory=dict, metadata={"help": "further arguments of the timm model, as JSON"}
-    )
-    weights: str = option(
-        "", "initial weights: a .safetensors or .pth file, pretrained, or '' for random"
-    )
-    image_size: int = option(480, "side of the images in pixels")
-    crop: bool = option(True, "crop to the head")
-    repair: bool = option(True, "correct the wrong rescale intercept of 123 training files")
-    augment: bool = option(True, "flip, shift, scale, rotate and transpose while training")
-    prior_bias: bool = option(False, "start the head at the training prior")
-    test_augmentation: bool = option(True, "average embeddings over identity, flip and transpose")
 
 
 class Classifier(nn.Module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -22,32 +21,8 @@ from kit.sequences import (
     read_rows,
 )
 from kit.training.checkpoints import TrainingError, fill_model, load_trained
-from kit.training.config import TrainingConfig, change_default, option
+from kit.training.config import LSTMConfig
 from kit.training.loop import Task, fit, predict, seed_random, weighted_loss
-
-
-@dataclass(frozen=True, kw_only=True)
-class LSTMConfig(TrainingConfig):
-    """The sequence model and how it is trained, by default as the 2nd place trained it.
-
-    Its write-up and repository have two bidirectional layers of 2048 units over embeddings of 2048,
-    Adam, a learning rate that falls by a factor of 0.95 per epoch, and 4 series per batch.
-    """
-
-    embedding_size: int = 2048  # the pipeline takes it from the embeddings
-    hidden_size: int = option(2048, "LSTM units per direction")
-    packed: bool = option(True, "no: the reference forward pass, where padding reaches the LSTM")
-    deltas: bool = option(True, "append the differences to both neighbours to each embedding")
-    embedding_dropout: float = option(0.0, "share of channels dropped for a whole series")
-    standardize: bool = option(
-        False, "scale embeddings by the standard deviation of the training part"
-    )
-
-    epochs: int = change_default(TrainingConfig, "epochs", 12)
-    learning_rate: float = change_default(TrainingConfig, "learning_rate", 1e-5)
-    schedule: str = change_default(TrainingConfig, "schedule", "exponential")
-    weight_decay: float = change_default(TrainingConfig, "weight_decay", 0.01)
-    batch_size: int = change_default(TrainingConfig, "batch_size", 4)
 
 
 class SequenceLSTM(nn.Module):

@@ -7,9 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
 from kit import InputError
-from kit.classifier import ClassifierConfig
-from kit.lstm import LSTMConfig
-from kit.training.config import option
+from kit.training.config import ClassifierConfig, LSTMConfig, option
 
 
 @dataclass(frozen=True, kw_only=True)
