@@ -1,6 +1,7 @@
 """Where test inputs lie: golden values in the repository, real DICOM beside it, a phantom made."""
 
 import contextlib
+import os
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,11 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
+
+
+def pytest_configure():
+    """One thread, as `make test` has it: with more, sums differ in their last bits."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_runtest_setup(item):
