@@ -151,7 +151,7 @@ def make_batch(directory: Path, amount: int, deltas: bool = False) -> Row:
     import torch
 
     from kit.sequences import SeriesDataset, add_deltas, collate_series
-    from kit.training.loop import move_batch
+    from kit.training.inference import move_batch
 
     embeddings, table = samples.make_series(amount, EMBEDDING)
     ours = SeriesDataset(embeddings, table, table["embidx"])

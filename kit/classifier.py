@@ -18,7 +18,8 @@ from kit.competition import LABELS, TRAINING_PRIOR
 from kit.processes import restart_once
 from kit.training.checkpoints import TrainingError, fill_model, load_trained
 from kit.training.config import ClassifierConfig
-from kit.training.loop import Task, fit, predict, seed_random, weighted_loss
+from kit.training.inference import predict
+from kit.training.loop import Task, fit, seed_random, weighted_loss
 
 # Mean and standard deviation of the windowed training images, from the reference implementation;
 # channels in the order of `windowing.WINDOWS`.
@@ -259,5 +260,5 @@ def measure_loss(
     loader = images.load_batches(dataset, batches, workers)
     usable = (batch for batch in loader if batch["image"] is not None)
     outputs = predict(lambda batch: model(batch["image"]), usable, device, config.opt_level)
-    found = [(logits.float().cpu(), batch["labels"]) for batch, logits in outputs]
+    found = [(logits.float(), batch["labels"]) for batch, logits in outputs]
     return float(weighted_loss(*map(torch.cat, zip(*found, strict=True)))) if found else None

@@ -22,7 +22,8 @@ from kit.sequences import SeriesDataset
 from kit.training import amp
 from kit.training.checkpoints import TrainingError
 from kit.training.distributed import all_have, rank, wait_for_all, world_size
-from kit.training.loop import OutOfTime, predict, seed_random
+from kit.training.inference import predict
+from kit.training.loop import OutOfTime, seed_random
 
 _FLUSH_SECONDS = 60  # how much extraction a crash may cost
 
@@ -125,13 +126,14 @@ def extract_embeddings(
 
 
 def _make_forward(model: Classifier) -> Callable[[dict], tuple[torch.Tensor, torch.Tensor]]:
-    """The function from a batch to its embeddings (B, E) and logits (B, 6); fuses the model."""
+    """The function from a batch to embeddings (B, E) float16 and logits (B, 6); fuses the model."""
     model.backbone = fuse_normalization(model.backbone)
     embed = model.embed_views if model.config.test_augmentation else model.embed
 
     def forward(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         embeddings = embed(batch["image"])
-        return embeddings, model.head(embeddings.to(model.head.weight.dtype))
+        logits = model.head(embeddings.to(model.head.weight.dtype))
+        return embeddings.half(), logits.float()
 
     return forward
 
@@ -235,9 +237,8 @@ class _StoreWriter:
                 yield batch
 
     def write(self, batch: dict, embeddings: torch.Tensor, logits: torch.Tensor) -> None:
-        """Write the embeddings (B, E) and logits (B, 6) of a batch, and flush now and then."""
-        rows, values = batch["rows"], embeddings.half().cpu().numpy()
-        scores = logits.float().cpu().numpy()
+        """Write the embeddings (B, E) float16 and logits (B, 6) of a batch; flush now and then."""
+        rows, values, scores = batch["rows"], embeddings.numpy(), logits.numpy()
         finite = np.isfinite(values).all(axis=1) & np.isfinite(scores).all(axis=1)
         if not finite.all():
             worst = batch["names"][int(finite.argmin())]

@@ -22,7 +22,8 @@ from kit.sequences import (
 )
 from kit.training.checkpoints import TrainingError, fill_model, load_trained
 from kit.training.config import LSTMConfig
-from kit.training.loop import Task, fit, predict, seed_random, weighted_loss
+from kit.training.inference import predict
+from kit.training.loop import Task, fit, seed_random, weighted_loss
 
 
 class SequenceLSTM(nn.Module):
@@ -227,9 +228,9 @@ def predict_logits(
 
     for batch, output in predict(forward, batches, device, model.config.opt_level):
         mask = batch["mask"]
-        finite = torch.isfinite(output).all(dim=2).cpu() | ~mask
+        finite = torch.isfinite(output).all(dim=2) | ~mask
         if not finite.all():
             worst = batch["numbers"][int(finite.all(dim=1).to(torch.uint8).argmin())]
             raise TrainingError(f"series {series.names[worst]}: its logits are not finite")
-        logits[batch["embidx"].numpy()[mask.numpy()]] = output[mask].float().cpu()
+        logits[batch["embidx"].numpy()[mask.numpy()]] = output[mask].float()
     return logits

@@ -1,4 +1,4 @@
-"""The one training loop: epochs, AMP, distribution, progress, checkpoint and resume; prediction.
+"""The one training loop: epochs, AMP, distribution, progress, checkpoint and resume.
 
 Nothing random outlives a step: batches, augmentation and dropout follow from the seed, the epoch
 and the step alone. A run that was stopped therefore continues to the same weights.
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +25,7 @@ from kit.training import amp, checkpoints, distributed
 from kit.training.checkpoints import TrainingError
 from kit.training.config import TrainingConfig, learning_rate_at
 from kit.training.events import write_events
-
-Output = TypeVar("Output")
+from kit.training.inference import move_batch
 
 _MOST_OVERFLOWS = 30  # in a row; the scale has then fallen by 2^30, which no overflow explains
 
@@ -235,27 +234,6 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
     return kinds[config.optimizer](
         groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
-
-
-def predict(
-    forward: Callable[[dict], Output],
-    batches: Iterable[dict],
-    device: torch.device,
-    opt_level: str = "O1",
-) -> Iterator[tuple[dict, Output]]:
-    """Yield (batch, forward(batch)) for every batch, moved to the device and in its precision."""
-    for batch in batches:
-        with torch.inference_mode(), amp.autocast(device, opt_level):
-            output = forward(move_batch(batch, device))
-        yield batch, output
-
-
-def move_batch(batch: dict, device: torch.device) -> dict:
-    """The batch with its tensors on the device."""
-    return {
-        name: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
-        for name, value in batch.items()
-    }
 
 
 def _step_seed(seed: int, epoch: int, step: int) -> int:
