@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from typing import Any, get_type_hints
 
 from kit import InputError
-from kit.training.config import ClassifierConfig, LSTMConfig, option
+from kit.training.config import ClassifierConfig, LSTMConfig, check_options, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,27 +15,30 @@ class Recipe:
     """Everything that shapes a run. Saved as `config.json`; every field is a flag of `kit run`."""
 
     name: str
-    folds: int = option(5, "number of parts into which the patients are split")
+    folds: int = option(5, "number of parts into which the patients are split", (1, 100))
     train_folds: tuple[int, ...] = option(
         (0, 1, 2), "parts held out in turn, as 0,1,2; empty: one model on all data"
     )
     bag_classifier_epochs: int = option(5, "number of last classifier epochs to embed with")
     bag_lstm_epochs: int = option(12, "number of last LSTM epochs to average")
-    seed: int = option(0, "seed of folds, weights, batches and augmentation")
+    seed: int = option(0, "seed of folds, weights, batches and augmentation", (0, 2**32 - 1))
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     lstm: LSTMConfig = field(default_factory=LSTMConfig)
 
     def __post_init__(self):
+        check_options(self)
         for given, most, name in (
             (self.bag_classifier_epochs, self.classifier.epochs, "bag_classifier_epochs"),
             (self.bag_lstm_epochs, self.lstm.epochs, "bag_lstm_epochs"),
         ):
             if not 1 <= given <= most:
                 raise InputError(f"{name} is {given}; it must be 1 to the {most} trained epochs")
-        if self.folds < 2:
-            raise InputError(f"folds is {self.folds}; it must be at least 2")
-        if not set(self.train_folds) <= set(range(self.folds)):
+        if self.train_folds and self.folds < 2:
+            raise InputError("folds is 1; it must be at least 2 where folds are trained")
+        if not all(0 <= fold < self.folds for fold in self.train_folds):
             raise InputError(f"train_folds {self.train_folds} are not among 0 to {self.folds - 1}")
+        if len(set(self.train_folds)) < len(self.train_folds):
+            raise InputError(f"train_folds {self.train_folds} name a fold twice")
 
 
 # A real, small ResNeXt: one bottleneck a stage, cardinality 16, an embedding of 512.

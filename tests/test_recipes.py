@@ -76,7 +76,10 @@ def test_a_configuration_of_version_0_1_is_read():
     [
         ("magic", {}, "no recipe 'magic'"),
         ("demo", {"lstm.size": 3}, "no option 'lstm.size'"),
-        ("demo", {"folds": 1, "train_folds": ()}, "folds is 1"),
+        ("demo", {"folds": 1, "train_folds": (0,)}, "folds is 1"),
+        ("demo", {"folds": 10**9}, "folds is 1000000000; it must be at most 100"),
+        ("demo", {"train_folds": (1, 1)}, "name a fold twice"),
+        ("demo", {"seed": -1}, "seed is -1; it must be at least 0"),
         ("demo", {"train_folds": (3,)}, "are not among 0 to 2"),
         ("demo", {"lstm.batch_size": 0}, "batch_size is 0"),
         ("demo", {"lstm.epochs": 0}, "epochs is 0"),

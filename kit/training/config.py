@@ -6,21 +6,64 @@ Nothing here needs torch: a mistake in a flag is told before that is loaded.
 from __future__ import annotations
 
 import math
+import reprlib
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from kit import InputError
 
+# What numbers in the options of a timm model may add up to, and how many values there may be: far
+# more than any real model has, and too few for a small file to make one that is built for minutes.
+_LARGEST_OPTIONS, _MOST_OPTIONS = 100_000, 1000
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field that is a flag of `kit run`, with its help text in the metadata."""
-    return field(default=default, metadata={"help": help})
+_KINDS = {
+    int: "a whole number", float: "a number", bool: "true or false", str: "a text",
+    dict: "a JSON object", tuple: "whole numbers",
+}  # fmt: skip
+
+
+def option(default: Any, help: str, allowed: tuple = ()) -> Any:
+    """A dataclass field that is a flag of `kit run`: its help text, and what it may be.
+
+    `allowed` has the choices of a text, or the least and the greatest value of a number.
+    """
+    return field(default=default, metadata={"help": help, "allowed": allowed})
 
 
 def _change_default(base: type, name: str, default: Any) -> Any:
     """The option `name` of the dataclass `base` with another default, for a subclass."""
     (inherited,) = (entry for entry in fields(base) if entry.name == name)
     return field(default=default, metadata=inherited.metadata)
+
+
+def check_options(config: Any) -> None:
+    """Check each field of a dataclass of options, perhaps a stranger's, for type and range.
+
+    Raises `InputError` naming the first that cannot be.
+    """
+    types = get_type_hints(type(config))
+    for entry in fields(config):
+        value, kind = getattr(config, entry.name), types[entry.name]
+        shown = f"{entry.name} is {reprlib.repr(value)}"
+        if not _is_kind(value, kind):
+            needed = _KINDS.get(get_origin(kind) or kind, f"a {kind.__name__}")
+            raise InputError(f"{shown}; it must be {needed}")
+        allowed = entry.metadata.get("allowed", ())
+        if kind is str and allowed and value not in allowed:
+            raise InputError(f"{entry.name} {reprlib.repr(value)} is none of {', '.join(allowed)}")
+        if kind in (int, float) and allowed and not allowed[0] <= value <= allowed[1]:
+            least, most = allowed
+            raise InputError(
+                f"{shown}; it must be at {f'least {least}' if value < least else f'most {most}'}"
+            )
+
+
+def _is_kind(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return _is_kind(value, int) or (isinstance(value, float) and math.isfinite(value))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and all(_is_kind(number, int) for number in value)
+    return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,20 +73,25 @@ class TrainingConfig:
     A field made by `option` is a flag of `kit run`. The others are set by the program.
     """
 
-    epochs: int = option(5, "passes over the training part")
-    batch_size: int = option(64, "examples per step, over all processes")
-    optimizer: str = option("adam", "adam or adamw")
-    learning_rate: float = option(2e-5, "highest rate of the schedule")
-    schedule: str = option("constant", "constant, exponential (per epoch) or one-cycle")
-    learning_rate_decay: float = option(0.95, "factor per epoch of the exponential schedule")
-    weight_decay: float = option(0.0, "applied to everything except biases")
-    opt_level: str = option("O1", "apex's O0 (float32), O1, O2 or O3")
-    seed: int = 0  # the pipeline derives it from the recipe's seed and the fold
+    epochs: int = option(5, "passes over the training part", (1, 1000))
+    batch_size: int = option(64, "examples per step, over all processes", (1, 65536))
+    optimizer: str = option("adam", "adam or adamw", ("adam", "adamw"))
+    learning_rate: float = option(2e-5, "highest rate of the schedule", (0, 100))
+    schedule: str = option(
+        "constant",
+        "constant, exponential (per epoch) or one-cycle",
+        ("constant", "exponential", "one-cycle"),
+    )
+    learning_rate_decay: float = option(
+        0.95, "factor per epoch of the exponential schedule", (0, 1)
+    )
+    weight_decay: float = option(0.0, "applied to everything except biases", (0, 100))
+    opt_level: str = option("O1", "apex's O0 (float32), O1, O2 or O3", ("O0", "O1", "O2", "O3"))
+    # The pipeline derives it from the recipe's seed and the fold.
+    seed: int = field(default=0, metadata={"allowed": (0, 2**63 - 1)})
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        check_options(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +107,31 @@ class ClassifierConfig(TrainingConfig):
     weights: str = option(
         "", "initial weights: a .safetensors or .pth file, pretrained, or '' for random"
     )
-    image_size: int = option(480, "side of the images in pixels")
+    image_size: int = option(480, "side of the images in pixels", (8, 4096))
     crop: bool = option(True, "crop to the head")
     repair: bool = option(True, "correct the wrong rescale intercept of 123 training files")
     augment: bool = option(True, "flip, shift, scale, rotate and transpose while training")
     prior_bias: bool = option(False, "start the head at the training prior")
     test_augmentation: bool = option(True, "average embeddings over identity, flip and transpose")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not _are_plausible(self.architecture_options):
+            shown = reprlib.repr(self.architecture_options)
+            raise InputError(f"architecture_options {shown} are larger than those of any model")
+
+
+def _are_plausible(options: dict) -> bool:
+    """Whether nested options are small enough for a real model's: values, their sum, nesting."""
+    level: list[Any] = [options]
+    numbers: list[float] = []
+    for _ in range(5):
+        numbers += [abs(value) for value in level if isinstance(value, int | float)]
+        lists = [list(value.values()) if isinstance(value, dict) else value for value in level]
+        level = [item for values in lists if isinstance(values, list | tuple) for item in values]
+        if len(level) > _MOST_OPTIONS:
+            return False
+    return not level and sum(numbers) <= _LARGEST_OPTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +142,12 @@ class LSTMConfig(TrainingConfig):
     Adam, a learning rate that falls by a factor of 0.95 per epoch, and 4 series per batch.
     """
 
-    embedding_size: int = 2048  # the pipeline takes it from the embeddings
-    hidden_size: int = option(2048, "LSTM units per direction")
+    # The pipeline takes it from the embeddings.
+    embedding_size: int = field(default=2048, metadata={"allowed": (1, 65536)})
+    hidden_size: int = option(2048, "LSTM units per direction", (1, 16384))
     packed: bool = option(True, "no: the reference forward pass, where padding reaches the LSTM")
     deltas: bool = option(True, "append the differences to both neighbours to each embedding")
-    embedding_dropout: float = option(0.0, "share of channels dropped for a whole series")
+    embedding_dropout: float = option(0.0, "share of channels dropped for a whole series", (0, 1))
     standardize: bool = option(
         False, "scale embeddings by the standard deviation of the training part"
     )
@@ -97,9 +165,8 @@ def learning_rate_at(config: TrainingConfig, epoch: int, step: int, steps: int) 
         return config.learning_rate
     if config.schedule == "exponential":
         return config.learning_rate * config.learning_rate_decay ** (epoch - 1)
-    if config.schedule == "one-cycle":  # Smith & Topin, 2017, arXiv:1708.07120: warm up, anneal
-        done = ((epoch - 1) * steps + step) / max(1, config.epochs * steps - 1)
-        if done < 0.3:
-            return config.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * done / 0.3)) / 2)
-        return config.learning_rate * (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
-    raise InputError(f"schedule {config.schedule!r} is none of constant, exponential, one-cycle")
+    # One cycle: Smith & Topin, 2017, arXiv:1708.07120: warm up, anneal.
+    done = ((epoch - 1) * steps + step) / max(1, config.epochs * steps - 1)
+    if done < 0.3:
+        return config.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * done / 0.3)) / 2)
+    return config.learning_rate * (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
