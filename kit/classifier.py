@@ -236,6 +236,8 @@ def _load_usable(
     usable = sum(map(len, batches)) < min(32, len(dataset))
     for batch in images.load_batches(dataset, batches, workers):
         usable = usable or batch["image"] is not None
+        if len(batch["rows"]) == 1:  # twice: batch normalization takes no variance over one
+            batch.update({name: torch.cat([batch[name]] * 2) for name in ("image", "labels")})
         yield batch if batch["image"] is not None else None
     if not usable:
         row, reason = batch["failed"][0]

@@ -1,9 +1,11 @@
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
+from dicom_files import write_slice
 from safetensors.torch import save_file
 from torch import nn
 
@@ -15,6 +17,7 @@ from kit.classifier import (
     fuse_normalization,
     load_classifier,
     measure_loss,
+    train_classifier,
 )
 from kit.competition import LABELS, TRAINING_PRIOR, weighted_log_loss
 from kit.dicom.parsing import DicomError
@@ -137,6 +140,20 @@ def test_the_held_out_loss_is_that_of_the_epochs_weights(small_run):
     (epoch,) = json.loads((small_run.classifier(0) / "history.json").read_text())
     whole = measure_loss(model, slices[slices["fold"] == 0], torch.device("cpu"), 0)
     assert epoch["validation_loss"] == pytest.approx(whole, rel=1e-3)
+
+
+@pytest.mark.parametrize(("slices", "broken"), [(3, 0), (4, 1)])
+def test_a_batch_of_one_image_trains_where_an_image_becomes_one_place(tmp_path, slices, broken):
+    """At 32 pixels the last maps are of one place, over which one image has no variance."""
+    paths = [write_slice(tmp_path / f"{number}.dcm") for number in range(slices)]
+    for path in paths[:broken]:
+        path.write_bytes(b"")
+    table = pd.DataFrame({"path": list(map(str, paths)), **dict.fromkeys(LABELS, 0)})
+    small = config(image_size=32, batch_size=2, epochs=1, augment=False, opt_level="O0")
+    train_classifier(table, small, tmp_path / "out", torch.device("cpu"), workers=0)
+    model = load_classifier(tmp_path / "out" / "epoch1.safetensors")
+    counts = {name: int(v) for name, v in model.named_buffers() if name.endswith("tracked")}
+    assert set(counts.values()) == {2}  # both batches were trained on
 
 
 def is_readable(path) -> bool:
