@@ -166,7 +166,7 @@ def learning_rate_at(config: TrainingConfig, epoch: int, step: int, steps: int) 
     if config.schedule == "exponential":
         return config.learning_rate * config.learning_rate_decay ** (epoch - 1)
     # One cycle: Smith & Topin, 2017, arXiv:1708.07120: warm up, anneal.
-    done = ((epoch - 1) * steps + step) / max(1, config.epochs * steps - 1)
+    done = ((epoch - 1) * steps + step) / (config.epochs * steps)  # so the last step still has a rate
     if done < 0.3:
         return config.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * done / 0.3)) / 2)
     return config.learning_rate * (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2

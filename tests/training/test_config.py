@@ -15,11 +15,14 @@ def test_learning_rates_by_hand():
     assert learning_rate_at(exponential, 3, 5, 10) == pytest.approx(0.95**2)
     assert learning_rate_at(config(learning_rate=0.5), 3, 5, 10) == 0.5
     cycle = config(schedule="one-cycle", learning_rate=1.0, epochs=1)
-    steps = 101
+    steps = 100
     assert learning_rate_at(cycle, 1, 0, steps) == pytest.approx(0.04)
     assert learning_rate_at(cycle, 1, 30, steps) == pytest.approx(1.0)
     assert learning_rate_at(cycle, 1, 65, steps) == pytest.approx(0.5)
-    assert learning_rate_at(cycle, 1, 100, steps) == pytest.approx(0.0, abs=1e-12)
+    last = (1 + math.cos(math.pi * 69 / 70)) / 2  # 69 of the 70 steps after the highest rate
+    assert learning_rate_at(cycle, 1, 99, steps) == pytest.approx(last)
+    assert last == pytest.approx(5.03e-4, rel=1e-2)
+    assert learning_rate_at(cycle, 1, 0, 1) > 0  # also where it is the only step
 
 
 @pytest.mark.parametrize(
