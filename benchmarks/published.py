@@ -185,7 +185,7 @@ def predict_series(model, dataset: SeriesDataset, device, batch_size: int = 4) -
     return logits
 
 
-def make_optimizer(model, rate: float = 1e-5, decay: float = 0.01):
+def make_optimizer(model, rate: float = 1e-5, decay: float = 0.0):
     """Adam with weight decay on everything but biases."""
     import torch
 

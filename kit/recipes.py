@@ -92,11 +92,11 @@ RECIPES = {
         classifier=ClassifierConfig(weights="pretrained"),
         lstm=LSTMConfig(epochs=10, learning_rate=1e-4),
     ),
-    # The cheapest published route: private score 0.04607.
+    # The cheapest published route, private score 0.04607: an LSTM on each classifier epoch.
     "single": Recipe(
         name="single",
         train_folds=(),
-        bag_classifier_epochs=1,
+        bag_classifier_epochs=3,
         classifier=ClassifierConfig(weights="pretrained", epochs=3, test_augmentation=False),
     ),
     # The published final, its cropped half: private score 0.044.

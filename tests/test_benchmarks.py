@@ -66,7 +66,7 @@ def test_the_published_model_gives_the_golden_logits_and_losses():
     expected = torch.from_numpy(values["logits_left_padded"])[real]
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     rate, decay = float(values["train.lr"]), float(values["train.gamma"])
-    optimizer = published.make_optimizer(model, rate)
+    optimizer = published.make_optimizer(model, rate, float(values["train.weight_decay"]))
     labels, losses = torch.from_numpy(values["labels"]).float(), []
     for epoch in range(3):
         for group in optimizer.param_groups:

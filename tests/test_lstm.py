@@ -4,6 +4,7 @@ import torch
 from conftest import golden
 from torch import nn
 
+from kit.competition import LABELS
 from kit.lstm import (
     LSTMConfig,
     SequenceLSTM,
@@ -11,8 +12,11 @@ from kit.lstm import (
     run_packed,
     run_padded,
     sequence_loss,
+    train_lstm,
 )
+from kit.sequences import SeriesDataset
 from kit.training import amp
+from kit.training.checkpoints import load_weights
 from kit.training.loop import make_optimizer
 
 
@@ -174,6 +178,29 @@ def test_every_opt_level_trains_the_sequence_model():
         assert sum(train_sequences(opt_level)) == pytest.approx(sum(single), rel=0.05)
     rough = train_sequences("O3")
     assert rough[-1] < rough[0] * 0.7
+
+
+@pytest.mark.parametrize(("weight_decay", "share"), [(0.0, (0.9, 1.5)), (0.01, (0.0, 0.5))])
+def test_the_default_keeps_the_norm_of_the_weights(weight_decay, share, tmp_path):
+    """Adam adds weight decay to the gradient: 0.01, more than most gradients, eats the weights."""
+    pd = pytest.importorskip("pandas")
+    assert LSTMConfig().weight_decay == 0.0
+    sizes = {"embedding_size": 24, "hidden_size": 24, "epochs": 60, "learning_rate": 1e-3}
+    chosen = LSTMConfig(**sizes, schedule="constant", weight_decay=weight_decay, opt_level="O0")
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(200, 24)).astype(np.float32)
+    table = pd.DataFrame({"series": np.repeat(np.arange(20).astype(str), 10)})
+    table[list(LABELS)] = (rng.random((200, 6)) < 0.1).astype(np.float32)
+    series = SeriesDataset(embeddings, table, np.arange(200))
+    train_lstm(series, chosen, tmp_path, torch.device("cpu"))  # 300 steps
+    torch.manual_seed(0)
+    before, (after, _) = SequenceLSTM(chosen), load_weights(tmp_path / "epoch60.safetensors")
+    names = [name for name, value in before.named_parameters() if value.ndim == 2]
+    norms = [
+        torch.cat([values[name].flatten() for name in names]).norm().item()
+        for values in (before.state_dict(), after)
+    ]
+    assert share[0] < norms[1] / norms[0] < share[1]
 
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

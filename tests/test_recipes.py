@@ -9,6 +9,7 @@ from kit.cli.commands import make_parser
 from kit.cli.flags import read_recipe
 from kit.lstm import LSTMConfig
 from kit.recipes import RECIPES, find_recipe, format_flags, from_dict, list_options, to_dict
+from kit.runs.directory import list_classifier_epochs, list_lstm_epochs
 from kit.training.config import TrainingConfig
 
 CHANGES = {
@@ -67,8 +68,76 @@ def test_a_configuration_of_version_0_1_is_read():
     }  # fmt: skip
     recipe = {"name": "blog", "folds": 5, "train_folds": [0, 1], "bag_classifier_epochs": 1,
               "bag_lstm_epochs": 1, "seed": 0, "classifier": classifier, "lstm": lstm}  # fmt: skip
-    assert from_dict(recipe) == RECIPES["blog"]
+    blog = RECIPES["blog"]
+    assert from_dict(recipe) == replace(blog, lstm=replace(blog.lstm, weight_decay=0.01))
     assert to_dict(from_dict(recipe)) == recipe
+
+
+# What the authors' write-ups and scripts state; weight decay is the scripts' default.
+PUBLISHED = {
+    "folds": 5,
+    "train_folds": (0, 1, 2),
+    "bag_classifier_epochs": 5,
+    "bag_lstm_epochs": 12,
+    "classifier.architecture": "resnext101_32x8d.fb_wsl_ig1b_ft_in1k",
+    "classifier.architecture_options": {},
+    "classifier.weights": "pretrained",
+    "classifier.image_size": 480,
+    "classifier.crop": True,
+    "classifier.augment": True,
+    "classifier.prior_bias": False,
+    "classifier.test_augmentation": True,
+    "classifier.epochs": 5,
+    "classifier.batch_size": 64,
+    "classifier.optimizer": "adam",
+    "classifier.learning_rate": 2e-5,
+    "classifier.schedule": "constant",
+    "classifier.weight_decay": 0.0,
+    "classifier.opt_level": "O1",
+    "lstm.hidden_size": 2048,
+    "lstm.embedding_size": 2048,
+    "lstm.deltas": True,
+    "lstm.embedding_dropout": 0.0,
+    "lstm.standardize": False,
+    "lstm.epochs": 12,
+    "lstm.batch_size": 4,
+    "lstm.optimizer": "adam",
+    "lstm.learning_rate": 1e-5,
+    "lstm.schedule": "exponential",
+    "lstm.learning_rate_decay": 0.95,
+    "lstm.weight_decay": 0.0,
+    "lstm.opt_level": "O1",
+}
+# In what the blog's account and the cheapest route differ from that.
+DIFFERENCES = {
+    "published": {},
+    "blog": {
+        "train_folds": (0, 1),
+        "bag_classifier_epochs": 1,
+        "bag_lstm_epochs": 1,
+        "lstm.epochs": 10,
+        "lstm.learning_rate": 1e-4,
+    },
+    "single": {
+        "train_folds": (),
+        "bag_classifier_epochs": 3,
+        "classifier.epochs": 3,
+        "classifier.test_augmentation": False,
+    },
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_the_published_recipes_hold_the_published_values(name):
+    recipe, expected = asdict(RECIPES[name]), {**PUBLISHED, **DIFFERENCES[name]}
+    for field, value in expected.items():
+        part, _, own = field.rpartition(".")
+        assert (recipe[part] if part else recipe)[own] == value, field
+
+
+def test_the_cheapest_route_averages_an_lstm_on_each_classifier_epoch():
+    assert list(list_classifier_epochs(RECIPES["single"])) == [1, 2, 3]
+    assert list(list_lstm_epochs(RECIPES["single"])) == list(range(1, 13))
 
 
 @pytest.mark.parametrize(

@@ -155,7 +155,6 @@ class LSTMConfig(TrainingConfig):
     epochs: int = _change_default(TrainingConfig, "epochs", 12)
     learning_rate: float = _change_default(TrainingConfig, "learning_rate", 1e-5)
     schedule: str = _change_default(TrainingConfig, "schedule", "exponential")
-    weight_decay: float = _change_default(TrainingConfig, "weight_decay", 0.01)
     batch_size: int = _change_default(TrainingConfig, "batch_size", 4)
 
 
@@ -165,8 +164,8 @@ def learning_rate_at(config: TrainingConfig, epoch: int, step: int, steps: int) 
         return config.learning_rate
     if config.schedule == "exponential":
         return config.learning_rate * config.learning_rate_decay ** (epoch - 1)
-    # One cycle: Smith & Topin, 2017, arXiv:1708.07120: warm up, anneal.
-    done = ((epoch - 1) * steps + step) / (config.epochs * steps)  # so the last step still has a rate
+    # One cycle: Smith & Topin, 2017, arXiv:1708.07120: warm up, anneal. The last step has a rate.
+    done = ((epoch - 1) * steps + step) / (config.epochs * steps)
     if done < 0.3:
         return config.learning_rate * (0.04 + 0.96 * (1 - math.cos(math.pi * done / 0.3)) / 2)
     return config.learning_rate * (1 + math.cos(math.pi * (done - 0.3) / 0.7)) / 2
