@@ -36,10 +36,11 @@ def predict(folder: str, run: str, out: str) -> None:
     from kit.lstm import load_lstm
     from kit.runs.directory import Run
     from kit.training import amp
+    from kit.windowing import InputConfig
 
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in Path(folder).iterdir()]
     headers.sort(key=lambda header: header.ImagePositionPatient[2])
-    images = np.stack([read_image(header.filename, 480) for header in headers])
+    images = np.stack([read_image(header.filename, InputConfig()) for header in headers])
     classifier = load_classifier(Run(Path(run)).classifier("all") / "epoch1.safetensors")
     lstm = load_lstm(Run(Path(run)).lstm("all", 1) / "epoch1.safetensors")
     classifier.backbone = fuse_normalization(classifier.backbone)

@@ -76,6 +76,7 @@ def make_crop(directory: Path, amount: int) -> Row:
     import pydicom
 
     from kit.images import read_image
+    from kit.windowing import InputConfig
 
     paths = samples.write_slices(directory, amount)
 
@@ -85,11 +86,11 @@ def make_crop(directory: Path, amount: int) -> Row:
     def check():
         for path in paths:
             expected = published.read_image(path, 480)
-            np.testing.assert_array_equal(read_image(path, 480), expected)
+            np.testing.assert_array_equal(read_image(path, InputConfig()), expected)
 
     return Row(
         f"{len(paths)} DICOM files → cropped 480×480 images",
-        each(lambda path: read_image(path, 480), paths),
+        each(lambda path: read_image(path, InputConfig()), paths),
         each(lambda path: published.read_image(path, 480), paths),
         each(resize, paths),
         check,
@@ -331,11 +332,14 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
     from kit.embeddings import extract_embeddings
     from kit.images import choose_batch, read_image
     from kit.training import amp
+    from kit.windowing import InputConfig
 
     paths = samples.write_slices(directory, amount)[:amount]
     weights = samples.write_classifier(directory, size)
     table = pd.DataFrame({"path": paths, "SOPInstanceUID": [Path(p).stem for p in paths]})
-    images = torch.from_numpy(np.stack([read_image(path, size) for path in paths]))
+    images = torch.from_numpy(
+        np.stack([read_image(path, InputConfig(image_size=size)) for path in paths])
+    )
     device, out = torch.device("cpu"), directory / "store"
 
     def extract():

@@ -21,11 +21,6 @@ from kit.training.config import ClassifierConfig
 from kit.training.inference import predict
 from kit.training.loop import Task, fit, seed_random, weighted_loss
 
-# Mean and standard deviation of the windowed training images, from the reference implementation;
-# channels in the order of `windowing.WINDOWS`.
-MEAN = (0.22363983, 0.18190407, 0.2523437)
-STD = (0.32451536, 0.2956294, 0.31335256)
-
 # Enough to see the loss rise, in a hundredth of the time of an epoch of the recipe `published`.
 _VALIDATION_SLICES = 2048
 
@@ -63,19 +58,22 @@ class Classifier(nn.Module):
             nn.init.zeros_(self.head.weight)
             with torch.no_grad():
                 self.head.bias.copy_(torch.logit(prior))
-        for name, values in (("mean", MEAN), ("std", STD)):
-            self.register_buffer(name, torch.tensor(values)[:, None, None] * 255, persistent=False)
+        white = 255 if config.scale == "uint8" else 1
+        for name, values in (("mean", config.mean), ("std", config.std)):
+            each = torch.tensor(values * len(config.neighbours)) * white
+            self.register_buffer(name, each[:, None, None], persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, S, S, 3) → logits (B, 6)."""
+        """Images (B, S, S, channels) as `join_neighbours` returns them → logits (B, 6)."""
         return self.head(self.embed(images))
 
     def embed(self, images: torch.Tensor) -> torch.Tensor:
-        """uint8 (B, S, S, 3) → embedding (B, E)."""
+        """Images (B, S, S, channels) → embedding (B, E)."""
         # The loader's layout, channels last, is also the fastest for convolutions.
         channels_first = images.permute(0, 3, 1, 2)
         normalized = (channels_first - self.mean) / self.std
-        return self.backbone(normalized.to(self.head.weight.dtype))
+        features = self.backbone(normalized.to(self.head.weight.dtype))
+        return features.mean(dim=(2, 3)) if self.config.embedding == "pre_logits" else features
 
     def embed_views(self, images: torch.Tensor) -> torch.Tensor:
         """As `embed`, averaged over identity, horizontal flip and transpose."""
@@ -93,9 +91,13 @@ def make_backbone(config: ClassifierConfig, load: bool) -> nn.Module:
 
     _refuse_sources(config)
     pretrained = load and config.weights == "pretrained"
+    options: dict = {} if config.channels == 3 else {"in_chans": config.channels}
+    if config.embedding == "pre_logits":
+        options["global_pool"] = ""  # else timm pools before the convolution
+    options |= config.architecture_options
     try:
         model = timm.create_model(
-            config.architecture, pretrained=pretrained, num_classes=0, **config.architecture_options
+            config.architecture, pretrained=pretrained, num_classes=0, **options
         )
     except Exception as error:
         if not pretrained:
@@ -201,16 +203,14 @@ def train_classifier(
     after each epoch, for watching the training; all of them are scored after the embedding. Raises
     as `fit` does.
     """
-    dataset = images.SliceDataset(
-        table, config.image_size, config.crop, config.repair, config.augment, config.seed
-    )
+    dataset = images.SliceDataset(table, config, config.augment, config.seed)
 
     def make_batches(epoch: int, batches: list[np.ndarray]) -> Iterable[dict | None]:
         dataset.epoch = epoch
         return _load_usable(dataset, batches, workers)
 
     def compute_loss(model: nn.Module, batch: dict) -> torch.Tensor:
-        return weighted_loss(model(batch["image"]), batch["labels"])
+        return weighted_loss(model(images.join_neighbours(batch)), batch["labels"])
 
     def validate(model: Classifier) -> dict:
         assert validation is not None
@@ -237,7 +237,7 @@ def _load_usable(
     for batch in images.load_batches(dataset, batches, workers):
         usable = usable or batch["image"] is not None
         if len(batch["rows"]) == 1:  # twice: batch normalization takes no variance over one
-            batch.update({name: torch.cat([batch[name]] * 2) for name in ("image", "labels")})
+            batch.update({name: torch.cat([batch[name]] * 2) for name in ("parts", "labels")})
         yield batch if batch["image"] is not None else None
     if not usable:
         row, reason = batch["failed"][0]
@@ -256,11 +256,15 @@ def measure_loss(
     """
     config = model.config
     spread = np.linspace(0, len(table) - 1, min(len(table), _VALIDATION_SLICES)).astype(int)
-    dataset = images.SliceDataset(table.iloc[spread], config.image_size, config.crop, config.repair)
+    dataset = images.SliceDataset(table, config)
     batch_size = images.choose_batch(config.image_size, device)
-    batches = np.array_split(np.arange(len(spread)), -(-len(spread) // batch_size))
+    batches = np.array_split(spread, -(-len(spread) // batch_size))
     loader = images.load_batches(dataset, batches, workers)
     usable = (batch for batch in loader if batch["image"] is not None)
-    outputs = predict(lambda batch: model(batch["image"]), usable, device, config.opt_level)
+
+    def forward(batch: dict) -> torch.Tensor:
+        return model(images.join_neighbours(batch))
+
+    outputs = predict(forward, usable, device, config.opt_level)
     found = [(logits.float(), batch["labels"]) for batch, logits in outputs]
     return float(weighted_loss(*map(torch.cat, zip(*found, strict=True)))) if found else None

@@ -38,13 +38,11 @@ class EmbeddingStore:
 
     def __init__(self, directory: Path):
         try:
-            self.embeddings = np.load(
-                directory / "embeddings.npy", mmap_mode="r", allow_pickle=False
-            )
+            name = directory / "embeddings.npy"
+            self.embeddings = np.load(name, mmap_mode="r", allow_pickle=False)
             self.provenance = read_json(directory / "store.json")
-            self.ids = np.array(
-                (directory / "ids.txt").read_text(encoding="utf-8").split("\n")[:-1]
-            )
+            ids = (directory / "ids.txt").read_text(encoding="utf-8")
+            self.ids = np.array(ids.split("\n")[:-1])
             logits = directory / "logits.npy"
             self.logits = np.load(logits, allow_pickle=False) if logits.exists() else None
             self.failed = dict(self.provenance["failed"])
@@ -105,16 +103,16 @@ def extract_embeddings(
         return store
     model = load_classifier(weights).to(device)
     config = model.config
-    forward = _make_forward(model)
+    at_once = batch_size or images.choose_batch(config.image_size, device)
     writer = _open_store(directory, len(table), model.embedding_size, provenance)
-    dataset = images.SliceDataset(table, config.image_size, config.crop, config.repair)
-    batches = writer.list_batches(batch_size or images.choose_batch(config.image_size, device))
+    dataset = images.SliceDataset(table, config)
+    batches = writer.list_batches(images.choose_reading(config, at_once))
     opt_level = amp.choose_convolution_level(device, config.opt_level)
     bar = progress.open_bar(description, writer.end - writer.begin, "slices", writer.finished)
     stopped = False
     with seed_random(0, device), bar:  # torch's loader draws a number, though nothing uses it
         loader = writer.note_failures(images.load_batches(dataset, batches, workers))
-        for batch, outputs in predict(forward, loader, device, opt_level):
+        for batch, outputs in predict(_make_forward(model, at_once), loader, device, opt_level):
             writer.write(batch, *outputs)
             bar.update(writer.finished - bar.n)
             if stopped := deadline is not None and time.monotonic() > deadline:
@@ -125,13 +123,14 @@ def extract_embeddings(
     return writer.finish(table["SOPInstanceUID"])
 
 
-def _make_forward(model: Classifier) -> Callable[[dict], tuple[torch.Tensor, torch.Tensor]]:
+def _make_forward(model: Classifier, at_once: int) -> Callable[[dict], tuple]:
     """The function from a batch to embeddings (B, E) float16 and logits (B, 6); fuses the model."""
     model.backbone = fuse_normalization(model.backbone)
     embed = model.embed_views if model.config.test_augmentation else model.embed
 
     def forward(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
-        embeddings = embed(batch["image"])
+        pieces = ({**batch, "parts": part} for part in batch["parts"].split(at_once))
+        embeddings = torch.cat([embed(images.join_neighbours(piece)) for piece in pieces])
         logits = model.head(embeddings.to(model.head.weight.dtype))
         return embeddings.half(), logits.float()
 

@@ -6,8 +6,8 @@ import contextlib
 import errno
 import os
 import random
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -19,17 +19,16 @@ from kit.competition import LABELS
 from kit.dicom.parsing import DicomError, MissingError
 from kit.dicom.pixels import read_hounsfield
 from kit.processes import WorkerError
-from kit.windowing import crop_to_head, resize_image, window_image
+from kit.windowing import InputConfig, render_image
 
 if TYPE_CHECKING:
     import albumentations
 
 
-def read_image(path: str, size: int, crop: bool = True, repair: bool = True) -> np.ndarray:
-    """DICOM file → windowed, cropped, resized image, uint8 (size, size, 3). Raises `DicomError`."""
+def read_image(path: str, config: InputConfig) -> np.ndarray:
+    """DICOM file → the image that a model sees, (S, S, windows). Raises `DicomError`."""
     try:
-        image = window_image(read_hounsfield(path, repair))
-        return resize_image(crop_to_head(image) if crop else image, size)
+        return render_image(read_hounsfield(path, config.repair), config)
     except MemoryError as error:
         raise DicomError(path, "there is not enough memory for its pixels") from error
     except InputError as error:
@@ -37,43 +36,90 @@ def read_image(path: str, size: int, crop: bool = True, repair: bool = True) -> 
 
 
 class SliceDataset(torch.utils.data.Dataset):
-    """The images of a slice table, in its order.
+    """The images of a slice table, in its order, each with the neighbours that the model sees.
 
-    An item is a dict of `row`, `image` uint8 (S, S, 3) and, where the table has labels, `labels`
-    (6,); or, if the file gives no image, of `row`, `reason`, its `code`, and `missing`, whether the
-    file is gone.
-    `augment` draws from the seed, `epoch` and row alone.
+    An item is a dict of `row`, `slices`, a list of images (S, S, windows) in the order of
+    `config.neighbours`, and, where the table has labels, `labels` (6,); or, if the file gives no
+    image, of `row`, `reason`, its `code`, and `missing`, the path of a file that is gone.
+
+    A neighbour is the next slice of the series in that direction that can be read, however far
+    away; beyond the ends of the series it is None or, by `config.missing`, the last one before.
+    `augment` draws from the seed, `epoch` and row alone, once for a slice and its neighbours.
     """
 
     def __init__(
-        self,
-        table: pd.DataFrame,
-        size: int,
-        crop: bool = True,
-        repair: bool = True,
-        augment: bool = False,
-        seed: int = 0,
+        self, table: pd.DataFrame, config: InputConfig, augment: bool = False, seed: int = 0
     ):
         self.paths = table["path"].to_numpy(object)
         labelled = set(LABELS) <= set(table.columns)
         self.labels = table[list(LABELS)].to_numpy(np.float32) if labelled else None
-        self.size, self.crop, self.repair, self.seed = size, crop, repair, seed
+        self.config, self.seed = config, seed
         self.transform = make_augmentation() if augment else None
         self.epoch = 0
+        self._read: Callable[[str], np.ndarray] = self._read_file
+        if config.neighbours != (0,):
+            self.series = pd.factorize(table["series"])[0]
+            # A slice is read once for all that see it, if they are read one after another.
+            span = max(config.neighbours) - min(config.neighbours)
+            self._read = _Memory(self._read_file, 2 * span + 2)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, row: int) -> dict:
         try:
-            image = read_image(self.paths[row], self.size, self.crop, self.repair)
+            slices = [self._read_neighbour(row, offset) for offset in self.config.neighbours]
         except DicomError as error:
-            missing = isinstance(error, MissingError)
+            missing = error.path if isinstance(error, MissingError) else None
             return {"row": int(row), "reason": error.reason, "code": error.code, "missing": missing}
         if self.transform is not None:
-            image = _augment(image, self.transform, [self.seed, self.epoch, int(row)])
-        item = {"row": int(row), "image": image}
+            seeds = [self.seed, self.epoch, int(row)]
+            slices = [s if s is None else _augment(s, self.transform, seeds) for s in slices]
+        item = {"row": int(row), "slices": slices}
         return item if self.labels is None else {**item, "labels": self.labels[row]}
+
+    def _read_file(self, path: str) -> np.ndarray:
+        return read_image(path, self.config)
+
+    def _read_neighbour(self, row: int, offset: int) -> np.ndarray | None:
+        """Read the image `offset` slices after `row`; None beyond the end of its series.
+
+        Raises `DicomError` where `row` itself gives none, or where a file is gone.
+        """
+        image, place, step = self._read(self.paths[row]), row, 1 if offset > 0 else -1
+        while offset:
+            place += step
+            if not 0 <= place < len(self) or self.series[place] != self.series[row]:
+                return image if self.config.missing == "edge" else None
+            try:
+                image = self._read(self.paths[place])
+                offset -= step
+            except MissingError:
+                raise
+            except DicomError:
+                continue  # it has its reason where it is a row itself
+        return image
+
+
+class _Memory:
+    """A function of a path that is called once for a path that recurs among the last `size`."""
+
+    def __init__(self, read: Callable[[str], np.ndarray], size: int):
+        self.read, self.size = read, size
+        self.kept: dict[str, np.ndarray | DicomError] = {}
+
+    def __call__(self, path: str) -> np.ndarray:
+        if path not in self.kept:
+            if len(self.kept) == self.size:
+                del self.kept[next(iter(self.kept))]
+            try:
+                self.kept[path] = self.read(path)
+            except DicomError as error:
+                self.kept[path] = error.with_traceback(None)
+        found = self.kept[path]
+        if isinstance(found, DicomError):
+            raise found
+        return found
 
 
 def _augment(image: np.ndarray, transform: albumentations.Compose, seeds: list[int]) -> np.ndarray:
@@ -131,9 +177,22 @@ def choose_batch(size: int, device: torch.device) -> int:
     return 32 if device.type != "cpu" else max(1, min(32, 2**20 // size**2))
 
 
-def load_batches(dataset: SliceDataset, batches: list[np.ndarray], workers: int) -> Iterator[dict]:
-    """Yield a batch per array of rows: `image` (B, S, S, 3), `labels`, `rows`, `names`, `failed`.
+def choose_reading(config: InputConfig, at_once: int) -> int:
+    """How many slices a worker reads for a batch, of which `at_once` go through a model at once.
 
+    At the ends of a batch it reads neighbours that belong to other batches. Of this many slices
+    these are an eighth.
+    """
+    span = max(config.neighbours) - min(config.neighbours)
+    return max(at_once, 8 * span)
+
+
+def load_batches(dataset: SliceDataset, batches: list[np.ndarray], workers: int) -> Iterator[dict]:
+    """Yield a batch per array of rows: `image`, `parts`, `labels`, `rows`, `names`, `failed`.
+
+    `image` (N, S, S, windows) holds the B slices of the batch and the neighbours they are seen
+    with, each once; `parts` (B, K) says which of them a slice is seen as, −1 for none.
+    `join_neighbours` makes of it what the model takes.
     `failed` lists (row, reason) of files that gave no image, and `codes` has the reason's code for
     each of these rows; `image` is None if every file of the batch failed.
     Raises `FileNotFoundError` for a file that cannot be opened: it was there when it was indexed.
@@ -147,12 +206,12 @@ def load_batches(dataset: SliceDataset, batches: list[np.ndarray], workers: int)
     )
     for batch in _take_batches(loader):
         if batch["missing"]:
-            row, reason = batch["missing"][0]
+            path, reason = batch["missing"][0]
             raise FileNotFoundError(
                 errno.ENOENT,
                 f"was there when it was indexed ({reason}): put it back and go on; "
                 "an empty file in its place leaves the slice out",
-                dataset.paths[row],
+                path,
             )
         yield batch
 
@@ -169,16 +228,36 @@ class _Collate:
         self.paths = dataset.paths
 
     def __call__(self, items: Iterable[dict]) -> dict:
-        good = [item for item in items if "image" in item]
+        good = [item for item in items if "slices" in item]
         bad = [item for item in items if "reason" in item]
-        batch = {
+        batch: dict[str, Any] = {
             "failed": [(item["row"], item["reason"]) for item in bad],
             "codes": {item["row"]: item["code"] for item in bad},
-            "missing": [(item["row"], item["reason"]) for item in bad if item["missing"]],
+            "missing": [(item["missing"], item["reason"]) for item in bad if item["missing"]],
             "rows": np.array([item["row"] for item in good], dtype=np.int64),
             "names": [self.paths[item["row"]] for item in good],
-            "image": torch.from_numpy(np.stack([item["image"] for item in good])) if good else None,
+            "image": None,
         }
+        if good:
+            batch |= stack_slices([item["slices"] for item in good])
         if good and "labels" in good[0]:
             batch["labels"] = torch.from_numpy(np.stack([item["labels"] for item in good]))
         return batch
+
+
+def stack_slices(found: list[list[np.ndarray | None]]) -> dict[str, torch.Tensor]:
+    """Stack the images of B slices, K each: `image` and `parts` as `load_batches` yields them."""
+    # A slice that several see is one array: `_Memory` hands out the same.
+    each = {id(image): image for slices in found for image in slices if image is not None}
+    places = {name: place for place, name in enumerate(each)} | {id(None): -1}
+    parts = [[places[id(image)] for image in slices] for slices in found]
+    stacked = torch.from_numpy(np.stack(list(each.values())))
+    return {"image": stacked, "parts": torch.tensor(parts)}
+
+
+def join_neighbours(batch: dict) -> torch.Tensor:
+    """What the model takes of a batch, (B, S, S, channels): each slice with its neighbours."""
+    images, parts = batch["image"], batch["parts"]
+    present = (parts >= 0)[:, :, None, None, None].to(images.dtype)
+    joined = images[parts.clamp(min=0)] * present  # (B, K, S, S, windows)
+    return joined.permute(0, 2, 3, 1, 4).flatten(3)

@@ -158,7 +158,10 @@ def format_flags(changes: dict[str, Any]) -> list[str]:
         if isinstance(value, dict):
             value = json.dumps(value)
         elif isinstance(value, (list, tuple)):
-            value = ",".join(map(str, value))
+            value = ",".join(
+                ":".join(map(str, entry)) if isinstance(entry, list | tuple) else str(entry)
+                for entry in value
+            )
         words.append(f"{flag}={value}")
     return words
 

@@ -1,13 +1,13 @@
-"""Hounsfield units → an image in three windows; crop to the head; resize."""
+"""Hounsfield units → the image that a model sees: windows, crop to the head, geometry."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import cv2
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from kit import InputError
 
@@ -15,87 +15,203 @@ from kit import InputError
 # code and write-up (2nd place, RSNA Intracranial Hemorrhage Detection, 2019).
 WINDOWS = ((40, 80), (80, 200), (40, 380))
 
-_LOWEST = min(center - width // 2 for center, width in WINDOWS)
-_HIGHEST = max(center + width // 2 for center, width in WINDOWS)
+# Mean and standard deviation of the windowed training images, from the reference implementation;
+# channels in the order of `WINDOWS`.
+MEAN = (0.22363983, 0.18190407, 0.2523437)
+STD = (0.32451536, 0.2956294, 0.31335256)
+
+_FARTHEST = 16  # slices up or down that a model sees beside one
 
 
-def window_image(hounsfield: np.ndarray) -> np.ndarray:
-    """Show a slice in the three windows: (rows, cols) HU → uint8 (rows, cols, 3).
+def _option(default: Any, help: str, allowed: tuple = ()) -> Any:
+    """A field as `training.config.option` makes it, which is on a higher floor."""
+    return field(default=default, metadata={"help": help, "allowed": allowed})
 
-    Each channel is clipped to its window, scaled to 0–1, lowered by its own minimum over the
-    slice, multiplied by 255 and truncated, as in the reference implementation, which then has a
-    JPEG step that is left out here.
-    Raises `InputError` if a value is not finite.
+
+@dataclass(frozen=True, kw_only=True)
+class InputConfig:
+    """What a model sees of a slice, by default as the 2nd place's did.
+
+    `mean` and `std` have a number per window, of values from 0 to 1 or, where `scale` is
+    hounsfield, in HU.
     """
-    if hounsfield.dtype == np.int16:
-        table = _window_table(int(np.clip(hounsfield.min(), _LOWEST, _HIGHEST)))
-        # Arrow looks up by 16-bit indices as they are; NumPy would first make them 64-bit.
-        values = pa.array(hounsfield.view(np.uint16).ravel())
-        packed = pc.take(pa.array(table), values, boundscheck=False).to_numpy().view(np.uint8)
-        # Four bytes a pixel make the look-up one pass; OpenCV drops the fourth fastest.
-        return cv2.cvtColor(packed.reshape(*hounsfield.shape, 4), cv2.COLOR_BGRA2BGR)
-    if not np.isfinite(hounsfield).all():
+
+    image_size: int = _option(480, "side of the images in pixels", (8, 4096))
+    crop: bool = _option(True, "crop to the head")
+    repair: bool = _option(True, "correct the wrong rescale intercept of 123 training files")
+    neighbours: tuple[int, ...] = _option(
+        (0,), "slices seen together, in the order of channels: -1,0,1 is below, this one, above"
+    )
+    missing: str = _option(
+        "zeros", "beyond the ends of a series: zeros, or edge for the last slice", ("zeros", "edge")
+    )
+    scale: str = _option(
+        "uint8",
+        "values within a window: uint8, unit (0 to 1) or hounsfield",
+        ("uint8", "unit", "hounsfield"),
+    )
+    subtract_minimum: bool = _option(True, "lower each window by its own minimum over the slice")
+    geometry: str = _option(
+        "resize", "resize, or cut: the middle, padded with zeros", ("resize", "cut")
+    )
+    largest_cut: int = _option(
+        640, "rows or columns above which cut resizes the whole frame instead", (8, 65536)
+    )
+    windows: tuple[tuple[int, ...], ...] = _option(WINDOWS, "center:width in HU, as 40:80,80:200")
+    mean: tuple[float, ...] = _option(MEAN, "mean of each window, on the scale 0 to 1 or in HU")
+    std: tuple[float, ...] = _option(STD, "standard deviation of each window")
+
+    def __post_init__(self) -> None:
+        offsets = set(self.neighbours)
+        if 0 not in offsets or len(offsets) < len(self.neighbours):
+            raise InputError(f"neighbours {self.neighbours} must hold 0, and no slice twice")
+        if max(map(abs, offsets)) > _FARTHEST:
+            raise InputError(f"neighbours {self.neighbours} are farther than {_FARTHEST} slices")
+        if not 0 < len(self.windows) == len(self.mean) == len(self.std):
+            raise InputError("windows, mean and std must have one entry per channel of a slice")
+        if not all(len(w) == 2 and w[1] > 1 for w in self.windows) or min(self.std) <= 0:
+            raise InputError("windows must be center and width, and each std more than zero")
+        if self.crop and self.geometry != "resize":
+            raise InputError(f"the geometry {self.geometry} does not go with crop")
+        if self.scale == "hounsfield" and (self.crop or self.subtract_minimum):
+            raise InputError("the scale hounsfield goes with neither crop nor subtract_minimum")
+
+    @property
+    def channels(self) -> int:
+        """How many channels the model takes: slice by slice, in each window by window."""
+        return len(self.neighbours) * len(self.windows)
+
+
+_PUBLISHED = InputConfig()
+
+
+def render_image(hounsfield: np.ndarray, config: InputConfig) -> np.ndarray:
+    """Turn a slice, (rows, cols) HU, into the image that a model sees of it, (S, S, windows).
+
+    uint8, or float32 where the scale is not `uint8`. Raises `InputError` for values that are not
+    finite.
+    """
+    size = config.image_size
+    if config.geometry == "cut":
+        return _pad_middle(window_image(_cut_middle(hounsfield, config), config), size)
+    image = window_image(hounsfield, config)
+    return resize_image(crop_to_head(image) if config.crop else image, size)
+
+
+def window_image(hounsfield: np.ndarray, config: InputConfig = _PUBLISHED) -> np.ndarray:
+    """Show a slice in the windows of `config`: (rows, cols) HU → (rows, cols, windows).
+
+    By default uint8: each channel is clipped to its window, scaled to 0–1, lowered by its own
+    minimum over the slice, multiplied by 255 and truncated, as in the reference implementation,
+    which then has a JPEG step that is left out here. With the scale `unit`, float32 in 0–1; with
+    `hounsfield`, float32 HU, clipped. Raises `InputError` if a value is not finite.
+    """
+    if hounsfield.dtype != np.int16 and not np.isfinite(hounsfield).all():
         raise InputError("the slice holds values that are not finite")
-    minimum = _scale_to_windows(np.array(hounsfield.min(), np.float64))
-    image = np.empty((*hounsfield.shape, 3), dtype=np.uint8)
+    ends = tuple((center - width // 2, center + width // 2) for center, width in config.windows)
+    if config.scale == "hounsfield":
+        return np.stack([np.clip(hounsfield, *end) for end in ends], -1).astype(np.float32)
+    lowest, highest = min(low for low, _ in ends), max(high for _, high in ends)
+    least = hounsfield.min() if config.subtract_minimum else lowest
+    if config.scale == "unit":
+        unit = _scale_to_windows(hounsfield.astype(np.float32), ends)
+        return unit - _scale_to_windows(np.array(least, np.float32), ends)
+    if hounsfield.dtype == np.int16 and len(ends) == 3:
+        return _look_up(hounsfield, _window_table(int(np.clip(least, lowest, highest)), ends))
+    minimum = _scale_to_windows(np.array(least, np.float64), ends)
+    image = np.empty((*hounsfield.shape, len(ends)), dtype=np.uint8)
     # In strips: float64 takes a hundred bytes a pixel, which of the whole image would be too many.
     for start in range(0, len(image), 64):
         rows = slice(start, start + 64)
-        image[rows] = _quantize(_scale_to_windows(hounsfield[rows].astype(np.float64)), minimum)
+        scaled = _scale_to_windows(hounsfield[rows].astype(np.float64), ends)
+        image[rows] = ((scaled - minimum) * 255).astype(np.uint8)
     return image
 
 
 def crop_to_head(image: np.ndarray) -> np.ndarray:
-    """Cut the bounding box of non-zero pixels: uint8 (rows, cols, C) → square uint8 (n, n, C).
+    """Cut the bounding box of non-zero pixels: (rows, cols, C) → square (n, n, C).
 
     The box lies at the top left of a zero square whose side is the larger of its rows and columns,
     never below 3. An all-black image is not cropped, only put in a square.
     """
+    seen = image if image.dtype == np.uint8 else image != 0
     # OR-ing whole rows is an order of magnitude faster than a maximum over three channels.
-    rows = np.flatnonzero(image.reshape(len(image), -1).any(axis=1))
-    columns = np.flatnonzero(np.bitwise_or.reduce(image, axis=0).any(axis=1))
+    rows = np.flatnonzero(seen.reshape(len(seen), -1).any(axis=1))
+    columns = np.flatnonzero(np.bitwise_or.reduce(seen, axis=0).any(axis=1))
     if len(rows):
         image = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     side = max(3, *image.shape[:2])
     if image.shape[:2] == (side, side):
         return np.ascontiguousarray(image)
-    square = np.zeros((side, side, image.shape[2]), dtype=np.uint8)
+    square = np.zeros((side, side, image.shape[2]), dtype=image.dtype)
     square[: image.shape[0], : image.shape[1]] = image
     return square
 
 
 def resize_image(image: np.ndarray, size: int) -> np.ndarray:
-    """Bilinear resize to uint8 (size, size, C)."""
-    return cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    """Bilinear resize to (size, size, C)."""
+    resized = cv2.resize(image, (size, size), interpolation=cv2.INTER_LINEAR)
+    return resized.reshape(size, size, -1)  # OpenCV drops the axis of a single channel
 
 
-def _scale_to_windows(hounsfield: np.ndarray) -> np.ndarray:
-    """Float64 HU (...) → (..., 3) in 0–1."""
-    channels = []
-    for center, width in WINDOWS:
-        low, high = center - width // 2, center + width // 2
-        channels.append((np.clip(hounsfield, low, high) - low) / (high - low))
+def quantize_image(image: np.ndarray, config: InputConfig) -> np.ndarray:
+    """Quantize what `render_image` returned for a screen: uint8, windows from black to white."""
+    if config.scale == "uint8":
+        return image
+    if config.scale == "hounsfield":
+        lows = [center - width // 2 for center, width in config.windows]
+        image = (image - lows) / [2 * (width // 2) for _, width in config.windows]
+    return np.round(image * 255).astype(np.uint8)
+
+
+def _cut_middle(hounsfield: np.ndarray, config: InputConfig) -> np.ndarray:
+    """Cut the middle of a frame, at most S × S; a frame above the limit is resized to S × S."""
+    size = config.image_size
+    if max(hounsfield.shape) > config.largest_cut:
+        frame = hounsfield.astype(np.float32)
+        return cv2.resize(frame, (size, size), interpolation=cv2.INTER_AREA)
+    top, left = (max(0, length - size) // 2 for length in hounsfield.shape)
+    return hounsfield[top : top + size, left : left + size]
+
+
+def _pad_middle(image: np.ndarray, size: int) -> np.ndarray:
+    """Pad (rows, cols, C) with zeros on all sides to (size, size, C)."""
+    around = [((size - length) // 2, (size - length + 1) // 2) for length in image.shape[:2]]
+    return np.pad(image, [*around, (0, 0)])
+
+
+def _scale_to_windows(hounsfield: np.ndarray, ends: tuple[tuple[int, int], ...]) -> np.ndarray:
+    """Float HU (...) → (..., windows) in 0–1."""
+    channels = [(np.clip(hounsfield, low, high) - low) / (high - low) for low, high in ends]
     return np.stack(channels, axis=-1)
 
 
-def _quantize(channels: np.ndarray, minimum: np.ndarray) -> np.ndarray:
-    return ((channels - minimum) * 255).astype(np.uint8)
+def _look_up(hounsfield: np.ndarray, table: np.ndarray) -> np.ndarray:
+    import pyarrow as pa  # most of the time that a wrong flag would wait for its message
+    import pyarrow.compute as pc
+
+    # Arrow looks up by 16-bit indices as they are; NumPy would first make them 64-bit.
+    values = pa.array(hounsfield.view(np.uint16).ravel())
+    packed = pc.take(pa.array(table), values, boundscheck=False).to_numpy().view(np.uint8)
+    # Four bytes a pixel make the look-up one pass; OpenCV drops the fourth fastest.
+    return cv2.cvtColor(packed.reshape(*hounsfield.shape, 4), cv2.COLOR_BGRA2BGR)
 
 
 @lru_cache(maxsize=512)
-def _window_table(minimum: int) -> np.ndarray:
+def _window_table(minimum: int, ends: tuple[tuple[int, int], ...]) -> np.ndarray:
     """Look-up table of all int16 values, as uint16, for a slice whose least value is `minimum`.
 
     One uint32 per value: the three channels and an unused byte.
     """
     table = np.zeros((1 << 16, 4), dtype=np.uint8)
-    lowest = _scale_to_windows(np.array(minimum, np.float64))
+    lowest = _scale_to_windows(np.array(minimum, np.float64), ends)
     # Values below the slice's minimum do not occur in it.
-    table[:, :3] = np.maximum(_scale_values() - lowest, 0) * 255
+    table[:, :3] = np.maximum(_scale_values(ends) - lowest, 0) * 255
     return table.view(np.uint32).reshape(-1)
 
 
 @lru_cache(maxsize=1)
-def _scale_values() -> np.ndarray:
+def _scale_values(ends: tuple[tuple[int, int], ...]) -> np.ndarray:
     """All int16 values in the windows, in the order of their bytes as uint16: (65536, 3), 0–1."""
-    return _scale_to_windows(np.arange(1 << 16, dtype=np.uint16).view(np.int16).astype(np.float64))
+    values = np.arange(1 << 16, dtype=np.uint16).view(np.int16)
+    return _scale_to_windows(values.astype(np.float64), ends)

@@ -110,12 +110,13 @@ def test_the_index_row_gives_equal_tables(scratch):
 def test_real_slices_look_the_same_in_the_reference():
     from kit.dicom.pixels import read_hounsfield
     from kit.images import read_image
-    from kit.windowing import window_image
+    from kit.windowing import InputConfig, window_image
 
     for path in sorted(shared("data/dcm_qa_ct/GE").glob("*.dcm"))[::9]:
         image = window_image(read_hounsfield(path))
         np.testing.assert_array_equal(image, published.window_file(path))
-        np.testing.assert_array_equal(read_image(path, 480), published.read_image(path, 480))
+        expected = published.read_image(path, 480)
+        np.testing.assert_array_equal(read_image(path, InputConfig()), expected)
 
 
 def test_the_embeddings_of_three_views_are_the_published_ones(small_data):
@@ -129,7 +130,7 @@ def test_the_embeddings_of_three_views_are_the_published_ones(small_data):
     paths = [str(path) for path in sorted(small_data.rglob("stage_2_test/*.dcm"))[:3]]
     with torch.no_grad():
         expected = model.embed_views(
-            torch.from_numpy(np.stack([read_image(path, 64) for path in paths]))
+            torch.from_numpy(np.stack([read_image(path, model.config) for path in paths]))
         )
     found = published.extract_embeddings(model.backbone, paths, 64, "cpu", workers=0)
     np.testing.assert_allclose(found, expected, atol=1e-4)

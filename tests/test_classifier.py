@@ -10,8 +10,6 @@ from safetensors.torch import save_file
 from torch import nn
 
 from kit.classifier import (
-    MEAN,
-    STD,
     Classifier,
     ClassifierConfig,
     fuse_normalization,
@@ -25,6 +23,7 @@ from kit.images import read_image
 from kit.recipes import RECIPES, SMALL_RESNEXT
 from kit.runs.directory import read_slices
 from kit.training.checkpoints import TrainingError, save_tensors, save_weights
+from kit.windowing import MEAN, STD, InputConfig
 
 
 def config(**changes):
@@ -64,6 +63,48 @@ def test_views_are_identity_flip_and_transpose():
     transposed = torch.from_numpy(images.numpy().transpose(0, 2, 1, 3).copy())
     expected = (model.embed(images) + model.embed(flipped) + model.embed(transposed)) / 3
     torch.testing.assert_close(model.embed_views(images), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("scale", "white"), [("uint8", 255), ("unit", 1), ("hounsfield", 1)])
+def test_each_channel_of_each_neighbour_is_normalized_by_its_window(scale, white):
+    torch.manual_seed(0)
+    mean, std = (0.1, 0.2), (0.5, 0.25)
+    seen = {"windows": ((40, 80), (80, 200)), "mean": mean, "std": std, "neighbours": (-1, 0, 1)}
+    plain = {"crop": False, "subtract_minimum": False, "scale": scale}
+    model = Classifier(config(**seen, **plain)).eval()
+    images = torch.rand(2, 64, 64, 6) * white
+    images = images.byte() if scale == "uint8" else images
+    channels = [(images[..., k].float() / white - mean[k % 2]) / std[k % 2] for k in range(6)]
+    expected = model.backbone(torch.stack(channels, dim=1))
+    torch.testing.assert_close(model.embed(images), expected, atol=1e-4, rtol=1e-4)
+
+
+# A MaxViT of four small stages: before its own head it widens 32 channels to 24.
+TINY_MAXVIT = {"embed_dim": [8, 8, 16, 32], "stem_width": 8, "depths": [1, 1, 1, 1],
+               "head_hidden_size": 24, "img_size": 64, "transformer_dim_head": 8}  # fmt: skip
+
+
+def test_the_embedding_after_the_heads_convolution_is_its_mean():
+    torch.manual_seed(0)
+    vit = {"architecture": "maxvit_tiny_tf_512", "architecture_options": TINY_MAXVIT}
+    model = Classifier(config(**vit, embedding="pre_logits")).eval()
+    assert model.embedding_size == 24
+    images = make_images(2)
+    normalized = (images / 255 - torch.tensor(MEAN)) / torch.tensor(STD)
+    features = model.backbone.forward_features(normalized.permute(0, 3, 1, 2))  # (2, 32, 2, 2)
+    layer = model.backbone.head.pre_logits.fc
+    features = model.backbone.head.norm(features)
+    each = torch.einsum("kc,bchw->bkhw", layer.weight[:, :, 0, 0], features)
+    expected = (each + layer.bias[:, None, None]).tanh().mean(dim=(2, 3))
+    torch.testing.assert_close(model.embed(images), expected, atol=1e-4, rtol=1e-4)
+    # timm pools first: the tanh of a mean is not the mean of a tanh
+    pooled = Classifier(config(**vit)).eval()
+    weights = {
+        name: value.flatten(1) if name == "backbone.head.pre_logits.fc.weight" else value
+        for name, value in model.state_dict().items()
+    }
+    pooled.load_state_dict(weights)
+    assert (pooled.embed(images) - expected).abs().max() > 1e-3
 
 
 def test_the_published_architecture_has_the_published_embedding():
@@ -132,7 +173,7 @@ def test_the_held_out_loss_is_that_of_the_epochs_weights(small_run):
     held_out = slices[slices["fold"] == 0].iloc[::3]
     found = measure_loss(model, held_out, torch.device("cpu"), 0)
     usable = held_out[held_out["path"].map(is_readable)]
-    images = torch.from_numpy(np.stack([read_image(p, 64, crop=False) for p in usable["path"]]))
+    images = torch.from_numpy(np.stack([read_image(p, model.config) for p in usable["path"]]))
     with torch.inference_mode():
         probabilities = model(images).sigmoid().numpy()
     expected = weighted_log_loss(usable[list(LABELS)].to_numpy(), probabilities)
@@ -158,7 +199,7 @@ def test_a_batch_of_one_image_trains_where_an_image_becomes_one_place(tmp_path, 
 
 def is_readable(path) -> bool:
     try:
-        read_image(path, 64)
+        read_image(path, InputConfig(image_size=64))
     except DicomError:
         return False
     return True

@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from kit import embeddings
-from kit.classifier import load_classifier
+from kit.classifier import Classifier, load_classifier
 from kit.embeddings import EmbeddingStore, extract_embeddings
-from kit.images import read_image
+from kit.images import SliceDataset, join_neighbours, read_image, stack_slices
 from kit.runs.directory import read_slices
-from kit.training.checkpoints import TrainingError, load_weights, save_tensors
+from kit.training.checkpoints import TrainingError, load_weights, save_tensors, save_weights
+from kit.training.config import ClassifierConfig
 from kit.training.loop import OutOfTime
 
 CPU = torch.device("cpu")
@@ -28,7 +29,7 @@ def test_every_slice_is_embedded_and_equals_the_models_own_answer(small_run, wei
     assert list(store.ids) == list(slices["SOPInstanceUID"])
     model = load_classifier(weights)
     rows = [0, 100, len(slices) - 1]
-    images = [read_image(slices["path"][row], 64, crop=model.config.crop) for row in rows]
+    images = [read_image(slices["path"][row], model.config) for row in rows]
     with torch.inference_mode():
         expected = model.embed_views(torch.from_numpy(np.stack(images)))
         probabilities = model.head(expected).sigmoid()
@@ -157,3 +158,24 @@ def test_another_number_of_processes_begins_anew(small_run, weights, tmp_path):
     store = extract_embeddings(slices, weights, tmp_path / "one", CPU, 0)
     assert store.failed == {}
     np.testing.assert_array_equal(store.embeddings, whole.embeddings)
+
+
+def test_a_model_that_sees_neighbours_embeds_a_series_as_if_at_once(small_run, tmp_path):
+    slices = read_slices(small_run)
+    slices = slices[slices["series"].isin(slices["series"].unique()[:3])].reset_index(drop=True)
+    options = {"architecture": "resnet10t", "architecture_options": {"stem_width": 8}}
+    options |= {"image_size": 64, "crop": False, "neighbours": (-1, 0, 1), "opt_level": "O0"}
+    torch.manual_seed(0)
+    model = Classifier(ClassifierConfig(**options, test_augmentation=False)).eval()
+    save_weights(tmp_path / "weights.safetensors", model)
+    args = slices, tmp_path / "weights.safetensors"
+    store = extract_embeddings(*args, tmp_path / "two", CPU, 2, batch_size=5)
+    dataset = SliceDataset(slices, model.config)
+    items = [dataset[row] for row in range(len(slices))]
+    usable = [row for row, item in enumerate(items) if "slices" in item]
+    images = join_neighbours(stack_slices([items[row]["slices"] for row in usable]))
+    assert images.shape == (len(usable), 64, 64, 9)
+    with torch.inference_mode():
+        expected = model.embed(images)
+    assert (images[0, ..., :3] == 0).all()  # below the first slice there is none
+    np.testing.assert_allclose(store.embeddings[usable], expected, atol=2e-3)

@@ -4,12 +4,26 @@ import numpy as np
 import pytest
 import torch
 from conftest import shared
+from dicom_files import write_slice
 
 from kit.dicom.parsing import DicomError
 from kit.dicom.pixels import read_hounsfield
-from kit.images import SliceDataset, choose_batch, load_batches, make_augmentation, read_image
+from kit.images import (
+    SliceDataset,
+    choose_batch,
+    choose_reading,
+    join_neighbours,
+    load_batches,
+    make_augmentation,
+    read_image,
+)
+from kit.slices import index_slices
 from kit.slices.competition_files import index_competition
-from kit.windowing import crop_to_head, resize_image, window_image
+from kit.windowing import InputConfig, crop_to_head, resize_image, window_image
+
+
+def show(size, **options):
+    return InputConfig(image_size=size, **options)
 
 
 @pytest.fixture(scope="module")
@@ -20,24 +34,24 @@ def slices(small_data):
 
 def test_an_image_is_the_windowed_cropped_and_resized_slice():
     path = shared("data/dcm_qa_ct/GE/14.dcm")
-    image = read_image(str(path), 480)
+    image = read_image(str(path), InputConfig())
     expected = resize_image(crop_to_head(window_image(read_hounsfield(path))), 480)
     assert image.shape == (480, 480, 3)
     np.testing.assert_array_equal(image, expected)
-    whole = read_image(str(path), 480, crop=False)
+    whole = read_image(str(path), InputConfig(crop=False))
     assert (whole[:20] == 0).all()  # air above the head, which the crop removes
     assert (image[0] > 0).any()
 
 
 def test_augmentation_follows_from_seed_epoch_and_row_alone(slices):
-    plain = SliceDataset(slices, 64)
-    dataset = SliceDataset(slices, 64, augment=True, seed=5)
-    first = [dataset[row]["image"] for row in range(30)]
-    again = [dataset[row]["image"] for row in reversed(range(30))][::-1]
+    plain = SliceDataset(slices, show(64))
+    dataset = SliceDataset(slices, show(64), augment=True, seed=5)
+    first = [dataset[row]["slices"][0] for row in range(30)]
+    again = [dataset[row]["slices"][0] for row in reversed(range(30))][::-1]
     assert all((a == b).all() for a, b in zip(first, again, strict=True))
     dataset.epoch = 1
-    assert any((dataset[row]["image"] != first[row]).any() for row in range(30))
-    changed = sum((plain[row]["image"] != first[row]).any() for row in range(30))
+    assert any((dataset[row]["slices"][0] != first[row]).any() for row in range(30))
+    changed = sum((plain[row]["slices"][0] != first[row]).any() for row in range(30))
     assert 18 <= changed <= 30  # 1 − 0.5 · 0.7 · 0.5 = 0.825 of them
 
 
@@ -73,7 +87,7 @@ def test_the_augmentation_scales_both_axes_alike():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_keep_order_labels_and_names(slices, workers):
-    dataset = SliceDataset(slices, 32)
+    dataset = SliceDataset(slices, show(32))
     rows = [np.array([3, 1, 2]), np.array([7])]
     first, second = load_batches(dataset, rows, workers)
     assert first["rows"].tolist() == [3, 1, 2]
@@ -89,7 +103,7 @@ def test_an_unreadable_file_is_left_out_with_its_reason(slices, tmp_path):
     broken = tmp_path / "broken.dcm"
     broken.write_bytes(b"not DICOM")
     table.loc[1, "path"] = str(broken)
-    dataset = SliceDataset(table, 32)
+    dataset = SliceDataset(table, show(32))
     (batch,) = load_batches(dataset, [np.array([0, 1, 2])], 0)
     assert batch["rows"].tolist() == [0, 2]
     assert batch["failed"] == [(1, "not a DICOM file")]
@@ -102,27 +116,27 @@ def test_a_file_that_is_gone_stops_and_is_named(slices, tmp_path, workers):
     table = slices.head(3).copy()
     table.loc[2, "path"] = str(tmp_path / "gone.dcm")
     with pytest.raises(FileNotFoundError, match="put it back") as said:
-        list(load_batches(SliceDataset(table, 32), [np.array([0, 1, 2])], workers))
+        list(load_batches(SliceDataset(table, show(32)), [np.array([0, 1, 2])], workers))
     assert said.value.filename == str(tmp_path / "gone.dcm")
 
 
 def test_a_table_without_labels_gives_none(slices):
-    item = SliceDataset(slices.drop(columns="any"), 32)[0]
+    item = SliceDataset(slices.drop(columns="any"), show(32))[0]
     assert "labels" not in item
 
 
 def test_a_slice_with_values_that_are_not_finite_is_refused_by_name(monkeypatch):
     monkeypatch.setattr("kit.images.read_hounsfield", lambda *_: np.full((4, 4), np.nan))
     with pytest.raises(DicomError, match=r"x\.dcm: the slice holds values that are not finite"):
-        read_image("x.dcm", 8)
+        read_image("x.dcm", show(8))
 
 
 def test_a_slice_for_which_the_memory_does_not_suffice_is_refused_by_name(slices, monkeypatch):
-    def fail(_):
+    def fail(*_):
         raise MemoryError
 
-    monkeypatch.setattr("kit.images.window_image", fail)
-    item = SliceDataset(slices, 32)[0]
+    monkeypatch.setattr("kit.images.render_image", fail)
+    item = SliceDataset(slices, show(32))[0]
     assert item["reason"] == "there is not enough memory for its pixels"
     assert not item["missing"]
 
@@ -131,3 +145,118 @@ def test_a_cpu_takes_few_large_images_at_once_and_many_small_ones():
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert [choose_batch(size, cpu) for size in (64, 181, 224, 480, 2048)] == [32, 32, 20, 4, 1]
     assert choose_batch(480, gpu) == 32
+
+
+def write_series(folder, values, series="1.9"):
+    """A series of one slice per value, each of that one value in HU; its table."""
+    for z, value in enumerate(values):
+        place = {"SOPInstanceUID": f"{series}.{z}", "ImagePositionPatient": [0, 0, 5 * z]}
+        stored = np.full((8, 8), value, np.int16)
+        write_slice(folder / f"{series}-{z}.dcm", stored, SeriesInstanceUID=series, **place)
+    return index_slices(folder)[0]
+
+
+# What a slice is seen with: one window whose gray value is the HU, and no shift by the minimum.
+def see(*neighbours, **options):
+    plain = {"crop": False, "subtract_minimum": False, "scale": "unit", "windows": ((50, 100),)}
+    plain |= {"mean": (0,), "std": (1,), "image_size": 8, "neighbours": neighbours}
+    return InputConfig(**{**plain, **options})
+
+
+def gather(table, config, batches, workers=0):
+    """What the model takes for each slice of the batches, as HU by channel."""
+    found = {}
+    for batch in load_batches(SliceDataset(table, config), batches, workers):
+        seen = join_neighbours(batch)
+        assert seen.shape[1:] == (8, 8, config.channels)
+        assert torch.equal(seen, seen[:, :1, :1].expand_as(seen))
+        for row, values in zip(batch["rows"], seen[:, 0, 0].numpy(), strict=True):
+            found[int(row)] = np.round(values * 100).astype(int).tolist()
+    return found
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_slice_is_seen_with_its_neighbours_in_the_order_of_the_offsets(tmp_path, workers):
+    write_series(tmp_path, [10, 20, 30, 40], "1.1")
+    table = write_series(tmp_path, [50, 60], "1.2")
+    batches = [np.array([0, 1, 2]), np.array([3, 4, 5])]
+    assert gather(table, see(-1, 0, 1), batches, workers) == {
+        0: [0, 10, 20],  # below the first slice there is none: zeros after windowing
+        1: [10, 20, 30],
+        2: [20, 30, 40],
+        3: [30, 40, 0],  # the next row is another series'
+        4: [0, 50, 60],
+        5: [50, 60, 0],
+    }
+    assert gather(table, see(0, -1, 2), batches)[1] == [20, 10, 40]
+    assert gather(table, see(-2, 0, missing="edge"), batches)[1] == [10, 20]
+
+
+def test_channels_go_slice_by_slice_and_in_each_window_by_window(tmp_path):
+    table = write_series(tmp_path, [10, 20, 30])
+    windows = {"windows": ((50, 100), (0, 100)), "mean": (0, 0), "std": (1, 1)}
+    # The second window begins at −50: its gray value is HU + 50.
+    found = gather(table, see(-1, 0, 1, **windows), [np.array([1])])
+    assert found == {1: [10, 60, 20, 70, 30, 80]}
+
+
+def test_a_gap_is_no_end_of_the_series(tmp_path):
+    table = write_series(tmp_path, [10, 20, 30, 40]).drop(index=2).reset_index(drop=True)
+    assert gather(table, see(-1, 0, 1), [np.array([1])]) == {1: [10, 20, 40]}
+
+
+def test_a_neighbour_that_cannot_be_read_is_passed_over_as_if_it_were_not_there(tmp_path):
+    table = write_series(tmp_path, [10, 20, 30, 40])
+    (tmp_path / "broken.dcm").write_bytes(b"not DICOM")
+    table.loc[1, "path"] = str(tmp_path / "broken.dcm")
+    rows = [np.array([0, 1]), np.array([2, 3])]
+    without = gather(table.drop(index=1).reset_index(drop=True), see(-1, 0, 1), [np.arange(3)])
+    found = gather(table, see(-1, 0, 1), rows)
+    assert found == {0: [0, 10, 30], 2: [10, 30, 40], 3: [30, 40, 0]}
+    assert list(found.values()) == list(without.values())
+
+
+def test_a_neighbour_that_is_gone_stops_and_is_named(tmp_path):
+    table = write_series(tmp_path, [10, 20, 30])
+    (tmp_path / "1.9-2.dcm").unlink()
+    with pytest.raises(FileNotFoundError, match="put it back") as said:
+        gather(table, see(-1, 0, 1), [np.array([0, 1])])
+    assert said.value.filename == str(tmp_path / "1.9-2.dcm")
+
+
+@pytest.mark.parametrize(("neighbours", "most"), [((0,), 64), ((-1, 0, 1), 64 * 1.2)])
+def test_a_file_is_read_once_for_all_slices_that_see_it(tmp_path, monkeypatch, neighbours, most):
+    table, reads = write_series(tmp_path, range(64)), []
+
+    def count(path, *rest):
+        reads.append(path)
+        return read_hounsfield(path, *rest)
+
+    monkeypatch.setattr("kit.images.read_hounsfield", count)
+    # Each batch by a worker of its own, which remembers nothing of the batch before.
+    batches = 64 // choose_reading(see(*neighbours), 4)
+    for batch in np.split(np.arange(64), batches):
+        gather(table, see(*neighbours), [batch])
+    assert set(reads) == set(table["path"])
+    assert len(reads) <= most
+
+
+def test_augmentation_moves_a_slice_and_its_neighbours_alike(slices):
+    config = show(64, neighbours=(-1, 0, 1), crop=False)
+    alone = show(64, crop=False)
+    row = int(np.flatnonzero(slices["seq"] == 3)[0])
+    middle, moved = [], 0
+    for seed in range(20):
+        below, here, above = SliceDataset(slices, config, True, seed)[row]["slices"]
+        middle.append((here == SliceDataset(slices, alone, True, seed)[row]["slices"][0]).all())
+        (expected,) = SliceDataset(slices.iloc[[row - 1]], alone)[0]["slices"]
+        views = [expected, expected[:, ::-1], expected.transpose(1, 0, 2)]
+        views.append(views[1].transpose(1, 0, 2))
+        same = [(below == view).all() for view in views]
+        (plain,) = SliceDataset(slices.iloc[[row + 1]], alone)[0]["slices"]
+        views = [plain, plain[:, ::-1], plain.transpose(1, 0, 2)]
+        views.append(views[1].transpose(1, 0, 2))
+        assert same == [(above == view).all() for view in views]
+        moved += not same[0]
+    assert all(middle)
+    assert moved > 5

@@ -32,6 +32,7 @@ from kit.dicom.pixels import read_hounsfield
 from kit.images import read_image
 from kit.phantom.write import write_phantom
 from kit.slices.index import index_files, index_slices
+from kit.windowing import InputConfig
 
 # Reads the files that each line of its input names, as the pipeline does: the header for the table,
 # then the image. An exception or a file that takes ten seconds ends it. Of the memory that may be
@@ -43,6 +44,7 @@ from kit import progress
 from kit.dicom import DicomError
 from kit.images import read_image
 from kit.slices.index import index_files
+from kit.windowing import InputConfig
 progress.quiet = True
 for line in sys.stdin:
     found = {}
@@ -53,7 +55,7 @@ for line in sys.stdin:
         listed = skipped["reason"].iloc[0] if len(skipped) else None
         assert len(slices) + len(skipped) == 1
         try:
-            assert read_image(path, 64).shape == (64, 64, 3)
+            assert read_image(path, InputConfig(image_size=64)).shape == (64, 64, 3)
             read = None
         except DicomError as error:
             read = error.reason
@@ -392,7 +394,7 @@ def test_whatever_is_done_to_a_file_it_is_read_or_refused(phantom, tmp_path, whi
         hounsfield = read_hounsfield(path)
         assert hounsfield.ndim == 2
         assert np.isfinite(hounsfield).all()
-        assert read_image(path, 16).shape == (16, 16, 3)
+        assert read_image(path, InputConfig(image_size=16)).shape == (16, 16, 3)
 
 
 def test_a_length_that_lies_takes_no_memory(tmp_path):

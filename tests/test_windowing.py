@@ -1,10 +1,22 @@
+import json
+import runpy
 import tracemalloc
+from dataclasses import asdict
 
 import numpy as np
 import pytest
 from conftest import golden, shared
 
-from kit.windowing import crop_to_head, resize_image, window_image
+from kit import InputError
+from kit.training.config import ClassifierConfig
+from kit.windowing import (
+    InputConfig,
+    crop_to_head,
+    quantize_image,
+    render_image,
+    resize_image,
+    window_image,
+)
 
 
 @pytest.mark.parametrize(
@@ -82,3 +94,103 @@ def test_a_single_bright_pixel_gives_a_square_of_three():
     assert cropped.shape == (3, 3, 3)
     assert cropped[0, 0, 1] == 9
     assert cropped.sum() == 9
+
+
+def test_other_scales_by_hand():
+    hounsfield = np.array([[-2000, -10, 40, 100, 9000]], np.int16)
+    plain = {"crop": False, "subtract_minimum": False, "windows": ((40, 80), (80, 201))}
+    plain |= {"mean": (0, 0), "std": (1, 1)}
+    for values in (hounsfield, hounsfield.astype(np.float32)):
+        unit = window_image(values, InputConfig(**plain, scale="unit"))
+        assert unit.dtype == np.float32
+        # brain 0..80; the other −20..180, as the published code halves an odd width
+        np.testing.assert_allclose(unit[0, :, 0], [0, 0, 0.5, 1, 1], atol=1e-7)
+        np.testing.assert_allclose(unit[0, :, 1], [0, 0.05, 0.3, 0.6, 1], atol=1e-7)
+        units = window_image(values, InputConfig(**plain, scale="hounsfield"))
+        assert units.dtype == np.float32
+        assert units[0, :, 1].tolist() == [-20, -10, 40, 100, 180]
+        eight = window_image(values, InputConfig(**plain))
+        assert eight.dtype == np.uint8
+        assert eight[0, :, 1].tolist() == [0, 12, 76, 153, 255]  # truncated
+
+
+@pytest.mark.parametrize("scale", ["uint8", "unit"])
+@pytest.mark.parametrize("subtract", [True, False])
+def test_the_minimum_is_subtracted_where_the_model_wants_it(scale, subtract):
+    hounsfield = np.array([[20, 60]], np.int16)  # of the brain window a quarter and three quarters
+    config = InputConfig(scale=scale, subtract_minimum=subtract, crop=False)
+    found = window_image(hounsfield, config)[0, :, 0] / (255 if scale == "uint8" else 1)
+    np.testing.assert_allclose(found, [0, 0.5] if subtract else [0.25, 0.75], atol=1 / 255)
+
+
+def cut(size, **options):
+    plain = {"geometry": "cut", "crop": False, "subtract_minimum": False, "scale": "unit"}
+    return InputConfig(**plain, image_size=size, **options)
+
+
+def test_a_frame_is_cut_in_the_middle_and_padded_after_windowing():
+    hounsfield = np.arange(9 * 7).reshape(9, 7).astype(np.int16) + 10
+    image = render_image(hounsfield, cut(8))
+    assert image.shape == (8, 8, 3)
+    # Nine rows: the first 8 of them, as (9 − 8) // 2 is 0. Seven columns: one of zeros behind.
+    np.testing.assert_allclose(image[:, :7, 0], hounsfield[:8] / 80, atol=1e-6)
+    assert (image[:, 7] == 0).all()  # also where the window's value of 0 HU is 150 / 380
+    small = render_image(np.full((1, 2), 40, np.int16), cut(8))
+    assert np.argwhere(small[..., 0] > 0).tolist() == [[3, 3], [3, 4]]
+
+
+def test_a_frame_above_the_limit_is_resized_by_area():
+    hounsfield = np.tile(np.array([[0, 80], [40, 40]], np.int16), (8, 16))  # 16 rows, 32 columns
+    kept = render_image(hounsfield, cut(8, largest_cut=32))
+    np.testing.assert_allclose(kept[:2, :2, 0], [[0, 1], [0.5, 0.5]])
+    resized = render_image(hounsfield, cut(8, largest_cut=31))
+    np.testing.assert_allclose(resized[..., 0], 0.5)  # the mean of each two rows and four columns
+
+
+@pytest.mark.parametrize("shape", [(512, 512), (400, 500), (600, 512), (700, 700)])
+def test_released_windows_equal_their_values(shape):
+    released, values = shared("golden/released.py"), np.load(shared("golden/ianpan.npz"))
+    blocks = runpy.run_path(str(released))["blocks"]
+    config = cut(512, windows=((40, 80), (80, 200), (600, 2800)))
+    image = render_image(blocks(shape, 1 + shape[0]), config)
+    expected = values[f"window_{shape[0]}x{shape[1]}"]
+    found = image[::37, ::41].transpose(2, 0, 1)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"scale": "bits"}, "scale 'bits' is none of uint8, unit, hounsfield"),
+        ({"geometry": "fold"}, "geometry 'fold' is none of"),
+        ({"missing": "none"}, "missing 'none' is none of"),
+        ({"neighbours": (-1, 1)}, "must hold 0"),
+        ({"neighbours": (0, 1, 1)}, "no slice twice"),
+        ({"neighbours": (0, 17)}, "farther than 16 slices"),
+        ({"neighbours": (0, 0.5)}, "it must be whole numbers"),
+        ({"mean": (0.5,)}, "one entry per channel"),
+        ({"std": (1, 0, 1)}, "each std more than zero"),
+        ({"windows": ((40, 80), (1, 1), (2, 3))}, "must be center and width"),
+        ({"windows": (40, 80, 3)}, "windows is"),
+        ({"geometry": "cut"}, "does not go with crop"),
+        ({"scale": "hounsfield", "crop": False}, "neither crop nor subtract_minimum"),
+    ],
+)
+def test_an_input_that_makes_no_sense_is_refused(options, reason):
+    with pytest.raises(InputError, match=reason):
+        ClassifierConfig(**options)
+
+
+def test_an_input_is_the_same_after_json():
+    config = ClassifierConfig(windows=((40, 80), (0, 9), (1, 2)), neighbours=(-1, 0))
+    assert ClassifierConfig(**json.loads(json.dumps(asdict(config)))) == config
+
+
+@pytest.mark.parametrize("scale", ["uint8", "unit", "hounsfield"])
+def test_an_image_on_a_screen_goes_from_black_to_white_over_each_window(scale):
+    hounsfield = np.array([[-1000, 40, 3000]], np.int16)
+    config = InputConfig(scale=scale, crop=False, subtract_minimum=False)
+    shown = quantize_image(window_image(hounsfield, config), config)
+    assert shown.dtype == np.uint8
+    expected = [[0, 0, 0], [127.5, 76.5, 127.5], [255, 255, 255]]
+    np.testing.assert_allclose(shown[0], expected, atol=0.51)

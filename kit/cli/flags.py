@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from kit.recipes import RECIPES, Recipe, find_recipe, list_options, name_flag
@@ -43,11 +44,15 @@ def _parse_json(text: str) -> dict[str, Any]:
     return options
 
 
-def _parse_folds(text: str) -> tuple[int, ...]:
+def _parse_list(text: str, parse: Callable[[str], Any]) -> tuple:
     try:
-        return tuple(int(number) for number in text.split(",") if number)
+        return tuple(parse(entry) for entry in text.split(",") if entry)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is not numbers with commas") from error
+
+
+def _parse_window(text: str) -> tuple[int, ...]:
+    return tuple(map(int, text.split(":")))
 
 
 _PARSERS: dict[Any, Callable[[str], Any]] = {
@@ -55,5 +60,7 @@ _PARSERS: dict[Any, Callable[[str], Any]] = {
     float: float,
     str: str,
     dict: _parse_json,
-    tuple[int, ...]: _parse_folds,
+    tuple[int, ...]: partial(_parse_list, parse=int),
+    tuple[float, ...]: partial(_parse_list, parse=float),
+    tuple[tuple[int, ...], ...]: partial(_parse_list, parse=_parse_window),
 }

@@ -29,7 +29,7 @@ def find_map_layer(model: Classifier) -> nn.Module | None:
     hooks = [layer.register_forward_hook(note_shape) for layer in layers]
     side, device = model.config.image_size, model.head.weight.device
     with torch.inference_mode():
-        model(torch.zeros(1, side, side, 3, dtype=torch.uint8, device=device))
+        model(torch.zeros(1, side, side, model.config.channels, device=device))
     for hook in hooks:
         hook.remove()
     maps = [
@@ -44,7 +44,7 @@ def find_map_layer(model: Classifier) -> nn.Module | None:
 def compute_gradcam(
     model: Classifier, layer: nn.Module, images: torch.Tensor
 ) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 images (B, S, S, 3) → non-negative maps (B, 6, h, w) and logits (B, 6).
+    """Images (B, S, S, channels) → non-negative maps (B, 6, h, w) and logits (B, 6).
 
     A label's map is relu(Σ_c w_c A_c) over the channels of the feature map A that `layer` outputs,
     where w_c is the mean over the cells of the logit's gradient with respect to A_c
@@ -73,9 +73,9 @@ def compute_gradcam(
     )
 
 
-def locate_labels(model: Classifier, layer: nn.Module, images: np.ndarray) -> np.ndarray:
-    """uint8 images (B, S, S, 3) → Grad-CAM maps as a page takes them, uint8 (B, 6, h, w)."""
-    return scale_maps(*compute_gradcam(model, layer, torch.from_numpy(images)))
+def locate_labels(model: Classifier, layer: nn.Module, images: torch.Tensor) -> np.ndarray:
+    """Images (B, S, S, channels) → Grad-CAM maps as a page takes them, uint8 (B, 6, h, w)."""
+    return scale_maps(*compute_gradcam(model, layer, images))
 
 
 def scale_maps(maps: np.ndarray, logits: np.ndarray) -> np.ndarray:

@@ -19,7 +19,7 @@ from kit.files import read_commit, read_json
 from kit.progress import format_count
 from kit.recipes import Recipe
 from kit.report.page import render_page, write_page
-from kit.report.series import choose_series, present_series
+from kit.report.series import choose_series, name_windows, present_series
 from kit.runs.directory import (
     Run,
     RunError,
@@ -52,6 +52,7 @@ def write_report(run: Run, series: tuple[str, ...] = ()) -> Path:
         **_describe_run(run, recipe),
         **(describe_scores(table) if held_out else {}),
         "histories": _read_histories(run, recipe),
+        "windows": name_windows(recipe.classifier),
         "series": present_series(table, chosen, recipe.classifier),
         "named": bool(named),
         "others": rates.index.difference(chosen, sort=False).tolist(),
@@ -85,7 +86,8 @@ def show_series(run: Run, series: str) -> SeriesPicture:
 def present_one(part: pd.DataFrame, config: ClassifierConfig) -> dict:
     """The data of a page that shows a single series, whose slices are `part`."""
     name = part["series"].iloc[0]
-    return {"title": "A series", "facts": [], "series": present_series(part, [name], config)}
+    series = present_series(part, [name], config)
+    return {"title": "A series", "facts": [], "windows": name_windows(config), "series": series}
 
 
 def _read_predictions(run: Run) -> pd.DataFrame:

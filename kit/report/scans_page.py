@@ -13,7 +13,12 @@ from kit.competition import LABELS
 from kit.ensemble import name_columns
 from kit.report.gradcam import find_map_layer, locate_labels
 from kit.report.page import write_page
-from kit.report.series import choose_series, present_series, round_probabilities
+from kit.report.series import (
+    choose_series,
+    name_windows,
+    present_series,
+    round_probabilities,
+)
 from kit.runs.scans import count_reasons, describe_machine, list_versions, summarize_series
 from kit.training.distributed import choose_device
 
@@ -44,6 +49,7 @@ def write_scan_report(
         "threshold": threshold,
         "summary": json.loads(round_probabilities(summary).to_json(orient="records")),
         "unmapped": classifier.config.architecture if layer is None else None,
+        "windows": name_windows(classifier.config),
         "series": present_series(table, chosen, classifier.config, locate),
         "named": False,
         "others": rates.index.difference(chosen, sort=False).tolist(),

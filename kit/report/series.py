@@ -8,15 +8,16 @@ from collections.abc import Callable
 import cv2
 import numpy as np
 import pandas as pd
+import torch
 
 from kit import progress
 from kit.classifier import ClassifierConfig
 from kit.competition import LABELS
-from kit.dicom.parsing import DicomError
 from kit.ensemble import MODELS, name_columns
 from kit.evaluation.intervals import slice_losses
-from kit.images import read_image
+from kit.images import SliceDataset, join_neighbours, stack_slices
 from kit.report.ranking import rank_series
+from kit.windowing import WINDOWS, quantize_image
 
 _SERIES_SHOWN = 50
 IMAGE_BYTES = 18_000_000  # of all images and maps on a page, to keep the page under 20 MB
@@ -25,8 +26,8 @@ _IMAGE_QUALITY = 35  # of WebP
 # Bytes of a slice per pixel of its windows' side. A patient's head takes 57; maps add the rest.
 _BYTES_PER_SIDE = 70
 
-# uint8 images (B, S, S, 3) → uint8 maps (B, 6, h, w).
-_Locate = Callable[[np.ndarray], np.ndarray]
+# Images (B, S, S, channels) → uint8 maps (B, 6, h, w).
+_Locate = Callable[[torch.Tensor], np.ndarray]
 
 
 def choose_series(table: pd.DataFrame, held_out: bool) -> tuple[list[str], pd.DataFrame]:
@@ -93,18 +94,20 @@ def draw_series(
     side = choose_side(sum(map(len, parts)))
     with progress.open_bar("Drawing slices", sum(map(len, parts)), "slices") as bar:
         for part in parts:
-            images, texts = {}, []
-            for row, path in enumerate(part["path"]):
+            dataset, texts, seen = SliceDataset(part, config), [], {}
+            for row in range(len(part)):
                 if weight >= IMAGE_BYTES:
                     texts.append("no image: the page would grow beyond 20 MB")
                     continue
-                try:
-                    images[row] = read_image(path, config.image_size, config.crop, config.repair)
-                    texts.append(encode_image(images[row], side))
-                except DicomError as error:
-                    texts.append(f"no image: {error.code}")
+                item = dataset[row]
+                if "slices" in item:
+                    seen[row] = item["slices"]
+                    own = item["slices"][config.neighbours.index(0)]
+                    texts.append(encode_image(quantize_image(own, config), side))
+                else:
+                    texts.append(f"no image: {item['code']}")
                 weight += len(texts[-1])
-            maps = _map_series(locate, images, len(part)) if locate and images else None
+            maps = _map_series(locate, seen, len(part)) if locate and seen else None
             weight += len(maps["bytes"]) if maps else 0
             drawn.append({"images": texts, "maps": maps})
             bar.update(len(part))
@@ -117,22 +120,34 @@ def choose_side(slices: int) -> int:
 
 
 def encode_image(image: np.ndarray, side: int) -> str:
-    """uint8 (S, S, 3) → the three channels side by side, in gray, as a WebP data URI.
+    """uint8 (S, S, windows) → three windows side by side, in gray, as a WebP data URI.
 
-    A channel is `side` pixels wide and high, but never larger than the image.
+    Each is `side` pixels wide and high, but never larger than the image. Of fewer than three, the
+    first ones come again.
     """
     side = min(side, len(image))
-    image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA)
-    windows = np.hstack([image[..., channel] for channel in range(3)])
+    image = cv2.resize(image, (side, side), interpolation=cv2.INTER_AREA).reshape(side, side, -1)
+    windows = np.hstack([image[..., number % image.shape[2]] for number in range(3)])
     _, encoded = cv2.imencode(".webp", windows, [cv2.IMWRITE_WEBP_QUALITY, _IMAGE_QUALITY])
     return "data:image/webp;base64," + base64.b64encode(encoded.tobytes()).decode()
 
 
-def _map_series(locate: _Locate, images: dict[int, np.ndarray], slices: int) -> dict:
-    """The maps of a series: bytes (T, 6, h, w) in base64, zeros for slices without an image."""
-    rows = list(images)
-    batches = [rows[start : start + 16] for start in range(0, len(rows), 16)]
-    found = np.concatenate([locate(np.stack([images[row] for row in some])) for some in batches])
+def name_windows(config: ClassifierConfig) -> list[str]:
+    """Name the three windows of `encode_image` by center and width."""
+    names = ["brain 40 / 80", "subdural 80 / 200", "soft tissue 40 / 380"]
+    if config.windows != WINDOWS:
+        names = [f"window {center} / {width}" for center, width in config.windows]
+    return [names[number % len(names)] for number in range(3)]
+
+
+def _map_series(locate: _Locate, seen: dict[int, list], slices: int) -> dict:
+    """The maps of a series: bytes (T, 6, h, w) in base64, zeros for slices that are not in `seen`.
+
+    `seen` has the images of a slice and its neighbours by row, as `SliceDataset` gives them.
+    """
+    images = list(seen.values())
+    batches = (stack_slices(images[start : start + 16]) for start in range(0, len(images), 16))
+    found = np.concatenate([locate(join_neighbours(batch)) for batch in batches])
     full = np.zeros((slices, *found.shape[1:]), dtype=np.uint8)
-    full[rows] = found
+    full[list(seen)] = found
     return {"shape": list(found.shape[2:]), "bytes": base64.b64encode(full.tobytes()).decode()}

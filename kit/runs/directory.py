@@ -88,7 +88,9 @@ def begin_run(run: Run, recipe: Recipe, data: Path, fold_table: Path | None = No
     if fold_table is not None:
         wanted["fold_table_sha256"] = hash_file(fold_table)
     if run.config.exists() and (run.slices.exists() or any(run.path.glob("fold*"))):
-        before, now = _flatten(read_config(run)), _flatten(json.loads(json.dumps(wanted)))
+        # An older version's recipe lacks the options that are newer than it.
+        noted = {**read_config(run), "recipe": recipes.to_dict(read_recipe(run))}
+        before, now = (_flatten(json.loads(json.dumps(config))) for config in (noted, wanted))
         for name in sorted((before.keys() | now.keys()) - {"kit"}):
             if before.get(name) != now.get(name):
                 raise RunError(

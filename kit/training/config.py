@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 import reprlib
 from dataclasses import dataclass, field, fields
-from typing import Any, get_origin, get_type_hints
+from typing import Any, get_args, get_origin, get_type_hints
 
 from kit import InputError
+from kit.windowing import InputConfig
 
 # What numbers in the options of a timm model may add up to, and how many values there may be: far
 # more than any real model has, and too few for a small file to make one that is built for minutes.
@@ -18,7 +19,7 @@ _LARGEST_OPTIONS, _MOST_OPTIONS = 100_000, 1000
 
 _KINDS = {
     int: "a whole number", float: "a number", bool: "true or false", str: "a text",
-    dict: "a JSON object", tuple: "whole numbers",
+    dict: "a JSON object", tuple[int, ...]: "whole numbers", tuple[float, ...]: "numbers",
 }  # fmt: skip
 
 
@@ -39,14 +40,16 @@ def _change_default(base: type, name: str, default: Any) -> Any:
 def check_options(config: Any) -> None:
     """Check each field of a dataclass of options, perhaps a stranger's, for type and range.
 
-    Raises `InputError` naming the first that cannot be.
+    Lists, which JSON makes of tuples, become tuples. Raises `InputError` naming the first that
+    cannot be.
     """
     types = get_type_hints(type(config))
     for entry in fields(config):
-        value, kind = getattr(config, entry.name), types[entry.name]
+        value, kind = _freeze(getattr(config, entry.name)), types[entry.name]
+        object.__setattr__(config, entry.name, value)
         shown = f"{entry.name} is {reprlib.repr(value)}"
         if not _is_kind(value, kind):
-            needed = _KINDS.get(get_origin(kind) or kind, f"a {kind.__name__}")
+            needed = _KINDS.get(kind, f"a {getattr(kind, '__name__', kind)}")
             raise InputError(f"{shown}; it must be {needed}")
         allowed = entry.metadata.get("allowed", ())
         if kind is str and allowed and value not in allowed:
@@ -58,11 +61,15 @@ def check_options(config: Any) -> None:
             )
 
 
+def _freeze(value: Any) -> Any:
+    return tuple(map(_freeze, value)) if isinstance(value, list) else value
+
+
 def _is_kind(value: Any, kind: Any) -> bool:
     if kind is float:
         return _is_kind(value, int) or (isinstance(value, float) and math.isfinite(value))
     if get_origin(kind) is tuple:
-        return isinstance(value, tuple) and all(_is_kind(number, int) for number in value)
+        return isinstance(value, tuple) and all(_is_kind(v, get_args(kind)[0]) for v in value)
     return isinstance(value, kind) and (kind is not int or not isinstance(value, bool))
 
 
@@ -95,8 +102,8 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClassifierConfig(TrainingConfig):
-    """The slice classifier and how it is trained, by default as the 2nd place trained it."""
+class ClassifierConfig(InputConfig, TrainingConfig):
+    """The slice classifier, what it sees and how it is trained, by default as the 2nd place did."""
 
     architecture: str = option(
         "resnext101_32x8d.fb_wsl_ig1b_ft_in1k", "timm model with a pooled embedding"
@@ -107,15 +114,18 @@ class ClassifierConfig(TrainingConfig):
     weights: str = option(
         "", "initial weights: a .safetensors or .pth file, pretrained, or '' for random"
     )
-    image_size: int = option(480, "side of the images in pixels", (8, 4096))
-    crop: bool = option(True, "crop to the head")
-    repair: bool = option(True, "correct the wrong rescale intercept of 123 training files")
+    embedding: str = option(
+        "pooled",
+        "pooled by timm, or pre_logits: the mean of what its head's convolution gives",
+        ("pooled", "pre_logits"),
+    )
     augment: bool = option(True, "flip, shift, scale, rotate and transpose while training")
     prior_bias: bool = option(False, "start the head at the training prior")
     test_augmentation: bool = option(True, "average embeddings over identity, flip and transpose")
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        TrainingConfig.__post_init__(self)
+        InputConfig.__post_init__(self)
         if not _are_plausible(self.architecture_options):
             shown = reprlib.repr(self.architecture_options)
             raise InputError(f"architecture_options {shown} are larger than those of any model")

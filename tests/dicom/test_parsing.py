@@ -99,7 +99,7 @@ for workers in (1, 2):
     slices, skipped = kit.slices.index_slices(folder, workers)
     assert len(slices) > 256 and len(skipped)
 kit.images.make_augmentation()
-dataset = kit.images.SliceDataset(slices, 32, augment=True)
+dataset = kit.images.SliceDataset(slices, kit.windowing.InputConfig(image_size=32), augment=True)
 assert len(list(kit.images.load_batches(dataset, numpy.split(numpy.arange(3), [2]), 0))) == 2
 try:
     kit.dicom.read_hounsfield(broken)

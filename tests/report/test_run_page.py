@@ -18,6 +18,7 @@ from kit.images import read_image
 from kit.report.run_page import find_commit, find_series, show_series, write_report
 from kit.runs.directory import Run, RunError
 from kit.runs.scans import count_reasons
+from kit.windowing import InputConfig
 
 
 def test_the_report_holds_the_runs_scores_and_says_what_it_is(small_run):
@@ -81,7 +82,7 @@ def test_the_report_shows_each_series_with_truth_and_windows(small_run):
     encoded = base64.b64decode(shown["images"][0].removeprefix("data:image/webp;base64,"))
     picture = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE)
     assert picture.shape == (64, 192)
-    image = read_image(part["path"].iloc[0], 64, crop=False)
+    image = read_image(part["path"].iloc[0], InputConfig(image_size=64, crop=False))
     windows = np.hstack([image[..., k] for k in range(3)]).astype(int)
     assert np.abs(windows - picture).mean() < 6  # of 255, what the compression costs
 

@@ -25,7 +25,8 @@ def test_images_end_where_the_page_would_grow_too_large(small_run, monkeypatch):
 
 
 def test_fifty_series_of_a_patients_head_fit_on_a_page():
-    slices = [read_image(str(path), 480) for path in sorted(shared(HEAD).glob("*.dcm"))]
+    paths = sorted(shared(HEAD).glob("*.dcm"))
+    slices = [read_image(str(path), ClassifierConfig()) for path in paths]
     maps = 6 * 15 * 15 * 4 / 3  # of 480 pixels, in base64
     for number in (50 * 35, 25 * 35, 35):
         side = series.choose_side(number)

@@ -120,8 +120,7 @@ function makeStage() {
     make("figure", { class: "windows" },
       make("div", { class: "frame" },
         make("img", { id: "slice", alt: "" }), make("canvas", { id: "map" }), make("div", { class: "empty", id: "empty" })),
-      make("figcaption", {},
-        make("span", { text: "brain 40 / 80" }), make("span", { text: "subdural 80 / 200" }), make("span", { text: "soft tissue 40 / 380" }))),
+      make("figcaption", {}, ...data.windows.map((text) => make("span", { text })))),
     make("output", { class: "readout", id: "readout", for: "slider" }), makeMapSwitch());
 }
 
