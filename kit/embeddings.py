@@ -77,7 +77,9 @@ class EmbeddingStore:
 
 def make_series(store: EmbeddingStore, table: pd.DataFrame) -> SeriesDataset:
     """The series of a part of the slice table, with their embeddings."""
-    return SeriesDataset(store.embeddings, table, store.find_rows(table["SOPInstanceUID"]))
+    rows = store.find_rows(table["SOPInstanceUID"])
+    logits = store.logits if store.logits is None else store.logits[rows]
+    return SeriesDataset(store.embeddings, table, rows, logits)
 
 
 @restart_once
@@ -265,8 +267,7 @@ class _StoreWriter:
         return EmbeddingStore(self.directory)
 
     def _complete(self, ids: pd.Series) -> None:
-        markers = sorted(self.directory.glob("progress*.json"))
-        failed, codes = {}, {}
+        markers, failed, codes = sorted(self.directory.glob("progress*.json")), {}, {}
         for noted in map(_read_progress, markers):
             failed.update({str(ids.iloc[row]): reason for row, reason in noted.failed.items()})
             codes.update({str(ids.iloc[row]): code for row, code in noted.codes.items()})

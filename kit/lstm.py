@@ -1,16 +1,14 @@
-"""The masked bidirectional LSTM over a series of slice embeddings."""
+"""The masked bidirectional LSTM over a series of slice embeddings; training of either model."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
-from torch.func import functional_call
-from torch.nn.utils.rnn import PackedSequence, pack_sequence
 
 from kit.competition import LABELS
 from kit.sequences import (
@@ -20,10 +18,14 @@ from kit.sequences import (
     collate_series,
     read_rows,
 )
+from kit.sequences.gru import SequenceGRU
+from kit.sequences.layers import run_packed, run_padded
 from kit.training.checkpoints import TrainingError, fill_model, load_trained
 from kit.training.config import LSTMConfig
 from kit.training.inference import predict
 from kit.training.loop import Task, fit, seed_random, weighted_loss
+
+_LOGIT_ENDS = np.log([1e-6, 1 - 1e-6]) - np.log([1 - 1e-6, 1e-6])  # of a probability
 
 
 class SequenceLSTM(nn.Module):
@@ -92,44 +94,6 @@ class SequenceLSTM(nn.Module):
         return self.linear(hidden)
 
 
-def run_packed(lstm: nn.LSTM, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Run a layer over the real slices alone: (B, T, D), mask (B, T) → (B, T, 2H), zeros elsewhere.
-
-    The padding may be anywhere in a series; each series needs at least one real slice.
-    """
-    positions = torch.arange(mask.numel()).view(mask.shape)
-    series = [row[real] for row, real in zip(positions, mask.cpu(), strict=True)]
-    order = pack_sequence(sorted(series, key=len, reverse=True))
-    rows = order.data.to(inputs.device)
-    real = inputs.flatten(0, 1).index_select(0, rows)
-    hidden = _call_lstm(lstm, PackedSequence(real, order.batch_sizes)).data
-    outputs = hidden.new_zeros(mask.numel(), hidden.shape[1]).index_copy(0, rows, hidden)
-    return outputs.view(*mask.shape, -1)
-
-
-def run_padded(lstm: nn.LSTM, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Run a layer over all positions, padding included, as the reference implementation does."""
-    return _call_lstm(lstm, inputs)
-
-
-_Sequences = TypeVar("_Sequences", torch.Tensor, PackedSequence)
-
-
-def _call_lstm(lstm: nn.LSTM, inputs: _Sequences) -> _Sequences:
-    """The outputs of a layer, in the type of its weights; on a CPU computed in float32 at least.
-
-    A CPU without AVX-512 lacks the LSTM of oneDNN in bfloat16: "could not create a primitive
-    descriptor".
-    """
-    if inputs.is_cuda:
-        return lstm(inputs)[0]
-    dtype = next(lstm.parameters()).dtype
-    exact = torch.promote_types(dtype, torch.float32)
-    weights = {name: value.to(exact) for name, value in lstm.named_parameters()}
-    with torch.autocast("cpu", enabled=False):
-        return functional_call(lstm, weights, (inputs.to(exact),))[0].to(dtype)
-
-
 class SpatialDropout(nn.Module):
     """Drop whole channels of (B, T, C) for all T (Tompson et al., 2015, arXiv:1411.4280)."""
 
@@ -144,10 +108,30 @@ class SpatialDropout(nn.Module):
         return values * keep
 
 
-def sequence_loss(logits: torch.Tensor, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """`weighted_loss` over the real slices: logits, labels (B, T, 6), mask (B, T) → scalar."""
+SequenceModel: TypeAlias = SequenceLSTM | SequenceGRU
+
+
+def make_model(config: LSTMConfig) -> SequenceModel:
+    """Make the sequence model that `config.model` names."""
+    return SequenceGRU(config) if config.model == "gru" else SequenceLSTM(config)
+
+
+def split_output(output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The logits of slices (B, T, 6) and of series (B, 6), None of a model without the latter."""
+    return output if isinstance(output, tuple) else (output, None)
+
+
+def sequence_loss(output: Any, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """`weighted_loss` over the real slices: what a model returned, labels (B, T, 6), mask (B, T).
+
+    Of a model with logits for the series, plus that over the series.
+    """
     mask = mask.bool()
-    return weighted_loss(logits[mask], labels[mask])
+    slices, series = split_output(output)
+    loss = weighted_loss(slices[mask], labels[mask])
+    if series is None:
+        return loss
+    return loss + weighted_loss(series, (labels * mask[..., None]).amax(dim=1))
 
 
 def train_lstm(
@@ -172,65 +156,98 @@ def train_lstm(
     def compute_loss(model: nn.Module, batch: dict) -> torch.Tensor:
         return sequence_loss(model(batch["emb"], batch["mask"]), batch["labels"], batch["mask"])
 
-    def validate(model: SequenceLSTM) -> dict:
+    def validate(model: SequenceModel) -> dict:
         assert validation is not None
         return {"validation_loss": measure_loss(model, validation, device)}
 
     checked = validation is not None and len(validation) > 0
     task = Task(len(training), make_batches, compute_loss, validate if checked else None)
     with seed_random(config.seed, device):
-        model = SequenceLSTM(config)
-        if config.standardize:
+        model = make_model(config)
+        if isinstance(model, SequenceLSTM) and config.standardize:
             rows = training.rows[np.concatenate(training.positions)]
             model.fit_standardization(training.embeddings, rows)
         model.to(device)
         return fit(model, config, task, directory, description=description, deadline=deadline)
 
 
-def measure_loss(model: SequenceLSTM, series: SeriesDataset, device: torch.device) -> float:
+def measure_loss(model: SequenceModel, series: SeriesDataset, device: torch.device) -> float:
     """The loss over all slices of `series`."""
     logits = torch.from_numpy(predict_logits(model, series, device))
     positions = np.concatenate(series.positions)
     return float(weighted_loss(logits[positions], torch.from_numpy(series.labels[positions])))
 
 
-def load_lstm(path: Path) -> SequenceLSTM:
+def load_lstm(path: Path) -> SequenceModel:
     """Load a trained model from the weights and configuration in a `.safetensors` file.
 
     Raises `TrainingError` naming the file if it holds no such model.
     """
     weights, config = load_trained(path, LSTMConfig)
     with torch.device("meta"):  # else two seconds per model of full size go into random weights
-        model = SequenceLSTM(config)
+        model = make_model(config)
     fill_model(model, weights, path)
     return model.eval()
 
 
 def predict_logits(
-    model: SequenceLSTM, series: SeriesDataset, device: torch.device, slices: int = 2048
+    model: SequenceModel, series: SeriesDataset, device: torch.device, slices: int = 2048
 ) -> np.ndarray:
-    """Logits of every row of the dataset's table, float32 (rows, 6); NaN without an embedding.
+    """The logits of slices that `predict_series` returns."""
+    return predict_series(model, series, device, slices)[0]
 
-    Series of similar length share a batch of about `slices` slices; a model that is not packed gets
-    each series alone, so that no padding reaches its LSTM. Raises `TrainingError` naming a series
-    whose logits are not finite.
+
+def predict_series(
+    model: SequenceModel, series: SeriesDataset, device: torch.device, slices: int = 2048
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Logits of every row of the dataset's table, float32 (rows, 6), and of its series, (N, 6).
+
+    Rows without an embedding get NaN; a model without logits for series gives None. Both are
+    blended with the classifier's, as the configuration says. Series of similar length share a
+    batch of about `slices` slices; a model that is not packed gets each series alone, so that no
+    padding reaches its LSTM. Raises `TrainingError` naming a series whose logits are not finite.
     """
     model.eval()
     slices = slices if model.config.packed else 1
     logits = np.full((len(series.rows), len(LABELS)), np.nan, dtype=np.float32)
+    pooled = np.full((len(series), len(LABELS)), np.nan, dtype=np.float32)
     batches = (
         {**collate_series([series[number] for number in numbers]), "numbers": numbers}
         for numbers in batch_by_length(series.lengths(), slices)
     )
 
-    def forward(batch: dict) -> torch.Tensor:
+    def forward(batch: dict) -> Any:
         return model(batch["emb"], batch["mask"])
 
     for batch, output in predict(forward, batches, device, model.config.opt_level):
-        mask = batch["mask"]
-        finite = torch.isfinite(output).all(dim=2) | ~mask
+        mask, numbers = batch["mask"], batch["numbers"]
+        found, of_series = split_output(output)
+        finite = (torch.isfinite(found).all(dim=2) | ~mask).all(dim=1)
+        if of_series is not None:
+            finite &= torch.isfinite(of_series).all(dim=1)
+            pooled[numbers] = of_series.float()
         if not finite.all():
-            worst = batch["numbers"][int(finite.all(dim=1).to(torch.uint8).argmin())]
-            raise TrainingError(f"series {series.names[worst]}: its logits are not finite")
-        logits[batch["embidx"].numpy()[mask.numpy()]] = output[mask].float()
-    return logits
+            worst = series.names[numbers[int(finite.to(torch.uint8).argmin())]]
+            raise TrainingError(f"series {worst}: its logits are not finite")
+        logits[batch["embidx"].numpy()[mask.numpy()]] = found[mask].float()
+    return _blend_logits(model, series, logits, pooled)
+
+
+def _blend_logits(
+    model: SequenceModel, series: SeriesDataset, logits: np.ndarray, pooled: np.ndarray
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Mix logits (rows, 6) and those of series (N, 6) with the classifier's, in the model's shares.
+
+    A series has as the classifier's its highest probability of a slice, at least 1e-6.
+    """
+    with_series = isinstance(model, SequenceGRU)
+    slice_share = np.asarray(model.config.slice_share, np.float32)
+    series_share = np.asarray(model.config.series_share, np.float32)
+    if (slice_share < 1).any() or (with_series and (series_share < 1).any()):
+        if series.logits is None:
+            raise TrainingError("the classifier's logits, which this model needs, are not known")
+        logits = (1 - slice_share) * series.logits + slice_share * logits
+        highest = np.array([series.logits[rows].max(axis=0) for rows in series.positions])
+        highest = np.clip(highest.reshape(-1, len(LABELS)), *_LOGIT_ENDS)
+        pooled = (1 - series_share) * highest + series_share * pooled
+    return logits, pooled if with_series else None

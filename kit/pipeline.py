@@ -41,7 +41,8 @@ from kit.runs.directory import (
     time_stage,
     write_frame,
 )
-from kit.runs.prediction import note_unreadable, predict_slices
+from kit.runs.members import predict_slices
+from kit.runs.prediction import note_unreadable
 from kit.runs.scoring import combine
 from kit.slices.competition_files import index_competition
 from kit.slices.folds import assign_folds

@@ -11,7 +11,7 @@ import torch
 from kit import InputError
 from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore
-from kit.lstm import SequenceLSTM, load_lstm
+from kit.lstm import SequenceModel, load_lstm, split_output
 from kit.report.page import write_page
 from kit.report.run_page import present_one, read_series
 from kit.runs.directory import (
@@ -63,24 +63,25 @@ def explain_series(run: Run, series: str) -> Path:
 
 
 @torch.inference_mode()
-def measure_influence(model: SequenceLSTM, embeddings: torch.Tensor) -> np.ndarray:
+def measure_influence(model: SequenceModel, embeddings: torch.Tensor) -> np.ndarray:
     """How much slice j raises the logits of slice i: (T, E) → (6, T, T), [label, i, j].
 
     The value is the logit minus the logit after the embedding of slice j is replaced by the mean
     of its two neighbours (of an end slice, by its only neighbour), so that slice j shows nothing
     that its neighbours do not.
     """
-    embeddings = embeddings.to(model.linear.weight)
+    embeddings = embeddings.to(next(model.parameters()))
     slices = len(embeddings)
     padded = torch.cat([embeddings[1:2], embeddings, embeddings[-2:-1]])
     replaced = (padded[:-2] + padded[2:]) / 2
     whole = torch.ones(1, slices, dtype=torch.bool, device=embeddings.device)
-    full = model(embeddings[None], whole)[0]  # (T, 6)
+    full = split_output(model(embeddings[None], whole))[0][0]  # (T, 6)
     differences = []
     for places in torch.arange(slices).split(max(1, _BATCH // slices)):
         batch = embeddings.repeat(len(places), 1, 1)
         batch[torch.arange(len(places)), places] = replaced[places]
-        differences.append(full - model(batch, whole.expand(len(places), -1)))
+        changed, _ = split_output(model(batch, whole.expand(len(places), -1)))
+        differences.append(full - changed)
     return torch.cat(differences).permute(2, 1, 0).float().cpu().numpy()
 
 

@@ -12,16 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 
-from kit import InputError, ensemble
-from kit.competition import LABELS
-from kit.embeddings import EmbeddingStore, extract_embeddings, make_series
-from kit.lstm import load_lstm, predict_logits
-from kit.processes import choose_workers, restart_once
-from kit.progress import format_count, log, track
+from kit import InputError
+from kit.embeddings import EmbeddingStore
+from kit.processes import restart_once
+from kit.progress import format_count, log
 from kit.recipes import Recipe
 from kit.runs.directory import Run, list_members, read_frame, read_recipe, write_frame
+from kit.runs.members import bag_members, embed_members
 from kit.runs.scans import count_reasons, summarize_series, write_manifest
 from kit.runs.scoring import list_places
 from kit.runs.work import hash_states, keep_work, open_work
@@ -29,7 +27,7 @@ from kit.slices.competition_files import find_competition
 from kit.slices.index import index_files, index_slices
 from kit.slices.order import number_series
 from kit.submission import fill_missing, read_sample, write_submission
-from kit.training.distributed import choose_device, rank, wait_for_all
+from kit.training.distributed import rank, wait_for_all
 
 _COLUMNS = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID",
             "ImagePositionPatient", "series", "seq", "position", "path", "repaired"]  # fmt: skip
@@ -57,10 +55,12 @@ class Predictions:
     """The predicted slices of a folder, the files that were skipped, and what predicted them.
 
     `table` has one row per slice, in the order of the series, with the six probabilities;
-    `repaired` says that a wrong rescale intercept was corrected.
+    `repaired` says that a wrong rescale intercept was corrected. `series` has the probabilities
+    by series of a model that pools a series by itself, otherwise it is None.
     """
 
     table: pd.DataFrame
+    series: pd.DataFrame | None
     skipped: pd.DataFrame
     model: TrainedModel
     seconds: float
@@ -142,11 +142,11 @@ def predict_scans(
     slices["repaired"] &= model.recipe.classifier.repair
     with keep_work(out) as work:
         open_work(work, {"files": hash_states(slices["path"])})
-        stores = _embed_by_members(slices, model.members, work, workers)
-        probabilities = _bag_members(slices, model.members, stores)
+        stores = embed_members(slices, model.members, work, workers)
+        probabilities, series = bag_members(slices, model.members, stores)
         skipped = pd.concat([skipped, _list_failed(slices, stores[0])[skipped.columns]])
         table = slices[_COLUMNS].join(probabilities, on="SOPInstanceUID", how="inner")
-        yield Predictions(table, skipped, model, time.monotonic() - started)
+        yield Predictions(table, series, skipped, model, time.monotonic() - started)
 
 
 def write_predictions(
@@ -159,7 +159,10 @@ def write_predictions(
     """
     table, skipped, model = predictions.table, predictions.skipped, predictions.model
     write_frame(out.with_name(f"{out.stem}.skipped.csv"), skipped[["path", "reason", "code"]])
-    write_frame(out, summarize_series(table, threshold) if by == "series" else predictions.slices)
+    if by == "series":
+        write_frame(out, summarize_series(table, threshold, predictions.series))
+    else:
+        write_frame(out, predictions.slices)
     manifest, seconds = out.with_suffix(".json"), predictions.seconds
     write_manifest(manifest, model.run, model.members, table, skipped, seconds)
 
@@ -190,10 +193,10 @@ def predict_competition(
             write_frame(table, slices)
         wait_for_all()
         slices = read_frame(table)
-        stores = _embed_by_members(slices, members, work, workers)
+        stores = embed_members(slices, members, work, workers)
         if rank() == 0:
             note_unreadable(rest, slices, stores[0])
-            probabilities = _bag_members(slices, members, stores)
+            probabilities, _ = bag_members(slices, members, stores)
             _write_competition(out, slices, probabilities, files.sample, prior)
     wait_for_all()
 
@@ -219,46 +222,6 @@ def _refuse_empty(source: Path, slices: pd.DataFrame, skipped: pd.DataFrame) -> 
             f"{source}: no usable CT slice among {len(skipped)} files; most often: "
             f"{reasons.index[0]} ({reasons.iloc[0]})"
         )
-
-
-def _embed_by_members(
-    slices: pd.DataFrame, members: dict[Path, list[Path]], directory: Path, workers: int | None
-) -> list[EmbeddingStore]:
-    """Embed `slices` by each classifier of `members`, into stores below `directory`."""
-    return [
-        extract_embeddings(
-            slices,
-            weights,
-            directory / str(number),
-            choose_device(),
-            choose_workers(workers),
-            description=f"Embeddings {number}/{len(members)}",
-        )
-        for number, weights in enumerate(members, start=1)
-    ]
-
-
-def _bag_members(
-    slices: pd.DataFrame, members: dict[Path, list[Path]], stores: list[EmbeddingStore]
-) -> pd.DataFrame:
-    """Average the predictions of all LSTMs of `members`, each on its classifier's embeddings."""
-    pairs = [
-        (store, lstm)
-        for store, lstms in zip(stores, members.values(), strict=True)
-        for lstm in lstms
-    ]
-    return ensemble.bag(
-        predict_slices(store, slices, lstm) for store, lstm in track(pairs, "LSTMs", unit="models")
-    )
-
-
-def predict_slices(store: EmbeddingStore, table: pd.DataFrame, weights: Path) -> pd.DataFrame:
-    """Predict the slices that have an embedding by one LSTM: float32, by SOPInstanceUID."""
-    model = load_lstm(weights).to(choose_device())
-    logits = predict_logits(model, make_series(store, table), choose_device())
-    index = pd.Index(table["SOPInstanceUID"], name="SOPInstanceUID")
-    probabilities = torch.from_numpy(logits).double().sigmoid().float().numpy()
-    return pd.DataFrame(probabilities, index=index, columns=list(LABELS)).dropna()
 
 
 def note_unreadable(path: Path, slices: pd.DataFrame, store: EmbeddingStore) -> None:

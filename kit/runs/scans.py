@@ -20,11 +20,14 @@ from kit.runs.directory import Run
 _NO_CODE = "reason listed in skipped.csv"  # in tables that an older version wrote
 
 
-def summarize_series(table: pd.DataFrame, threshold: float = 0.5) -> pd.DataFrame:
+def summarize_series(
+    table: pd.DataFrame, threshold: float = 0.5, pooled: pd.DataFrame | None = None
+) -> pd.DataFrame:
     """Summarize each series in one row, in the table's order, from one row per slice.
 
-    `table` is that of `prediction.Predictions`. A row has the series' identity, `slices`, and for
-    each label `{label}_maximum`, `{label}_slices` (how many reach `threshold`) and
+    `table` is that of `prediction.Predictions`, `pooled` its `series`. A row has the series'
+    identity, `slices`, and for each label `{label}`, its probability (the model's own or else the
+    maximum), `{label}_maximum`, `{label}_slices` (how many reach `threshold`) and
     `{label}_extent_mm`, the length of these along the slice normal: a slice extends half way to
     each neighbor, but at most half the series' median step, so that gaps do not count. A single
     slice has no extent (NaN), nor has a series that was ordered by InstanceNumber
@@ -32,13 +35,14 @@ def summarize_series(table: pd.DataFrame, threshold: float = 0.5) -> pd.DataFram
     """
     keys = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID"]
     rows = []
-    for _, series in table.groupby("series", sort=False):
+    for name, series in table.groupby("series", sort=False):
         thickness = measure_thickness(series["position"].to_numpy(np.float64))
         if "ImagePositionPatient" in series and series["ImagePositionPatient"].isna().any():
             thickness[:] = np.nan
         row = {**series.iloc[0][keys].to_dict(), "slices": len(series)}
         for label in LABELS:
             above = series[label].to_numpy() >= threshold
+            row[label] = series[label].max() if pooled is None else pooled.loc[name, label]
             row[f"{label}_maximum"] = series[label].max()
             row[f"{label}_slices"] = int(above.sum())
             row[f"{label}_extent_mm"] = (thickness * above).sum()

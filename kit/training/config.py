@@ -154,7 +154,10 @@ class LSTMConfig(TrainingConfig):
 
     # The pipeline takes it from the embeddings.
     embedding_size: int = field(default=2048, metadata={"allowed": (1, 65536)})
-    hidden_size: int = option(2048, "LSTM units per direction", (1, 16384))
+    model: str = option(
+        "lstm", "lstm, or gru: two GRU layers, with the series pooled by attention", ("lstm", "gru")
+    )
+    hidden_size: int = option(2048, "units of a layer per direction", (1, 16384))
     packed: bool = option(True, "no: the reference forward pass, where padding reaches the LSTM")
     deltas: bool = option(True, "append the differences to both neighbours to each embedding")
     embedding_dropout: float = option(0.0, "share of channels dropped for a whole series", (0, 1))
@@ -162,10 +165,29 @@ class LSTMConfig(TrainingConfig):
         False, "scale embeddings by the standard deviation of the training part"
     )
 
+    longest_series: int = option(64, "slices of a series that a gru sees", (2, 65536))
+    slice_share: tuple[float, ...] = option(
+        (1.0,) * 6, "share of this model's logit in a slice's, by label; the classifier's the rest"
+    )
+    series_share: tuple[float, ...] = option((1.0,) * 6, "the same in a series', of a gru")
+
     epochs: int = _change_default(TrainingConfig, "epochs", 12)
     learning_rate: float = _change_default(TrainingConfig, "learning_rate", 1e-5)
     schedule: str = _change_default(TrainingConfig, "schedule", "exponential")
     batch_size: int = _change_default(TrainingConfig, "batch_size", 4)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("slice_share", "series_share"):
+            shares = getattr(self, name)
+            if len(shares) != 6 or not all(0 <= share <= 1 for share in shares):
+                raise InputError(f"{name} {shares} must be six shares from 0 to 1")
+        extra = self.deltas or self.standardize or self.embedding_dropout or not self.packed
+        if self.model == "gru" and extra:
+            raise InputError(
+                "the model gru is packed and takes embeddings as they are: it goes without deltas, "
+                "standardize and embedding_dropout (--no-lstm-deltas)"
+            )
 
 
 def learning_rate_at(config: TrainingConfig, epoch: int, step: int, steps: int) -> float:

@@ -7,7 +7,7 @@ import torch
 from report_pages import read_data
 
 from kit.cli.commands import main
-from kit.lstm import LSTMConfig, SequenceLSTM
+from kit.lstm import LSTMConfig, SequenceLSTM, make_model
 from kit.report.explain import explain_series, measure_influence
 from kit.report.run_page import read_series
 from kit.runs.directory import Run
@@ -67,3 +67,16 @@ def test_a_single_slice_cannot_be_explained(copied_run):
     oof.to_parquet(copied_run.oof)
     with pytest.raises(ValueError, match="single slice"):
         explain_series(copied_run, oof["series"].iloc[0])
+
+
+def test_a_model_that_pools_series_is_explained_by_its_slices():
+    torch.manual_seed(1)
+    config = LSTMConfig(embedding_size=6, hidden_size=3, model="gru", deltas=False)
+    model = make_model(config).eval()
+    embeddings, mask = torch.randn(1, 4, 6), torch.ones(1, 4, dtype=torch.bool)
+    changed = embeddings.clone()
+    changed[0, 3] = embeddings[0, 2]
+    with torch.no_grad():
+        expected = (model(embeddings, mask)[0] - model(changed, mask)[0])[0]
+    influence = measure_influence(model, embeddings[0])
+    np.testing.assert_allclose(influence[:, :, 3], expected.T.numpy(), atol=1e-6)

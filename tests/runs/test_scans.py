@@ -65,3 +65,11 @@ def test_the_manifest_names_weights_and_reasons_and_nobody(tmp_path):
     digest = hashlib.sha256(b"weights").hexdigest()
     assert manifest["weights_sha256"] == {"fold0/epoch1.safetensors": digest}
     assert (manifest["slices"], manifest["series"], manifest["seconds"]) == (2, 1, 1.2)
+
+
+def test_a_series_has_the_models_own_probability_or_else_the_highest():
+    table = scan_table([0, 5.0], [0.2, 0.6])
+    assert summarize_series(table).iloc[0]["any"] == 0.6
+    pooled = pd.DataFrame([[0.3] * 5 + [0.4]], pd.Index(["p/st/s"]), list(LABELS))
+    row = summarize_series(table, pooled=pooled).iloc[0]
+    assert (row["epidural"], row["any"], row["any_maximum"]) == (0.3, 0.4, 0.6)

@@ -65,14 +65,17 @@ class SeriesDataset(torch.utils.data.Dataset):
     `embeddings` is any (N, E) array, memory-mapped or not. `table` is a part of the slice table, in
     its order, with `series` and perhaps the labels (otherwise they are zeros). `rows` (len(table),)
     gives each slice's row of `embeddings`, or −1 for a slice that has none and is left out.
+    `logits` (len(table), 6) are the classifier's, where a model mixes them with its own.
     `embidx` counts the rows of `table`. Raises `InputError` for a series whose slices are not
     next to each other.
     """
 
-    def __init__(self, embeddings: np.ndarray, table: pd.DataFrame, rows):
+    def __init__(
+        self, embeddings: np.ndarray, table: pd.DataFrame, rows, logits: np.ndarray | None = None
+    ):
         rows = np.asarray(rows)
         present = np.flatnonzero(rows >= 0)
-        self.embeddings, self.rows = embeddings, rows
+        self.embeddings, self.rows, self.logits = embeddings, rows, logits
         self.labels = np.zeros((len(table), len(LABELS)), np.float32)
         if set(LABELS) <= set(table.columns):
             self.labels = table[list(LABELS)].to_numpy(np.float32)
