@@ -16,7 +16,13 @@ from torch.fx.experimental.optimization import fuse
 from kit import InputError, images
 from kit.competition import LABELS, TRAINING_PRIOR
 from kit.processes import restart_once
-from kit.training.checkpoints import TrainingError, fill_model, load_trained
+from kit.training.checkpoints import (
+    TrainingError,
+    check_file,
+    fill_model,
+    limit_model,
+    load_trained,
+)
 from kit.training.config import ClassifierConfig
 from kit.training.inference import predict
 from kit.training.loop import Task, fit, seed_random, weighted_loss
@@ -134,7 +140,7 @@ def load_backbone(model: nn.Module, path: Path) -> None:
     """
     import timm
 
-    path.stat()  # a missing file is an OSError that names it
+    check_file(path)
     try:
         weights = timm.models.load_state_dict(str(path), weights_only=True)
     except _MISREAD as error:
@@ -159,7 +165,8 @@ def load_classifier(path: Path) -> Classifier:
     """
     weights, config = load_trained(path, ClassifierConfig)
     try:
-        with torch.random.fork_rng(devices=[]):  # for the initial weights, which are replaced
+        # The generator is for the initial weights, which are replaced.
+        with torch.random.fork_rng(devices=[]), limit_model(weights):
             model = Classifier(config)
     except InputError as error:
         raise TrainingError(f"{path}: {error}") from error

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import os
 import re
@@ -21,7 +22,7 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
-from kit import KitError
+from kit import InputError, KitError
 
 # What a member may inflate to. The largest CT slice has 64 MB of pixels, the competition's label
 # file 120 MB; whatever is larger was made to fill the memory.
@@ -61,6 +62,8 @@ def explain_error(error: OSError | zipfile.BadZipFile | zlib.error) -> Reason:
 
 def open_file(path: str | Path) -> BinaryIO:
     """Open a file, or a member of a zip archive written `archive.zip/member`, for reading.
+
+    Weights, configurations and ledgers are opened by it too: they may be a stranger's.
 
     Raises `OSError`, of which `FileError` for what is neither a regular file nor a plain member: a
     pipe (which would wait for ever), an encrypted member, one that inflates to more than
@@ -110,6 +113,7 @@ def replace_file(path: str | Path) -> Iterator[Path]:
     part = path.with_name(path.name + ".part")
     try:
         with name_errors(path, part):
+            part.unlink(missing_ok=True)  # a link there, in a stranger's folder, is not followed
             yield part
             # On the disk before it has its name: power may fail, and some disks complain only now.
             with open(part, "rb") as file:
@@ -133,9 +137,26 @@ def name_errors(path: Path, *others: Path) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
+def read_text(path: str | Path) -> str:
+    """Read a text file, as `open_file` opens it. Raises `OSError`, or `InputError` naming it."""
+    with open_file(path) as file:
+        if file_size(path, file) > MAX_MEMBER_BYTES:
+            raise InputError(f"{path}: larger than any text that kit writes")
+        content = file.read()
+    try:
+        return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 text ({error})") from error
+
+
 def read_json(path: str | Path) -> Any:
-    """Read a JSON file. Raises `OSError` or `json.JSONDecodeError`."""
-    return json.loads(Path(path).read_text(encoding="utf-8"))
+    """Read a JSON file. Raises `OSError`, or `InputError` naming it."""
+    try:
+        return json.loads(read_text(path))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON that can be read ({error})") from error
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -6,9 +6,13 @@ then renamed.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
+import math
 import os
+import threading
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +22,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from kit import KitError
-from kit.files import replace_file
+from kit.files import FileError, file_size, open_file, replace_file
 from kit.training import amp
 
 _Config = TypeVar("_Config")
+
+_LARGEST_WEIGHTS = 1 << 35  # bytes; a checkpoint of the published LSTM has 4.3 GB
+
+# What reading a broken or malicious file raises, and the types of what kit writes.
+_MISREAD = (SafetensorError, OSError, ValueError, RuntimeError, LookupError, AttributeError,
+            TypeError, RecursionError)  # fmt: skip
+_TYPES = {f"torch.{name}" for name in ("float16", "bfloat16", "float32", "float64", "int64")}
 
 
 class TrainingError(KitError, RuntimeError):
@@ -46,13 +57,29 @@ def save_weights(path: Path, model: torch.nn.Module, **metadata) -> None:
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
-    """Read (state dict, metadata) of a `.safetensors` file that `save_weights` wrote."""
+    """Read (state dict, metadata) of a `.safetensors` file that `save_weights` wrote.
+
+    Raises `OSError`, or `TrainingError` naming the file where it holds something else.
+    """
+    check_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = json.loads((file.metadata() or {}).get("kit", "{}"))
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except _MISREAD as error:
         raise TrainingError(f"{path}: not a weights file that can be read ({error})") from error
+    strange = {str(value.dtype) for value in weights.values()} - _TYPES
+    if strange or not isinstance(metadata, dict):
+        raise TrainingError(f"{path}: not a weights file that kit wrote {sorted(strange) or ''}")
+    return weights, metadata
+
+
+def check_file(path: Path) -> None:
+    """Raise `OSError` where `path` is no regular file (a pipe would wait for ever) or too large."""
+    with open_file(path) as file:
+        size = file_size(path, file)
+    if size > _LARGEST_WEIGHTS:
+        raise FileError(path, "larger than the weights of any model", f"{size / 1e9:.0f} GB")
 
 
 def load_trained(path: Path, kind: type[_Config]) -> tuple[dict[str, torch.Tensor], _Config]:
@@ -75,6 +102,32 @@ def check_finite(weights: dict[str, torch.Tensor], where: str) -> None:
     for name, value in weights.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
             raise TrainingError(f"{where}: the weights {name} are not finite")
+
+
+@contextlib.contextmanager
+def limit_model(weights: dict[str, torch.Tensor]) -> Iterator[None]:
+    """Break off the building of a model, in this thread, that `weights` cannot be those of.
+
+    A small file whose configuration asks for a thousand layers would be at it for minutes. Raises
+    `TrainingError` once the model has twice as many parameters, or twice as large ones: some are
+    made to be replaced.
+    """
+    thread, tensors, numbers = threading.get_ident(), 0, 0
+    most = 2 * sum(value.numel() for value in weights.values())
+
+    def count(module: torch.nn.Module, name: str, parameter: torch.nn.Parameter | None) -> None:
+        nonlocal tensors, numbers
+        if parameter is None or threading.get_ident() != thread:
+            return
+        tensors, numbers = tensors + 1, numbers + parameter.numel()
+        if tensors > 2 * len(weights) or numbers > most:
+            raise TrainingError(f"its {len(weights)} weights are too few for its configuration")
+
+    handle = torch.nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def fill_model(model: torch.nn.Module, weights: dict[str, torch.Tensor], path: Path) -> None:
@@ -114,20 +167,38 @@ def load_checkpoint(
     if not path.exists():
         return Progress()
     tensors, metadata = load_weights(path)
+    check_finite(tensors, str(path))
     try:
         model.load_state_dict(_take(tensors, "model."))
         saved = optimizer.state_dict()
+        parameters = [value for group in optimizer.param_groups for value in group["params"]]
         for name, value in _take(tensors, "optimizer.").items():
             number, _, entry = name.partition(".")
+            if value.ndim and value.shape != parameters[int(number)].shape:
+                raise ValueError(f"{name} is {tuple(value.shape)}")
             saved["state"].setdefault(int(number), {})[entry] = value
+        if len({frozenset(entries) for entries in saved["state"].values()}) > 1:
+            raise ValueError("the optimizer's state is not complete")
         optimizer.load_state_dict(saved)
         with torch.no_grad():
             for number, (_, master) in enumerate(amp.find_scaling(optimizer).masters):
-                master.copy_(tensors[f"master.{number}"])
+                master.copy_(tensors[f"master.{number}"].view(master.shape))
         amp.load_state_dict(optimizer, metadata["amp"])
-        return Progress(**metadata["progress"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        return _check_progress(Progress(**metadata["progress"]))
+    except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise TrainingError(f"{path}: not a checkpoint of this training ({error})") from error
+
+
+def _check_progress(state: Progress) -> Progress:
+    """Return it, or raise `ValueError` where no training stood there."""
+    whole = all(type(number) is int for number in (state.epoch, state.step))
+    numbers = all(math.isfinite(number) for number in (state.loss_sum, state.seconds))
+    listed = isinstance(state.history, list) and all(isinstance(e, dict) for e in state.history)
+    if not (
+        whole and numbers and listed and state.step >= 0 and len(state.history) == state.epoch - 1
+    ):
+        raise ValueError("its progress is not possible")
+    return state
 
 
 def _take(tensors: dict, prefix: str) -> dict:
