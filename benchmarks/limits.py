@@ -98,7 +98,8 @@ def make_index_memory(directory: Path, amount: int) -> rows.Row:
 def make_opening(directory: Path, amount: int) -> rows.Row:
     """Open a run of `amount` slices: recipe, slice table, and embeddings with their ids."""
     from kit.recipes import RECIPES
-    from kit.runs.directory import Run, begin_run, read_recipe, read_slices, write_frame
+    from kit.runs.directory import Run, begin_run, read_recipe
+    from kit.runs.tables import read_slices, write_frame
 
     store, table = write_store(directory, amount)
     run = Run(directory / f"opened{amount}")

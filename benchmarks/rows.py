@@ -443,7 +443,7 @@ def make_bag(directory: Path, amount: int, members: int = 30) -> Row:
     import pyarrow.parquet as pq
 
     from kit.ensemble import bag
-    from kit.runs.scoring import read_members
+    from kit.runs.tables import read_members
     from kit.submission import write_submission
 
     tables, texts = samples.write_members(directory, amount // 6, members)

@@ -105,7 +105,7 @@ def write_run(directory: Path) -> Path:
 def write_members(directory: Path, images: int, members: int) -> tuple[list[Path], list[Path]]:
     """Members of a bag as parquet (for the kit) and as unrounded CSV: three files, repeated."""
     from kit.competition import to_submission
-    from kit.runs.directory import write_frame
+    from kit.runs.tables import write_frame
 
     tables, texts = [], []
     for number in range(3):

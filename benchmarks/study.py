@@ -151,7 +151,8 @@ def train_variant(run, recipe, oof, name: str, directory: Path):
     from kit.competition import LABELS
     from kit.embeddings import EmbeddingStore, make_series
     from kit.lstm import load_lstm, predict_logits, train_lstm
-    from kit.runs.directory import list_folds, read_slices
+    from kit.runs.directory import list_folds
+    from kit.runs.tables import read_slices
 
     cpu, slices = torch.device("cpu"), read_slices(run)
     slices = slices[slices["split"] == "train"]

@@ -21,7 +21,7 @@ from kit.competition import LABELS, TRAINING_PRIOR, weighted_log_loss
 from kit.dicom.parsing import DicomError
 from kit.images import read_image
 from kit.recipes import RECIPES, SMALL_RESNEXT
-from kit.runs.directory import read_slices
+from kit.runs.tables import read_slices
 from kit.training.checkpoints import TrainingError, save_tensors, save_weights
 from kit.windowing import MEAN, STD, InputConfig
 

@@ -19,7 +19,7 @@ from kit.competition import LABELS
 from kit.embeddings import seal_store
 from kit.files import write_json
 from kit.report.page import write_page
-from kit.runs.directory import write_frame
+from kit.runs.tables import write_frame
 from kit.slices.index import index_files, list_files
 from kit.submission import write_submission
 from kit.training.checkpoints import save_tensors

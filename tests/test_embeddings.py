@@ -9,7 +9,7 @@ from kit import embeddings
 from kit.classifier import Classifier, load_classifier
 from kit.embeddings import EmbeddingStore, extract_embeddings
 from kit.images import SliceDataset, join_neighbours, read_image, stack_slices
-from kit.runs.directory import read_slices
+from kit.runs.tables import read_slices
 from kit.training.checkpoints import TrainingError, load_weights, save_tensors, save_weights
 from kit.training.config import ClassifierConfig
 from kit.training.loop import OutOfTime

@@ -9,7 +9,8 @@ import pandas as pd
 from kit.competition import LABELS
 from kit.ensemble import MODELS
 from kit.progress import format_count
-from kit.runs.directory import Run, read_recipe, read_slices
+from kit.runs.directory import Run, read_recipe
+from kit.runs.tables import read_slices
 
 _SHORT = ("epidur", "parench", "ventric", "subarac", "subdur", "any")
 

@@ -15,24 +15,23 @@ from kit.competition import LABELS
 from kit.ensemble import MODELS, name_columns
 from kit.evaluation.curves import trace_curves
 from kit.evaluation.intervals import bootstrap_intervals, slice_losses
-from kit.files import read_commit, read_json
+from kit.files import read_commit
 from kit.progress import format_count
 from kit.recipes import Recipe
 from kit.report.page import render_page, write_page
 from kit.report.series import choose_series, name_windows, present_series
 from kit.runs.directory import (
     Run,
-    RunError,
     list_classifier_epochs,
     list_folds,
     read_config,
-    read_document,
-    read_frame,
     read_recipe,
-    read_slices,
     require_file,
 )
 from kit.runs.scans import count_reasons, describe_machine, list_versions
+from kit.runs.status import read_epochs
+from kit.runs.tables import read_predicted, read_skipped, read_slices
+from kit.runs.timings import read_timings
 
 
 def write_report(run: Run, series: tuple[str, ...] = ()) -> Path:
@@ -93,9 +92,9 @@ def present_one(part: pd.DataFrame, config: ClassifierConfig) -> dict:
 def _read_predictions(run: Run) -> pd.DataFrame:
     """The held-out slices, or else the test part, with the probabilities of all models."""
     if run.oof.exists():
-        return read_frame(run.oof)
+        return read_predicted(run.oof)
     require_file(run.test, f"kit ensemble {run}")
-    return read_frame(run.test)
+    return read_predicted(run.test)
 
 
 def read_series(run: Run, name: str) -> pd.DataFrame:
@@ -104,7 +103,7 @@ def read_series(run: Run, name: str) -> pd.DataFrame:
     `find_series` explains `name`.
     """
     require_file(run.test, f"kit ensemble {run}")
-    tables = [read_frame(path) for path in (run.oof, run.test) if path.exists()]
+    tables = [read_predicted(path) for path in (run.oof, run.test) if path.exists()]
     found = find_series(pd.concat([table[["series"]] for table in tables]), name)
     parts = [table[table["series"] == found] for table in tables]
     return next(part for part in parts if len(part))
@@ -127,7 +126,7 @@ def find_series(table: pd.DataFrame, name: str) -> str:
 
 def _describe_run(run: Run, recipe: Recipe) -> dict:
     """What was run, on which data, at what cost, and what wrote the report."""
-    skipped, commit = read_frame(run.skipped), find_commit()
+    skipped, commit = read_skipped(run.skipped), find_commit()
     versions = list_versions()
     return {
         "title": f"Run of recipe {recipe.name}",
@@ -137,7 +136,7 @@ def _describe_run(run: Run, recipe: Recipe) -> dict:
             *versions.items(),
             *describe_machine().items(),
         ],
-        "stages": read_document(run.timings) if run.timings.exists() else {},
+        "stages": read_timings(run),
         "skipped": count_reasons(skipped),
     }
 
@@ -218,20 +217,13 @@ def _read_histories(run: Run, recipe: Recipe) -> list[dict]:
         epochs = list_classifier_epochs(recipe)
         directories += [("LSTM", run.lstm(fold, epoch)) for epoch in epochs]
         for kind, directory in directories:
-            path = directory / "history.json"
-            if path.exists():
-                found.append({"kind": kind, "fold": str(fold), **_read_history(path)})
+            if history := read_epochs(directory):
+                loss, held_out = (
+                    [epoch.get(name) for epoch in history] for name in ("loss", "validation_loss")
+                )
+                known = {"kind": kind, "fold": str(fold)}
+                found.append({**known, "loss": loss, "validation": held_out})
     return found
-
-
-def _read_history(path: Path) -> dict[str, list[float | None]]:
-    try:
-        history = read_json(path)
-        losses = [epoch["loss"] for epoch in history]
-        held_out = [epoch.get("validation_loss") for epoch in history]
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{path}: not the history of a training ({error})") from error
-    return {"loss": losses, "validation": held_out}
 
 
 def _score(losses: np.ndarray, patients: np.ndarray) -> list[list[float]]:

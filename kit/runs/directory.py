@@ -1,4 +1,4 @@
-"""The run directory: the names of its files, its configuration, its tables, its lock."""
+"""The run directory: the names of its files, its configuration, its lock; imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -6,22 +6,19 @@ import contextlib
 import json
 import os
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import pandas as pd
 from filelock import FileLock, Timeout
-from pyarrow import ArrowException
 
 import kit
-from kit import KitError, progress, recipes
-from kit.files import hash_file, read_json, replace_file, write_json
+from kit import KitError, recipes
+from kit.files import hash_file, read_json, write_json
 from kit.recipes import Recipe
-from kit.training.distributed import choose_device, rank, world_size
 
 ALL_DATA = "all"  # the fold of a model that was trained on everything
+_BEGIN = "begin one by kit run or kit index"
 
 
 class RunError(KitError, ValueError):
@@ -97,7 +94,7 @@ def begin_run(run: Run, recipe: Recipe, data: Path, fold_table: Path | None = No
                     f"{run} was begun with {name} = {before.get(name)}, not {now.get(name)}: "
                     "name another run directory, or continue with the same values"
                 )
-    elif rank() == 0:
+    elif _is_first():
         run.path.mkdir(parents=True, exist_ok=True)
         write_json(run.config, {"kit": kit.__version__, **wanted})
 
@@ -105,11 +102,21 @@ def begin_run(run: Run, recipe: Recipe, data: Path, fold_table: Path | None = No
 def read_config(run: Run) -> dict:
     """Read `config.json`: `recipe`, and unless the run was exported `kit` (version) and `data`."""
     if not run.config.exists():
-        raise RunError(f"{run}: there is no run here (begin one by kit run or kit index)")
-    config = read_document(run.config)
-    if "recipe" not in config:
-        raise RunError(f"{run.config}: not a run's configuration")
+        near = filter(_is_run, (run.path.absolute().parent, *sorted(run.path.glob("*/"))))
+        advice = f"is it {folder}?" if (folder := next(near, None)) else _BEGIN
+        raise RunError(f"{run}: there is no run here ({advice})")
+    config = read_document(run.config, {"recipe": dict})
+    for name in ("kit", "data"):
+        if not isinstance(config.get(name, ""), str):
+            raise RunError(f"{run.config}: not a run's configuration ({name} is not a text)")
     return config
+
+
+def _is_run(folder: Path) -> bool:
+    try:
+        return Run(folder).config.exists() and bool(read_config(Run(folder)))
+    except (KitError, OSError):
+        return False
 
 
 def read_recipe(run: Run) -> Recipe:
@@ -119,12 +126,6 @@ def read_recipe(run: Run) -> Recipe:
         return recipes.from_dict(config["recipe"])
     except (KeyError, TypeError, ValueError) as error:
         raise RunError(f"{run.config}: not a run's configuration ({error})") from error
-
-
-def read_slices(run: Run) -> pd.DataFrame:
-    """Read the slice table of a run."""
-    require_file(run.slices, f"kit index DATA --run {run}")
-    return read_frame(run.slices)
 
 
 def list_folds(recipe: Recipe) -> list[int | str]:
@@ -148,18 +149,16 @@ def list_members(run: Run, recipe: Recipe) -> dict[Path, list[Path]]:
 
     Raises `RunError` where one is missing.
     """
-    members = {}
+    members: dict[Path, list[Path]] = {}
     for fold in list_folds(recipe):
         for epoch in list_classifier_epochs(recipe):
-            lstms = [
-                run.lstm(fold, epoch) / f"epoch{number}.safetensors"
-                for number in list_lstm_epochs(recipe)
-            ]
-            members[run.classifier(fold) / f"epoch{epoch}.safetensors"] = lstms
-    for classifier, lstms in members.items():
-        for weights in (classifier, *lstms):
-            if not weights.exists():
-                raise RunError(f"{weights} is missing: the run {run} is not complete")
+            classifier = run.classifier(fold) / f"epoch{epoch}.safetensors"
+            members[classifier] = []
+            for number in list_lstm_epochs(recipe):
+                members[classifier].append(run.lstm(fold, epoch) / f"epoch{number}.safetensors")
+            for weights in (classifier, *members[classifier]):
+                if not weights.exists():
+                    raise RunError(f"{weights} is missing: the run {run} is not complete")
     return members
 
 
@@ -169,37 +168,18 @@ def require_file(path: Path, command: str) -> None:
         raise RunError(f"{path} is missing: run `{command}` first")
 
 
-def read_document(path: Path) -> dict:
-    """Read a JSON file of a run. Raises `RunError` where kit did not write it."""
-    try:
-        document = read_json(path)
-    except ValueError as error:
-        raise RunError(f"{path}: not a run's configuration ({error})") from error
+def read_document(path: Path, kinds: dict[str, type] | None = None) -> dict:
+    """Read a JSON file of a run, an object with the entries `kinds`, each of its type.
+
+    Raises `InputError` or `RunError`, naming the file, where kit did not write it.
+    """
+    document = read_json(path)
     if not isinstance(document, dict):
-        raise RunError(f"{path}: not a run's configuration")
+        raise RunError(f"{path}: not a JSON object, as kit writes it")
+    for name, kind in (kinds or {}).items():
+        if not isinstance(document.get(name), kind):
+            raise RunError(f"{path}: {name!r} is missing in it, or is not what kit writes")
     return document
-
-
-def read_frame(path: Path) -> pd.DataFrame:
-    """Read a table that `write_frame` wrote. Raises `RunError` where it is damaged."""
-    try:
-        if path.suffix == ".parquet":
-            return pd.read_parquet(path)
-        return pd.read_csv(path, dtype={"SOPInstanceUID": str, "series": str})
-    except (ArrowException, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
-        raise RunError(f"{path}: not a table that can be read ({error})") from error
-
-
-def write_frame(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table as CSV or parquet, by its name: beside its place, then move it there."""
-    with replace_file(path) as part:
-        if path.suffix == ".parquet":
-            # Numbers and ids gain nothing from a dictionary, and would be read half as fast.
-            texts = frame.select_dtypes(exclude="number")
-            repeated = [name for name in texts if not texts[name].is_unique]
-            frame.to_parquet(part, index=False, compression="lz4", use_dictionary=repeated)
-        else:
-            frame.to_csv(part, index=False, float_format="%.6g")
 
 
 @contextlib.contextmanager
@@ -209,7 +189,7 @@ def lock_run(run: Run, new: bool = False) -> Iterator[None]:
     Raises `RunError` where another process is at work there, and without `new` where there is no
     run.
     """
-    if int(os.environ.get("RANK", 0)) != 0:
+    if not _is_first():
         yield
         return
     if new:
@@ -234,46 +214,15 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-@contextlib.contextmanager
-def time_stage(run: Run, stage: str, writes: Path) -> Iterator[None]:
-    """Announce where a stage writes, and add what it costs to `timings.json`.
-
-    Costs are wall-clock seconds, processor seconds (of the first process and the workers it has
-    waited for) and GPU seconds.
-    """
-    if rank() == 0:
-        progress.announce(f"{stage} → {writes}")
-    clock, processors = time.monotonic(), _processor_seconds()
-    try:
-        yield
-    except BaseException:
-        with contextlib.suppress(OSError):  # a full disk is reported by what failed first
-            _add_cost(run, stage, clock, processors)
-        raise
-    _add_cost(run, stage, clock, processors)
+def _is_first() -> bool:
+    """Whether this is the only process, or the first of those that `torchrun` started."""
+    return int(os.environ.get("RANK", 0)) == 0
 
 
-def _processor_seconds() -> float:
-    """Read the processor time of this process and of those it has waited for."""
-    used = os.times()
-    return used.user + used.system + used.children_user + used.children_system
-
-
-def _add_cost(run: Run, stage: str, clock: float, processors: float) -> None:
-    """Add what was spent since the readings `clock` and `processors`."""
-    if rank() == 0:
-        seconds = time.monotonic() - clock
-        cost = {
-            "seconds": seconds,
-            "processor_seconds": _processor_seconds() - processors,
-            "gpu_seconds": seconds * (choose_device().type == "cuda") * world_size(),
-        }
-        timings = read_document(run.timings) if run.timings.exists() else {}
-        before = timings.get(stage, dict.fromkeys(cost, 0))
-        timings[stage] = {name: round(before[name] + value, 2) for name, value in cost.items()}
-        write_json(run.timings, timings)
-
-
-def _flatten(values: dict) -> dict:
+def _flatten(values: dict, prefix: str = "") -> dict:
     """Turn nested dictionaries into one whose names are joined by dots."""
-    return pd.json_normalize(values).to_dict("records")[0]
+    flat = {}
+    for name, value in values.items():
+        nested = isinstance(value, dict) and value
+        flat.update(_flatten(value, f"{prefix}{name}.") if nested else {prefix + name: value})
+    return flat

@@ -16,15 +16,9 @@ import kit
 from kit import progress, recipes
 from kit.competition import LABELS, TRAINING_PRIOR
 from kit.files import hash_file, read_json, write_json
-from kit.runs.directory import (
-    Run,
-    RunError,
-    list_folds,
-    list_members,
-    read_recipe,
-    read_slices,
-)
+from kit.runs.directory import Run, RunError, list_folds, list_members, read_recipe
 from kit.runs.metrics import read_out_of_fold
+from kit.runs.tables import read_slices
 from kit.training.checkpoints import load_weights, save_tensors
 
 MANIFEST = "kit-run.json"
@@ -67,12 +61,9 @@ def check_export(directory: Path) -> dict:
 
     Raises `RunError` naming the first file that is missing or damaged.
     """
-    try:
-        manifest = read_json(directory / MANIFEST)
-        hashes = manifest["sha256"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{directory / MANIFEST}: not a manifest of weights ({error})") from error
-    for name, digest in progress.track(hashes.items(), "Checking weights", unit="files"):
+    manifest = _read_manifest(directory / MANIFEST)
+    hashes = manifest["sha256"].items()
+    for name, digest in progress.track(hashes, "Checking weights", unit="files"):
         path = directory / name
         if not path.is_file():
             raise RunError(f"{path} is missing: export and upload the weights again")
@@ -85,14 +76,20 @@ def check_export(directory: Path) -> dict:
 def read_prior(run: Run) -> np.ndarray:
     """Return the share of positive training slices of a run or an export, (6,), per label."""
     path = run.path / MANIFEST
-    if not path.exists():
-        prior = _measure_prior(run)
-    else:
-        try:
-            prior = {label: float(read_json(path)["prior"][label]) for label in LABELS}
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path}: not a manifest of weights ({error})") from error
-    return np.array([prior[label] for label in LABELS])
+    prior = _read_manifest(path)["prior"] if path.exists() else _measure_prior(run)
+    return np.array([prior[label] for label in LABELS], np.float64)
+
+
+def _read_manifest(path: Path) -> dict:
+    """Read a manifest. Raises `RunError` where `export_runs` did not write it."""
+    try:
+        manifest = read_json(path)
+        possible = all(0 <= manifest["prior"][label] <= 1 for label in LABELS)
+        if not possible or not isinstance(manifest["sha256"], dict):
+            raise ValueError("its values are not what kit writes")
+        return manifest
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{path}: not a manifest of weights ({error})") from error
 
 
 def _join_recipes(runs: list[Run]) -> recipes.Recipe:

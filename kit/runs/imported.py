@@ -17,8 +17,10 @@ import pandas as pd
 from kit import InputError
 from kit.embeddings import EmbeddingStore, create_array, seal_store
 from kit.files import hash_file
-from kit.runs.directory import Run, RunError, list_folds, read_recipe, read_slices, time_stage
+from kit.runs.directory import Run, RunError, list_folds, read_recipe
 from kit.runs.status import list_stores
+from kit.runs.tables import read_slices
+from kit.runs.timings import time_stage
 
 # What `zipfile` raises for files that are no archive, damaged, encrypted or compressed by a method
 # that this Python lacks, and numpy for headers that are not its own.

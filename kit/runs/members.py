@@ -15,6 +15,7 @@ from kit.embeddings import EmbeddingStore, extract_embeddings, make_series
 from kit.lstm import load_lstm, predict_series
 from kit.processes import choose_workers
 from kit.progress import track
+from kit.runs.directory import RunError
 from kit.training.distributed import choose_device
 
 
@@ -70,6 +71,11 @@ def _predict_both(
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """As `predict_slices`; and by series, if the model predicts those too."""
     model, series = load_lstm(weights).to(choose_device()), make_series(store, table)
+    given, taken = store.embeddings.shape[1], model.config.embedding_size
+    if given != taken:
+        raise RunError(
+            f"{weights}: takes embeddings of {taken} numbers; the classifier's have {given}"
+        )
     logits, pooled = predict_series(model, series, choose_device())
     index = pd.Index(table["SOPInstanceUID"], name="SOPInstanceUID")
     slices = _find_probabilities(logits, index).dropna()

@@ -19,5 +19,5 @@ def read_out_of_fold(metrics: Path) -> float | None:
     try:
         scores = read_json(metrics)["scores"]
         return float(scores["bag"]["all"]["weighted"]) if scores else None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise InputError(f"{metrics}: this is not what a run writes about its scores.") from error

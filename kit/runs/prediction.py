@@ -18,10 +18,11 @@ from kit.embeddings import EmbeddingStore
 from kit.processes import restart_once
 from kit.progress import format_count, log
 from kit.recipes import Recipe
-from kit.runs.directory import Run, list_members, read_frame, read_recipe, write_frame
+from kit.runs.directory import Run, list_members, read_recipe
 from kit.runs.members import bag_members, embed_members
 from kit.runs.scans import count_reasons, summarize_series, write_manifest
 from kit.runs.scoring import list_places
+from kit.runs.tables import read_placed, read_skipped, write_frame
 from kit.runs.work import hash_states, keep_work, open_work
 from kit.slices.competition_files import find_competition
 from kit.slices.index import index_files, index_slices
@@ -192,7 +193,7 @@ def predict_competition(
             write_frame(rest, skipped)
             write_frame(table, slices)
         wait_for_all()
-        slices = read_frame(table)
+        slices = read_placed(table)
         stores = embed_members(slices, members, work, workers)
         if rank() == 0:
             note_unreadable(rest, slices, stores[0])
@@ -208,7 +209,7 @@ def _write_competition(
     images = read_sample(sample)
     if not images.isin(probabilities.index).any():
         raise InputError(f"{sample}: none of its images is among the predicted slices")
-    places = list_places(slices, read_frame(out.with_name(f"{out.stem}.skipped.csv")))
+    places = list_places(slices, read_skipped(out.with_name(f"{out.stem}.skipped.csv")))
     complete, filled = fill_missing(probabilities, images, places, prior)
     write_frame(out.with_suffix(".parquet"), slices.join(probabilities, on="SOPInstanceUID"))
     write_frame(out.with_name(f"{out.stem}.filled.csv"), filled)
@@ -226,7 +227,7 @@ def _refuse_empty(source: Path, slices: pd.DataFrame, skipped: pd.DataFrame) -> 
 
 def note_unreadable(path: Path, slices: pd.DataFrame, store: EmbeddingStore) -> None:
     """Add the slices whose pixels gave no image to the skipped files in `path`."""
-    skipped = pd.read_csv(path, dtype=str)
+    skipped = read_skipped(path)
     failed = _list_failed(slices, store)
     failed = failed[~failed["path"].isin(skipped["path"])]
     if len(failed):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,18 +15,17 @@ from kit.files import hash_file, write_json
 from kit.recipes import Recipe
 from kit.runs.directory import (
     Run,
+    RunError,
     list_classifier_epochs,
     list_folds,
     list_lstm_epochs,
     read_config,
     read_document,
-    read_frame,
     read_recipe,
-    read_slices,
     require_file,
-    time_stage,
-    write_frame,
 )
+from kit.runs.tables import read_members, read_predicted, read_skipped, read_slices, write_frame
+from kit.runs.timings import time_stage
 from kit.slices.competition_files import find_competition
 from kit.submission import fill_missing, read_sample, write_submission
 from kit.training.distributed import rank, wait_for_all
@@ -53,7 +51,7 @@ def combine(run: Run) -> dict:
 def read_metrics(run: Run) -> dict:
     """Read what `combine` last wrote to `metrics.json`."""
     require_file(run.metrics, f"kit ensemble {run}")
-    return read_document(run.metrics)
+    return read_document(run.metrics, {"scores": dict, "slices": int})
 
 
 def blend_runs(runs: list[Run], out: Path) -> dict:
@@ -77,7 +75,7 @@ def _score_blend(runs: list[Run]) -> tuple[dict, int]:
     """Score the mean of the runs' out-of-fold bags; count its slices."""
     if not all(run.oof.exists() for run in runs):
         return {}, 0
-    tables = [read_frame(run.oof).set_index("SOPInstanceUID") for run in runs]
+    tables = [read_predicted(run.oof).set_index("SOPInstanceUID") for run in runs]
     first = tables[0]
     if any(set(table.index) != set(first.index) for table in tables):
         return {}, 0
@@ -106,7 +104,10 @@ def _read_fold(
     members = [{"path": str(p.relative_to(run.path)), "sha256": hash_file(p)} for p in paths]
     bagged = ensemble.bag(read_members(paths))
     store = EmbeddingStore(run.store(fold, list_classifier_epochs(recipe)[-1]))
-    table = slices.set_index("SOPInstanceUID").loc[bagged.index]
+    table = slices.set_index("SOPInstanceUID").reindex(bagged.index)
+    if table["path"].isna().any():
+        image = table.index[table["path"].isna()][0]
+        raise RunError(f"{paths[0]}: predicts {image}, which is not in {run.slices}")
     classifier = store.probabilities(bagged.index)
     rolling = ensemble.rolling_mean(classifier, table["series"])
     values = (classifier, rolling, *read_members(paths[-1:]), bagged)
@@ -115,11 +116,6 @@ def _read_fold(
         for model, value in zip(MODELS, values, strict=True)
     ]
     return pd.concat([table[["split"]], *parts], axis=1).reset_index(), members
-
-
-def read_members(paths: list[Path]) -> Iterator[pd.DataFrame]:
-    """Read predictions (images × `LABELS`) from one file after another."""
-    return (read_frame(path).set_index("SOPInstanceUID") for path in paths)
 
 
 def _score(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> tuple[dict, int]:
@@ -147,7 +143,7 @@ def _write_test(run: Run, slices: pd.DataFrame, predictions: pd.DataFrame) -> in
     if sample is not None and len(mean):
         wide = mean[name_columns("bag")].set_axis(list(LABELS), axis=1)
         prior = slices.loc[slices["split"] == "train", list(LABELS)].mean().to_numpy()
-        places = list_places(slices, read_frame(run.skipped))
+        places = list_places(slices, read_skipped(run.skipped))
         complete, filled = fill_missing(wide, read_sample(sample), places, prior)
         write_frame(run.filled, filled)
         write_submission(complete, run.submission, sample)

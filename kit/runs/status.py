@@ -10,14 +10,8 @@ import pandas as pd
 from kit.embeddings import EmbeddingStore
 from kit.files import read_json
 from kit.recipes import Recipe
-from kit.runs.directory import (
-    Run,
-    RunError,
-    list_classifier_epochs,
-    read_document,
-    read_recipe,
-    read_slices,
-)
+from kit.runs.directory import Run, RunError, list_classifier_epochs, read_document, read_recipe
+from kit.runs.tables import read_slices
 
 
 @dataclass(frozen=True)
@@ -88,16 +82,30 @@ def list_stores(run: Run, fold: int | str) -> pd.DataFrame:
 
 def read_history(directory: Path) -> pd.DataFrame:
     """The history of a training, one row per epoch; empty where it has not ended."""
+    return pd.DataFrame(read_epochs(directory))
+
+
+def read_epochs(directory: Path) -> list[dict]:
+    """What `history.json` has of each epoch; nothing where the training has not ended.
+
+    Raises `RunError` where a training did not write it.
+    """
     path = directory / "history.json"
-    try:
-        return pd.DataFrame(read_json(path) if path.exists() else [])
-    except ValueError as error:
-        raise RunError(f"{path}: not the history of a training ({error})") from error
+    history = read_json(path) if path.exists() else []
+    for epoch in history if isinstance(history, list) else [None]:
+        losses = (
+            [epoch.get("loss"), epoch.get("validation_loss", 0)]
+            if isinstance(epoch, dict)
+            else [None]
+        )
+        if not all(isinstance(loss, int | float) for loss in losses):
+            raise RunError(f"{path}: not the history of a training")
+    return history
 
 
 def is_trained(directory: Path, epochs: int) -> bool:
     """Whether training is complete: the history, which is written last, has every epoch."""
-    return len(read_history(directory)) >= epochs
+    return len(read_epochs(directory)) >= epochs
 
 
 def is_imported(run: Run, recipe: Recipe, fold: int | str) -> bool:

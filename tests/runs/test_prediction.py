@@ -14,7 +14,8 @@ from kit import images
 from kit.cli.commands import main
 from kit.competition import LABELS
 from kit.ensemble import name_columns
-from kit.runs.directory import RunError, read_slices
+from kit.runs.directory import RunError
+from kit.runs.tables import read_slices
 from kit.training.checkpoints import TrainingError, load_weights, save_tensors
 
 

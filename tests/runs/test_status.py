@@ -2,10 +2,11 @@
 
 import pytest
 
+from kit import KitError
 from kit.pipeline import STAGES as TABLE
 from kit.pipeline import list_stages
 from kit.recipes import find_recipe
-from kit.runs.directory import Run, RunError, begin_run
+from kit.runs.directory import Run, begin_run
 from kit.runs.status import Output, describe_output, is_trained, read_history
 
 STAGES = 1 + 2 * 3 + 3  # the index; classifier, embeddings, LSTM of two folds; three files
@@ -57,6 +58,13 @@ def test_a_damaged_history_is_named(tmp_path):
     (tmp_path / "history.json").write_text('[{"epoch": 1, "loss": 0.5}]')
     assert is_trained(tmp_path, 1)
     assert not is_trained(tmp_path, 2)
-    (tmp_path / "history.json").write_text('[{"epoch": 1, ')
-    with pytest.raises(RunError, match=r"history\.json: not the history of a training"):
-        is_trained(tmp_path, 1)
+    for text, reason in (
+        ('[{"epoch": 1, ', "not JSON that can be read"),
+        ('{"loss": 0.5}', "not the history of a training"),
+        ('[{"epoch": 1}]', "not the history of a training"),
+        ('[{"loss": "low"}]', "not the history of a training"),
+        ("[1]", "not the history of a training"),
+    ):
+        (tmp_path / "history.json").write_text(text)
+        with pytest.raises(KitError, match=rf"history\.json: {reason}"):
+            is_trained(tmp_path, 1)
