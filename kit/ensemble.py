@@ -34,7 +34,7 @@ def bag(predictions: Iterable[pd.DataFrame]) -> pd.DataFrame:
     """Average wide predictions (images × labels) of the same images, and clip the mean.
 
     Takes any iterable and keeps only one sum in memory. Rows keep the order of the first member.
-    Raises `InputError` where a member has other images or labels, or a value that is not finite.
+    Raises `InputError` where a member has other images or labels, or a value outside [0, 1].
     """
     members = iter(predictions)
     first = next(members, None)
@@ -43,13 +43,19 @@ def bag(predictions: Iterable[pd.DataFrame]) -> pd.DataFrame:
     total, count = np.zeros(first.shape), 0
     for member in itertools.chain([first], members):
         if not member.index.equals(first.index) or not member.columns.equals(first.columns):
-            if set(member.columns) != set(first.columns) or len(member) != len(first):
+            alike = all(
+                len(mine) == len(other) and mine.is_unique and set(mine) == set(other)
+                for mine, other in zip(member.axes, first.axes, strict=True)
+            )
+            if not alike:
                 raise InputError(f"member {count + 1} of the bag has other images or labels")
             member = member.reindex(index=first.index, columns=first.columns)
         values = member.to_numpy(np.float64)
-        if not np.isfinite(values).all():
-            image = first.index[~np.isfinite(values).all(axis=1)][0]
-            raise InputError(f"member {count + 1} of the bag has no finite value for {image}")
+        possible = (values >= 0) & (values <= 1)
+        if not possible.all():
+            row, column = np.argwhere(~possible)[0]
+            what = f"{values[row, column]:g} for {first.index[row]}, {first.columns[column]}"
+            raise InputError(f"member {count + 1} of the bag has {what}: no probability")
         total += values
         count += 1
     mean = np.clip(total / count, CLIP, 1 - CLIP)

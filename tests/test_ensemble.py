@@ -1,9 +1,12 @@
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import golden
 from sklearn.metrics import log_loss
 
+from kit import InputError
 from kit.competition import LABELS, to_submission, weighted_log_loss
 from kit.ensemble import bag, rolling_mean, score, score_folds
 
@@ -47,8 +50,20 @@ def test_a_member_of_other_images_is_refused():
     with pytest.raises(ValueError, match="member 2 of the bag has other images"):
         bag([members[0], members[1].iloc[1:]])
     renamed = members[1].rename(index={members[1].index[4]: "ID_stranger"})
-    with pytest.raises(ValueError, match="member 2 of the bag has no finite value"):
+    with pytest.raises(ValueError, match="member 2 of the bag has other images"):
         bag([members[0], renamed])
+    twice = members[1].iloc[[0, *range(len(members[1]) - 1)]]
+    with pytest.raises(ValueError, match="member 2 of the bag has other images"):
+        bag([members[0], twice])
+
+
+@pytest.mark.parametrize("value", [7.0, -0.1, np.nan, np.inf])
+def test_a_value_that_is_no_probability_is_refused_not_clipped(value):
+    _, members = make_members()
+    members[1].iloc[3, 2] = value
+    sentence = f"member 2 of the bag has {value:g} for {members[1].index[3]}, intraventricular: no"
+    with pytest.raises(InputError, match=re.escape(sentence)):
+        bag(members)
 
 
 def test_an_empty_bag_is_refused():
