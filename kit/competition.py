@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import zipfile
 import zlib
 from pathlib import Path
@@ -31,6 +32,10 @@ _UNREADABLE = (
     OSError, EOFError, UnicodeDecodeError, pd.errors.EmptyDataError, pd.errors.ParserError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+
+
+# An image's name as it stands in a CSV: without what would have to be quoted, or cannot be seen.
+_IMAGE = re.compile(r"[^\",\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
 
 class LabelError(KitError, ValueError):
@@ -156,9 +161,11 @@ def _number_cells(csv: str | Path, ids: pd.Series) -> tuple[np.ndarray, list[str
         image, _, label = name.rpartition("_")
         if label not in columns:
             raise LabelError(f"{csv}: line {line} ({name!r}) does not end in one of the six labels")
-        if not image:
-            raise LabelError(f"{csv}: line {line} ({name!r}) names no image")
-        cells.append(images.setdefault(image, len(images)) * len(LABELS) + columns[label])
+        if image not in images:
+            if not _IMAGE.fullmatch(image):
+                raise LabelError(f"{csv}: line {line} ({name!r}) names no image as a CSV can")
+            images[image] = len(images)
+        cells.append(images[image] * len(LABELS) + columns[label])
     return np.array(cells), list(images)
 
 

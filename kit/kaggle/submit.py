@@ -30,7 +30,7 @@ from kit.kaggle.ledger import (
     read_outcome,
 )
 from kit.progress import log
-from kit.submission import validate_submission
+from kit.submission import normalize_text, validate_submission
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds to wait for a score
 POLL_DELAY, LONGEST_POLL_DELAY = 2.0, 60.0  # seconds; see `grow_delays`
@@ -80,12 +80,12 @@ def submit(
 
 
 def _read_content(csv: Path, sample: str | Path | None = None) -> bytes:
-    """The text of a valid submission file, `.csv` or `.csv.gz`."""
+    """The rows of a valid submission file, `.csv` or `.csv.gz`, as `normalize_text` gives them."""
     if not csv.name.endswith((".csv", ".csv.gz")):
         raise KaggleError(f"{csv}: a submission is a .csv or a .csv.gz file.")
     validate_submission(csv, sample)
     data = csv.read_bytes()
-    return gzip.decompress(data) if csv.suffix == ".gz" else data
+    return normalize_text(gzip.decompress(data) if csv.suffix == ".gz" else data)
 
 
 def _check_unfinished(entry: dict) -> None:
