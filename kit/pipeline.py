@@ -36,16 +36,15 @@ from kit.runs.directory import (
     list_lstm_epochs,
     read_document,
     read_recipe,
-    read_slices,
     require_file,
-    time_stage,
-    write_frame,
 )
 from kit.runs.members import predict_slices
 from kit.runs.prediction import note_unreadable
 from kit.runs.scoring import combine
+from kit.runs.tables import read_slices, write_frame
+from kit.runs.timings import time_stage
 from kit.slices.competition_files import index_competition
-from kit.slices.folds import assign_folds
+from kit.slices.folds import assign_folds, check_training
 from kit.training.distributed import choose_device, rank, wait_for_all
 
 
@@ -88,8 +87,11 @@ def index(
     if rank() == 0 and not run.slices.exists():
         with time_stage(run, "index", run.slices):
             slices, skipped = index_competition(data, workers)
-            slices["fold"] = assign_folds(slices, recipe.folds, recipe.seed, fold_table)
             write_frame(run.skipped, skipped)
+            # No split is needed where no fold is held out.
+            folds = recipe.folds if recipe.train_folds or fold_table else 1
+            slices["fold"] = assign_folds(slices, folds, recipe.seed, fold_table)
+            check_training(data, slices, skipped, list_folds(recipe))
             write_frame(run.slices, slices)
     wait_for_all()
     return read_slices(run)

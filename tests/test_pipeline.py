@@ -9,16 +9,18 @@ import pandas as pd
 import pytest
 import torch
 from conftest import SMALL, copy_run
+from dicom_files import write_slice
 
-from kit import pipeline
-from kit.competition import LABELS
+from kit import InputError, pipeline
+from kit.competition import LABELS, LabelError, to_submission
 from kit.embeddings import EmbeddingStore, make_series
 from kit.lstm import load_lstm, predict_logits
 from kit.pipeline import list_stages, run_recipe
 from kit.recipes import find_recipe
-from kit.runs.directory import Run, RunError, read_slices
+from kit.runs.directory import Run, RunError
 from kit.runs.imported import import_embeddings
 from kit.runs.scoring import combine
+from kit.runs.tables import read_slices
 from kit.submission import validate_submission
 from kit.training.checkpoints import TrainingError
 
@@ -186,11 +188,77 @@ def test_predictions_of_an_earlier_training_do_not_outlive_it(small_run, tmp_pat
     pd.testing.assert_frame_equal(found, pd.read_parquet(small_run.predictions(0, 1, 2)))
 
 
-def test_the_test_part_alone_can_be_indexed(small_data, tmp_path):
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "stage_2_test").symlink_to(small_data / "stage_2_test")
-    slices = pipeline.index(tmp_path / "data", find_recipe("demo", SMALL), Run(tmp_path / "run"))
-    assert (slices["fold"] == -1).all()
+def write_competition(folder, training=3, test=1, label="1", empty=False):
+    """A competition of patients with one slice each."""
+    for part, count in (("train", training), ("test", test)):
+        for number in range(count):
+            uid = f"1.{len(part)}.{number}"
+            names = {"SOPInstanceUID": uid, "PatientID": f"{part}{number}"}
+            path = folder / f"stage_2_{part}" / f"{uid}.dcm"
+            write_slice(path, SeriesInstanceUID=f"{uid}.1", **names)
+            if empty:
+                path.write_bytes(b"")
+    for name, part, count in (("train", 5, training), ("sample_submission", 4, test)):
+        wide = pd.DataFrame(0, [f"{label}.{part}.{n}" for n in range(count)], list(LABELS))
+        to_submission(wide).to_csv(folder / f"stage_2_{name}.csv", index=False)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("how", "reason"),
+    [
+        ({"training": 0}, r"1 slice in the test part, 0 files skipped$"),
+        ({"label": "9"}, r"1 slice in the test part, 6 files skipped; no labels in "),
+        (
+            {"empty": True},
+            r"0 slices in the test part, 7 files skipped; not a DICOM file: 4; in ",
+        ),
+    ],
+)
+def test_no_slice_to_train_on_is_told_at_the_index_with_the_counts(tmp_path, how, reason):
+    data, run = write_competition(tmp_path / "data", **how), Run(tmp_path / "run")
+    with pytest.raises(InputError, match=rf"^{data}: no training slice: {reason}"):
+        pipeline.index(data, find_recipe("demo", {"folds": 2, "train_folds": (0,)}), run)
+    assert not run.slices.exists()
+    # The same command goes on once the data are there.
+    shutil.rmtree(data)
+    write_competition(data)
+    assert len(pipeline.index(data, find_recipe("demo", {"folds": 2, "train_folds": (0,)}), run))
+
+
+def test_a_fold_that_holds_out_everybody_is_told_at_the_index(tmp_path):
+    data = write_competition(tmp_path / "data")
+    table = pd.DataFrame({"PatientID": [f"train{number}" for number in range(3)], "fold": 1})
+    table.to_csv(tmp_path / "folds.csv", index=False)
+    recipe = find_recipe("demo", {"folds": 2, "train_folds": (0, 1)})
+    with pytest.raises(InputError, match="fold 1 holds out all of the 3 training slices"):
+        pipeline.index(data, recipe, Run(tmp_path / "run"), fold_table=tmp_path / "folds.csv")
+
+
+@pytest.mark.parametrize("folds", [1, 5])
+def test_no_split_is_needed_where_no_fold_is_trained(tmp_path, folds):
+    data = write_competition(tmp_path / "data")
+    recipe = find_recipe("demo", {"folds": folds, "train_folds": ()})
+    slices = pipeline.index(data, recipe, Run(tmp_path / "run"))
+    assert slices["fold"].tolist() == [-1, 0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ("1.4.0_epidural", '"1.4""0_epidural"', "line 2 .*names no image as a CSV can"),
+        ("1.4.0_any", '"1.4\n0_any"', "line 7 .*names no image as a CSV can"),
+        ("1.4.0_any,0\n", "", "row 1.4.0_any is missing"),
+        ("ID,Label", "ID,epidural,any", "header must be ID,Label"),
+        ("1.4.0_any,0", "1.4.0_any,maybe", "line 7 .*no number"),
+    ],
+)
+def test_a_sample_that_cannot_be_used_is_refused_at_the_index(tmp_path, old, new, reason):
+    data = write_competition(tmp_path / "data")
+    sample = data / "stage_2_sample_submission.csv"
+    sample.write_text(sample.read_text().replace(old, new))
+    with pytest.raises(LabelError, match=f"^{sample}: .*{reason}"):
+        pipeline.index(data, find_recipe("demo", {"train_folds": ()}), Run(tmp_path / "run"))
 
 
 def test_a_series_whose_logits_are_not_finite_is_named(small_run):

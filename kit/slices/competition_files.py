@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 import pandas as pd
 
-from kit.competition import LABELS, read_labels
+from kit.competition import LABELS, read_labels, read_submission
 from kit.files import list_archive
 from kit.processes import restart_once
 from kit.slices.index import index_files, list_files
@@ -64,13 +64,15 @@ def index_competition(
     files = find_competition(data)
     if files.train and files.labels is None:
         raise FileNotFoundError(f"{data}: {_LABEL_FILE} is missing")
+    # What cannot be used is told now, not after the headers are read or all is trained.
+    labels = read_labels(files.labels) if files.train and files.labels else None
+    if files.test and files.sample is not None:
+        read_submission(files.sample)
     slices, skipped = index_files(files.train + files.test, str(data), workers)
     in_test = slices["path"].isin(set(files.test))
     slices["split"] = in_test.map({True: "test", False: "train"}).astype(str)
-    if not files.train:
+    if labels is None:
         return slices.assign(**{label: -1 for label in LABELS}), skipped
-    assert files.labels is not None
-    labels = read_labels(files.labels)
     slices = slices.join(labels.where(labels >= 0), on="SOPInstanceUID")
     unlabelled = ~in_test & slices["any"].isna()
     seen = set(slices["SOPInstanceUID"]) | set(skipped["SOPInstanceUID"].dropna())

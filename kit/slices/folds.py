@@ -9,6 +9,7 @@ import pandas as pd
 
 from kit import InputError
 from kit.competition import LABELS
+from kit.progress import format_count
 
 
 def assign_folds(
@@ -17,8 +18,8 @@ def assign_folds(
     """The fold of each slice, (N,) int; −1 outside the training part.
 
     Whole patients, stratified by the rarest bleeding each slice shows, whatever the order of the
-    rows. `fold_table` is a CSV with columns PatientID and fold that must name every patient.
-    Raises `InputError` if it does not, and if there are fewer patients than folds.
+    rows; no fold is empty. `fold_table` is a CSV with columns PatientID and fold that must name
+    every patient. Raises `InputError` if it does not, and if there are fewer patients than folds.
     """
     training = (slices["split"] == "train").to_numpy()
     assigned = np.full(len(slices), -1, dtype=np.int64)
@@ -26,14 +27,15 @@ def assign_folds(
     if fold_table is not None:
         assigned[training] = _read_folds(fold_table, part["PatientID"], folds)
         return assigned
-    if part.empty:  # the test part alone
+    if part.empty or folds == 1:
+        assigned[training] = 0
         return assigned
     from sklearn.model_selection import StratifiedGroupKFold
 
     part["PatientID"] = part["PatientID"].fillna("")
     patients = part["PatientID"].nunique()
     if patients < folds:
-        raise InputError(f"{patients} patients cannot be split into {folds} folds")
+        raise InputError(f"{format_count(patients, 'patient')} cannot be split into {folds} folds")
     part = part.reset_index(drop=True).sort_values(["PatientID", "SOPInstanceUID"])
     labels = part[list(LABELS)].to_numpy()
     rarest = np.argsort(labels.sum(axis=0), kind="stable")
@@ -42,8 +44,37 @@ def assign_folds(
     result = np.empty(len(part), dtype=np.int64)
     for fold, (_, held_out) in enumerate(splitter.split(labels, strata, part["PatientID"])):
         result[part.index[held_out]] = fold
-    assigned[training] = result
+    assigned[training] = _fill_folds(result, part.sort_index()["PatientID"].to_numpy(), folds)
     return assigned
+
+
+def _fill_folds(assigned: np.ndarray, patients: np.ndarray, folds: int) -> np.ndarray:
+    """Give each empty fold the smallest patient of the fold that has the most patients."""
+    sizes = pd.Series(patients).value_counts().sort_index()
+    home = pd.Series(assigned, patients).groupby(level=0).first()
+    for fold in range(folds):
+        if not (home == fold).any():
+            fullest = home.value_counts().sort_index().idxmax()
+            home[sizes[home == fullest].idxmin()] = fold
+    return home.loc[patients].to_numpy()
+
+
+def check_training(
+    source: Path, slices: pd.DataFrame, skipped: pd.DataFrame, folds: list[int | str]
+) -> None:
+    """Raise `InputError`, with the counts, where one of `folds` would be trained on no slice."""
+    training = slices["split"] == "train"
+    if not training.any():
+        test, left = format_count(len(slices), "slice"), format_count(len(skipped), "file")
+        codes = skipped["code"].value_counts()[:3].items()
+        reasons = "".join(f"; {code}: {number}" for code, number in codes)
+        raise InputError(
+            f"{source}: no training slice: {test} in the test part, {left} skipped{reasons}"
+        )
+    for fold in folds:
+        if (slices.loc[training, "fold"] == fold).all():
+            held = format_count(int(training.sum()), "training slice")
+            raise InputError(f"{source}: fold {fold} holds out all of the {held}")
 
 
 def _read_folds(fold_table: str | Path, patients: pd.Series, folds: int) -> np.ndarray:

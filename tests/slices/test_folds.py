@@ -1,11 +1,14 @@
 """Folds: whole patients, alike in their labels, whatever the order of rows."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
 
+from kit import InputError
 from kit.competition import LABELS
-from kit.slices.folds import assign_folds
+from kit.slices.folds import _fill_folds, assign_folds, check_training
 
 
 @pytest.fixture
@@ -118,3 +121,47 @@ def test_a_fold_table_that_cannot_be_followed_is_refused_naming_it(
 def test_a_fold_table_that_is_not_there_is_named(slices, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"none\.csv"):
         assign_folds(slices, 2, fold_table=tmp_path / "none.csv")
+
+
+def make_patients(**slices: int) -> pd.DataFrame:
+    """A training part without bleeding, of so many slices of each patient."""
+    patients = [name for name, count in slices.items() for _ in range(count)]
+    uids = [f"ID_{number:04d}" for number in range(len(patients))]
+    table = pd.DataFrame({"PatientID": patients, "SOPInstanceUID": uids, "split": "train"})
+    return table.assign(**dict.fromkeys(LABELS, 0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_fold_is_empty_while_there_are_patients_enough(seed):
+    """Of very unequal patients the splitter alone leaves folds without any."""
+    table = make_patients(a=500, b=1, c=1, d=1, e=2)
+    folds = assign_folds(table, 5, seed)
+    assert sorted(set(folds)) == [0, 1, 2, 3, 4]
+    assert pd.Series(folds).groupby(table["PatientID"]).nunique().eq(1).all()
+    shuffled = table.sample(frac=1, random_state=seed)
+    np.testing.assert_array_equal(assign_folds(shuffled, 5, seed), folds[shuffled.index])
+
+
+def test_an_empty_fold_gets_the_smallest_patient_of_the_fold_that_has_most():
+    patients = np.array(["a", "a", "b", "c", "c", "d"])
+    filled = _fill_folds(np.array([2, 2, 0, 0, 0, 0]), patients, 3)
+    assert filled.tolist() == [2, 2, 1, 0, 0, 0]  # fold 0 had b, c and d; b is the first of one
+
+
+def test_one_fold_needs_no_split():
+    assert assign_folds(make_patients(a=2, b=1), 1).tolist() == [0, 0, 0]
+
+
+def test_what_leaves_no_slice_to_train_on_is_refused_with_the_counts():
+    table = make_patients(a=3).assign(fold=[1, 1, 1])
+    skipped = pd.DataFrame({"code": ["not a DICOM file"] * 2 + ["no labels"]})
+    check_training(Path("data"), table, skipped, ["all"])
+    check_training(Path("data"), table, skipped, [0])
+    with pytest.raises(InputError, match=r"^data: fold 1 holds out all of the 3 training slices$"):
+        check_training(Path("data"), table, skipped, [0, 1])
+    sentence = (
+        "data: no training slice: 3 slices in the test part, 3 files skipped; "
+        "not a DICOM file: 2; no labels: 1"
+    )
+    with pytest.raises(InputError, match=rf"^{sentence}$"):
+        check_training(Path("data"), table.assign(split="test"), skipped, ["all"])
