@@ -74,7 +74,7 @@ def read_labels(csv: str | Path) -> pd.DataFrame:
     Raises `LabelError` naming the file and the line for contradictory duplicates, missing labels,
     values other than 0 and 1, and images whose `any` is not the OR of the other five labels.
     """
-    wide = widen_table(csv, read_table(csv), duplicates=True)
+    wide = _widen_table(csv, read_table(csv), duplicates=True)
     values = wide.to_numpy()
     wrong = ~np.isin(values, (0.0, 1.0)).all(axis=1)
     if wrong.any():
@@ -95,7 +95,7 @@ def read_submission(csv: str | Path) -> pd.DataFrame:
     the line for a wrong header, an unknown label, a duplicate or missing row, and a value that is
     not a number in [0, 1].
     """
-    return widen_table(csv, read_table(csv))
+    return _widen_table(csv, read_table(csv))
 
 
 def to_submission(wide: pd.DataFrame) -> pd.DataFrame:
@@ -129,7 +129,7 @@ def read_table(csv: str | Path) -> pd.DataFrame:
     return table[~blank] if blank.any() else table
 
 
-def widen_table(csv: str | Path, table: pd.DataFrame, duplicates: bool = False) -> pd.DataFrame:
+def _widen_table(csv: str | Path, table: pd.DataFrame, duplicates: bool = False) -> pd.DataFrame:
     """Turn what `read_table` returns into (images × `LABELS`) float64, images as they first occur.
 
     Raises `LabelError`, see `read_labels`; with `duplicates` identical rows may repeat.

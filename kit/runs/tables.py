@@ -27,7 +27,7 @@ _NAMED = ("PatientID", "StudyInstanceUID", "ImagePositionPatient")
 def read_slices(run: Run) -> pd.DataFrame:
     """Read the slice table of a run. Raises `OSError`, or `RunError` where it is not one."""
     require_file(run.slices, f"kit index DATA --run {run}")
-    slices = read_frame(run.slices, (*_PLACED, "split", "fold", *LABELS), _NAMED)
+    slices = _read_frame(run.slices, (*_PLACED, "split", "fold", *LABELS), _NAMED)
     for name, values in (("split", ["train", "test"]), *((label, [-1, 0, 1]) for label in LABELS)):
         if not slices[name].isin(values).all():
             raise RunError(f"{run.slices}: {name} has other values than {values}")
@@ -36,12 +36,12 @@ def read_slices(run: Run) -> pd.DataFrame:
 
 def read_placed(path: Path) -> pd.DataFrame:
     """Read a slice table without split and labels. Raises as `read_slices`."""
-    return read_frame(path, _PLACED, _NAMED)
+    return _read_frame(path, _PLACED, _NAMED)
 
 
 def read_skipped(path: Path) -> pd.DataFrame:
     """Read the list of skipped files. Raises as `read_slices`."""
-    return read_frame(path, ("path", "reason"), ("SOPInstanceUID", "series", "position"))
+    return _read_frame(path, ("path", "reason"), ("SOPInstanceUID", "series", "position"))
 
 
 def read_predicted(path: Path) -> pd.DataFrame:
@@ -50,17 +50,17 @@ def read_predicted(path: Path) -> pd.DataFrame:
     Raises as `read_slices`.
     """
     truth = ("fold", *LABELS) if path.name == "oof.parquet" else ()
-    return read_frame(path, (*_PLACED, *name_columns("bag"), *truth), (*_NAMED, *_MODELS))
+    return _read_frame(path, (*_PLACED, *name_columns("bag"), *truth), (*_NAMED, *_MODELS))
 
 
 def read_members(paths: Iterable[Path]) -> Iterator[pd.DataFrame]:
     """Read predictions (images × `LABELS`) from one file after another. Raises as `read_slices`."""
     for path in paths:
-        table = read_frame(path, ("SOPInstanceUID", *LABELS))
+        table = _read_frame(path, ("SOPInstanceUID", *LABELS))
         yield table.set_index("SOPInstanceUID")[list(LABELS)]
 
 
-def read_frame(
+def _read_frame(
     path: Path, complete: tuple[str, ...] = (), other: tuple[str, ...] = ()
 ) -> pd.DataFrame:
     """Read a table that `write_frame` wrote; `complete` columns must have a value in each row.
