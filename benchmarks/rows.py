@@ -64,8 +64,7 @@ def make_window(directory: Path, amount: int) -> Row:
         each(published.window_file, paths),
         each(lambda path: pydicom.dcmread(path).pixel_array, paths),
         check,
-        faster=10,
-        above_floor=2,
+        above_floor=1.5,
         rounds=9,
     )
 
@@ -120,7 +119,6 @@ def make_index(directory: Path, amount: int) -> Row:
         lambda: run_python(f"import published; published.index_folder({str(folder)!r})"),
         lambda: run_python(f"import floors; floors.read_headers({str(folder)!r})"),
         check,
-        faster=3,
         above_floor=1.5,
     )
 
@@ -188,7 +186,7 @@ def make_batch(directory: Path, amount: int, deltas: bool = False) -> Row:
         each(lambda numbers: published.load_batch(theirs, numbers, device), draws),
         each(copy, draws),
         check,
-        faster=10,
+        faster=5,
         rounds=9,
     )
 
@@ -232,7 +230,6 @@ def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> 
         lambda: published.predict_series(theirs, theirs_series, device),
         forward,
         check,
-        faster=3,
         rounds=3,
     )
 
@@ -281,7 +278,6 @@ def make_lstm_step(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
         f"3 LSTM training steps, hidden {hidden}, batches of {amount} series",
         *prepare(hidden),
         check=check,
-        faster=1.5,
         rounds=3,
     )
 
