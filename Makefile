@@ -25,8 +25,8 @@ demo: $(STAMP)  ## synthetic competition, both stages trained, submission.csv an
 	test -d $(DEMO)/data || $(BIN)/kit phantom $(DEMO)/data --patients 240 --size 64
 	$(BIN)/kit run $(DEMO)/data --recipe demo --run $(DEMO)/run
 
-test: $(STAMP)  ## the whole suite but the slow tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile
+test: $(STAMP)  ## the whole suite but the slow tests, with line coverage
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" -n auto --dist loadfile --cov
 
 test-slow: $(STAMP)  ## the slow tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow

@@ -19,6 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
+_COVERAGE = "COVERAGE_PROCESS_CONFIG"  # by which a measured process measures those it starts
 USER, KEY = "reader", "0123456789abcdefSECRETKEY"
 BASIC = base64.b64encode(f"{USER}:{KEY}".encode()).decode()
 STORAGE = "http://storage.test"
@@ -100,7 +101,7 @@ class KaggleServer:
 
         `more` adds variables, or with None takes them away.
         """
-        kept = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "SYSTEMROOT", "LANG")
+        kept = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "SYSTEMROOT", "LANG", _COVERAGE)
         variables = {
             **{name: os.environ[name] for name in kept if name in os.environ},
             "KAGGLE_API_ENVIRONMENT": "LOCALHOST",
