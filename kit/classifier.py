@@ -28,7 +28,7 @@ from kit.training.inference import predict
 from kit.training.loop import Task, fit, seed_random, weighted_loss
 
 # Enough to see the loss rise, in a hundredth of the time of an epoch of the recipe `published`.
-_VALIDATION_SLICES = 2048
+VALIDATION_SLICES = 2048
 
 # Arguments of `timm.create_model` that make it read a file or ask a network.
 _SOURCES = (
@@ -257,12 +257,12 @@ def _load_usable(
 def measure_loss(
     model: Classifier, table: pd.DataFrame, device: torch.device, workers: int
 ) -> float | None:
-    """The loss over at most `_VALIDATION_SLICES` labelled slices, evenly spread over `table`.
+    """The loss over at most `VALIDATION_SLICES` labelled slices, evenly spread over `table`.
 
     None if none of their files gives an image.
     """
     config = model.config
-    spread = np.linspace(0, len(table) - 1, min(len(table), _VALIDATION_SLICES)).astype(int)
+    spread = np.linspace(0, len(table) - 1, min(len(table), VALIDATION_SLICES)).astype(int)
     dataset = images.SliceDataset(table, config)
     batch_size = images.choose_batch(config.image_size, device)
     batches = np.array_split(spread, -(-len(spread) // batch_size))

@@ -56,3 +56,8 @@ def test_quiet_shows_no_bar_and_no_line(monkeypatch, capsys):
 def test_a_count_has_its_noun_in_the_right_number():
     counts = [progress.format_count(number, "file") for number in (0, 1, 2)]
     assert counts == ["0 files", "1 file", "2 files"]
+
+
+def test_durations_are_read_at_a_glance():
+    durations = [progress.format_duration(seconds) for seconds in (39.6, 89, 3570, 3571, 7800)]
+    assert durations == ["40 s", "1 min", "1 h 0 min", "1 h 0 min", "2 h 10 min"]

@@ -11,10 +11,10 @@ from typing import Any
 from kit.recipes import RECIPES, Recipe, find_recipe, list_options, name_flag
 
 
-def add_recipe(parser: argparse.ArgumentParser) -> None:
-    """Add `--recipe NAME`, and a flag for every option of a recipe."""
+def add_recipe(parser: argparse.ArgumentParser, own: str = "--run RUN") -> None:
+    """Add `--recipe NAME`, and a flag for every option of a recipe; `own` is in the usage line."""
     # Forty flags in the usage line would hide the three that matter.
-    parser.usage = f"{parser.prog} DATA --recipe NAME --run RUN [options] [options of the recipe]"
+    parser.usage = f"{parser.prog} DATA --recipe NAME {own} [options] [options of the recipe]"
     parser.add_argument("--recipe", required=True, choices=list(RECIPES), help="what to train")
     group = parser.add_argument_group("options of the recipe", "each replaces one of its values")
     for name, (kind, text) in list_options().items():

@@ -21,6 +21,12 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     add_recipe(parser)
 
 
+def _add_planned_recipe(parser: argparse.ArgumentParser) -> None:
+    from kit.cli.flags import add_recipe
+
+    add_recipe(parser, "--hours H")
+
+
 def _parse_pair(text: str) -> tuple[Path, Path]:
     npz, _, csv = text.partition(",")
     if not csv:
@@ -54,6 +60,27 @@ def write_phantom(options: argparse.Namespace) -> Result:
         f"{options.directory}: a synthetic competition of {options.patients} patients",
         {"directory": str(options.directory), "patients": options.patients},
     )
+
+
+@COMMANDS.add(
+    "plan",
+    "measure this machine: hours, gigabytes, what fits a session",
+    DATA,
+    WORKERS,
+    argument("--hours", type=float, default=12, help="length of a session"),
+    _add_planned_recipe,
+)
+def plan_run(options: argparse.Namespace) -> Result:
+    from kit.cli.flags import read_recipe
+    from kit.cli.tables import format_plan
+    from kit.processes import limit_threads
+    from kit.runs.plan import describe_plan, make_plan
+
+    recipe = read_recipe(options)
+    limit_threads(recipe.classifier.image_size)
+    plan = make_plan(options.data, recipe, options.hours, options.workers)
+    description = describe_plan(plan, options.hours)
+    return Result(format_plan(description), description)
 
 
 @COMMANDS.add("run", "run all stages: from data to submission and report", *_NEW_RUN, _HOURS)

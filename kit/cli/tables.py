@@ -8,7 +8,7 @@ import pandas as pd
 
 from kit.competition import LABELS
 from kit.ensemble import MODELS
-from kit.progress import format_count
+from kit.progress import format_count, format_duration
 from kit.runs.directory import Run, read_recipe
 from kit.runs.tables import read_slices
 
@@ -58,6 +58,45 @@ def format_stages(run: Run, config: dict, stages: list[tuple[str, str]]) -> str:
             f"kit run {config.get('data', 'DATA')} --recipe {config['recipe']['name']} --run {run}",
         ]
     )
+
+
+def format_plan(plan: dict) -> str:
+    """What a run will take, as `runs.plan.describe_plan` gives it."""
+    machine, rates, images = plan["machine"], plan["rates"], plan["images"]
+    devices, size, hours = machine["devices"], rates["image_size"], plan["session_hours"]
+    computes = f"{devices} × {machine['gpu']}" if machine["gpu"] else "no GPU, so on the CPU"
+    lines = [
+        f"{plan['recipe']['name']} at {size} px on {images['train']:,} training and "
+        f"{images['test']:,} test images",
+        f"{computes}; {machine['cores']} cores, {machine['workers']} reading",
+        "",
+        f"{'stage':<24}{'time':>13}{'GPU-hours':>11}{'GB':>9}  waits for",
+    ]
+    rows = [*plan["stages"], {**plan, "name": "total", "seconds": plan["hours"] * 3600}]
+    for row in rows:
+        waits = row.get("bottleneck", f"{format_count(plan['sessions'], 'session')} of {hours:g} h")
+        spent = f"{format_duration(row['seconds']):>13}{row['gpu_hours']:>11.2f}"
+        lines.append(f"{row['name']:<24}{spent}{row['bytes'] / 1e9:>9.2f}  {waits}".rstrip())
+    lines += [
+        "",
+        "Measured here, a second: "
+        f"{rates['headers']:,.0f} headers; {rates['training_images']:,.0f} images read and",
+        f"augmented, {rates['images']:,.0f} read; {rates['trained']:,.1f} trained and "
+        f"{rates['embedded']:,.1f} embedded on one device. An LSTM",
+        f"step: {rates['lstm_step_seconds'] * 1000:,.0f} ms. Not measured: that several GPUs share "
+        "images evenly, other sizes",
+        "(by their pixels), starting and ending of stages, reports.",
+        "",
+        f"Hours by image size (rows) and classifier epochs; * ends within {hours:g} h",
+    ]
+    sizes = plan["hours_by_size_and_epochs"]
+    lines.append(
+        "px   " + "".join(f"{epochs:>9} " for epochs in next(iter(sizes.values()))).rstrip()
+    )
+    for side, row in sizes.items():
+        cells = (f"{value:>9.2f}{'*' if value <= hours else ' '}" for value in row.values())
+        lines.append(f"{side:<5}{''.join(cells)}".rstrip())
+    return "\n".join(lines)
 
 
 def describe_intercepts(run: Run) -> str:

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from kit.cli.tables import describe_prediction, format_blend, format_scores, format_stages
+from kit.cli.tables import (
+    describe_prediction,
+    format_blend,
+    format_plan,
+    format_scores,
+    format_stages,
+)
 from kit.competition import LABELS
 from kit.runs.directory import Run
 
@@ -44,3 +50,48 @@ def test_a_prediction_counts_its_slices_series_and_corrected_files():
     table = pd.DataFrame({"series": ["a", "a", "b"], "repaired": [True, False, True]})
     expected = "p.csv: 3 slices in 2 series, 2 wrong intercepts corrected, 0 files skipped."
     assert describe_prediction(Path("p.csv"), table, 0).startswith(expected)
+
+
+def test_a_plan_is_a_row_a_stage_and_says_what_was_measured():
+    stage = {"name": "fold0 classifier", "seconds": 7800.0, "gpu_hours": 4.333, "bytes": 2.5e9}
+    plan = {
+        "recipe": {"name": "single"},
+        "images": {"train": 752803, "test": 121232},
+        "machine": {"devices": 2, "gpu": "Tesla T4", "cores": 4, "workers": 3},
+        "rates": {
+            "image_size": 256,
+            "headers": 5210.4,
+            "training_images": 812.2,
+            "images": 950.0,
+            "trained": 61.26,
+            "embedded": 180.0,
+            "lstm_step_seconds": 0.024,
+        },
+        "stages": [{**stage, "bottleneck": "computing"}],
+        "hours": 2.1667,
+        "gpu_hours": 4.3333,
+        "bytes": 2.5e9,
+        "session_hours": 2.0,
+        "sessions": 2,
+        "hours_by_size_and_epochs": {256: {1: 0.72, 2: 1.44}, 384: {1: 1.62, 2: 3.25}},
+    }
+    assert format_plan(plan).splitlines() == [
+        "single at 256 px on 752,803 training and 121,232 test images",
+        "2 × Tesla T4; 4 cores, 3 reading",
+        "",
+        "stage                            time  GPU-hours       GB  waits for",
+        "fold0 classifier           2 h 10 min       4.33     2.50  computing",
+        "total                      2 h 10 min       4.33     2.50  2 sessions of 2 h",
+        "",
+        "Measured here, a second: 5,210 headers; 812 images read and",
+        "augmented, 950 read; 61.3 trained and 180.0 embedded on one device. An LSTM",
+        "step: 24 ms. Not measured: that several GPUs share images evenly, other sizes",
+        "(by their pixels), starting and ending of stages, reports.",
+        "",
+        "Hours by image size (rows) and classifier epochs; * ends within 2 h",
+        "px           1         2",
+        "256       0.72*     1.44*",
+        "384       1.62*     3.25",
+    ]
+    plan["machine"] = {**plan["machine"], "gpu": "", "devices": 1}
+    assert "no GPU, so on the CPU; 4 cores, 3 reading" in format_plan(plan)

@@ -1,0 +1,219 @@
+"""What a run will take on this machine: hours, gigabytes, bottlenecks; what fits a session.
+
+The reckoning is plain: amounts of work, by the recipe, over measured rates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from kit import InputError
+from kit.classifier import VALIDATION_SLICES
+from kit.processes import choose_workers, count_cores
+from kit.recipes import Recipe, to_dict
+from kit.runs.directory import list_folds
+from kit.runs.rates import SERIES_SLICES, Rates, measure_rates
+from kit.slices.competition_files import find_competition
+
+_SIZES = (256, 320, 384, 480)  # sides of images, in pixels, among which a plan compares
+_SECONDS = 40  # of measuring; at most a hundredth of the session
+_INDEX_BYTES = 120  # of a row of the slice table on the disk
+_STORE_BYTES = 6 * 4 + 16  # of a slice beside its embedding: logits, SOPInstanceUID
+_PREDICTION_BYTES = 6 * 8 + 16  # of a slice in a member's predictions, out-of-fold or test table
+_SUBMISSION_BYTES = 6 * 33  # of an image in submission.csv
+_STEP_STATE = 3  # a checkpoint has the weights and two moments of Adam for each
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What computes and reads: `devices` GPUs, or one CPU on `threads` of its cores."""
+
+    devices: int
+    gpu: str  # its name; empty without one
+    cores: int
+    threads: int
+    workers: int
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """A stage, named as in `timings.json`: seconds, bytes it writes, and what it waits for."""
+
+    name: str
+    seconds: float
+    bytes: int
+    bottleneck: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run of `recipe` on so many images, and what it takes on `machine` at `rates`."""
+
+    recipe: Recipe
+    train_images: int
+    test_images: int
+    machine: Machine
+    rates: Rates
+    stages: list[StagePlan]
+
+    @property
+    def hours(self) -> float:
+        return sum(stage.seconds for stage in self.stages) / 3600
+
+
+def make_plan(data: Path, recipe: Recipe, hours: float, workers: int | None = None) -> Plan:
+    """Measure this machine on the competition's `data`; reckon what a run takes.
+
+    It is measured for a hundredth of a session of `hours`, at most 40 s, with models and files of
+    the recipe's size. Raises as `find_competition` does, `InputError` for no hours, or where a
+    model cannot be made.
+    """
+    if not 0 < hours < math.inf:
+        raise InputError(f"hours is {hours:g}; it must be a number above 0")
+    files = find_competition(data)
+    machine, seconds = _find_machine(workers), min(_SECONDS, hours * 36)
+    rates = measure_rates(files.train + files.test, recipe, machine.workers, seconds)
+    return reckon(recipe, len(files.train), len(files.test), machine, rates)
+
+
+def _find_machine(workers: int | None = None) -> Machine:
+    """What this machine has for a run: all its GPUs, and `workers` reading processes."""
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+    return Machine(
+        devices=torch.cuda.device_count() if gpu else 1,
+        gpu=gpu,
+        cores=count_cores(),
+        threads=torch.get_num_threads(),
+        workers=choose_workers(workers),
+    )
+
+
+def reckon(
+    recipe: Recipe, train_images: int, test_images: int, machine: Machine, rates: Rates
+) -> Plan:
+    """Reckon every stage of a run. Several GPUs share images evenly; an LSTM is trained on one."""
+    held_out = round(train_images / recipe.folds) if recipe.train_folds else 0
+    every, predicted = train_images + test_images, held_out + test_images
+    index = StagePlan("index", every / rates.headers, every * _INDEX_BYTES, "reading headers")
+    stages = [index]
+    for fold in list_folds(recipe):
+        stages += [
+            _plan_classifier(recipe, fold, train_images - held_out, held_out, machine, rates),
+            _plan_embeddings(recipe, fold, every, machine, rates),
+            _plan_lstm(recipe, fold, train_images - held_out, held_out, predicted, rates),
+        ]
+    written = predicted * len(list_folds(recipe)) * _PREDICTION_BYTES
+    written += test_images * _SUBMISSION_BYTES
+    stages.append(StagePlan("ensemble, report", 0.0, written, ""))
+    return Plan(recipe, train_images, test_images, machine, rates, stages)
+
+
+def _plan_classifier(
+    recipe: Recipe, fold: int | str, images: int, held_out: int, machine: Machine, rates: Rates
+) -> StagePlan:
+    config = recipe.classifier
+    seconds, bottleneck = _overlap(1 / rates.training_images, 1 / rates.trained, machine)
+    views = 3 if config.test_augmentation else 1
+    check, _ = _overlap(1 / rates.images, 1 / (rates.embedded * views), machine)
+    return StagePlan(
+        f"fold{fold} classifier",
+        config.epochs * (images * seconds + min(held_out, VALIDATION_SLICES) * check),
+        (config.epochs + _STEP_STATE) * rates.classifier_bytes,
+        bottleneck,
+    )
+
+
+def _plan_embeddings(
+    recipe: Recipe, fold: int | str, images: int, machine: Machine, rates: Rates
+) -> StagePlan:
+    seconds, bottleneck = _overlap(1 / rates.images, 1 / rates.embedded, machine)
+    stores = recipe.bag_classifier_epochs
+    return StagePlan(
+        f"fold{fold} embeddings",
+        stores * images * seconds,
+        stores * images * (2 * rates.embedding_size + _STORE_BYTES),
+        bottleneck,
+    )
+
+
+def _plan_lstm(
+    recipe: Recipe, fold: int | str, images: int, held_out: int, predicted: int, rates: Rates
+) -> StagePlan:
+    config = recipe.lstm
+    steps = math.ceil(images / SERIES_SLICES / config.batch_size)
+    forward = config.epochs * held_out + recipe.bag_lstm_epochs * predicted
+    seconds = config.epochs * steps * rates.lstm_step_seconds + forward / rates.lstm_slices
+    written = (config.epochs + _STEP_STATE) * rates.lstm_bytes
+    written += recipe.bag_lstm_epochs * predicted * _PREDICTION_BYTES
+    stores = recipe.bag_classifier_epochs
+    return StagePlan(f"fold{fold} LSTM", stores * seconds, stores * written, "computing")
+
+
+def _overlap(read: float, compute: float, machine: Machine) -> tuple[float, str]:
+    """Seconds an image takes that is read, then computed on, while the next are read; the slower.
+
+    On a CPU both want its cores: these have not less to do than both together.
+    """
+    if machine.gpu:
+        compute /= machine.devices
+        return max(read, compute), "reading" if read > compute else "computing"
+    reading, computing = read * machine.workers, compute * machine.threads
+    seconds = max(read, compute, (reading + computing) / machine.cores)
+    return seconds, "reading" if reading > computing else "computing"
+
+
+def resize(plan: Plan, size: int, epochs: int | None = None) -> Plan:
+    """The plan with images of another size and other epochs of the classifier.
+
+    Computing grows as the pixels do (measured from 256 to 480 px on a GPU, to 5 %); reading, most
+    of which is decoding the file, stays.
+    """
+    recipe, rates = plan.recipe, plan.rates
+    epochs = epochs or recipe.classifier.epochs
+    recipe = replace(
+        recipe,
+        classifier=replace(recipe.classifier, image_size=size, epochs=epochs),
+        bag_classifier_epochs=min(recipe.bag_classifier_epochs, epochs),
+    )
+    growth = (size / rates.image_size) ** 2
+    rates = replace(
+        rates,
+        image_size=size,
+        trained=rates.trained / growth,
+        embedded=rates.embedded / growth,
+    )
+    return reckon(recipe, plan.train_images, plan.test_images, plan.machine, rates)
+
+
+def compare_sizes(plan: Plan) -> dict[int, dict[int, float]]:
+    """Hours of the whole run by image size and epochs of the classifier, extrapolated."""
+    sizes = sorted({*_SIZES, plan.recipe.classifier.image_size})
+    most = max(5, plan.recipe.classifier.epochs)
+    return {
+        size: {epochs: resize(plan, size, epochs).hours for epochs in range(1, most + 1)}
+        for size in sizes
+    }
+
+
+def describe_plan(plan: Plan, hours: float) -> dict:
+    """The plan as JSON: stages, totals, sessions of `hours`, rates, what else would fit."""
+    devices = plan.machine.devices if plan.machine.gpu else 0
+    return {
+        "recipe": to_dict(plan.recipe),
+        "images": {"train": plan.train_images, "test": plan.test_images},
+        "machine": asdict(plan.machine),
+        "rates": asdict(plan.rates),
+        "stages": [
+            {**asdict(stage), "gpu_hours": stage.seconds / 3600 * devices} for stage in plan.stages
+        ],
+        "hours": plan.hours,
+        "gpu_hours": plan.hours * devices,
+        "bytes": sum(stage.bytes for stage in plan.stages),
+        "session_hours": hours,
+        "sessions": math.ceil(plan.hours / hours),
+        "hours_by_size_and_epochs": compare_sizes(plan),
+    }
