@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -18,7 +18,7 @@ from kit import InputError
 from kit.competition import LABELS
 from kit.dicom.parsing import DicomError, MissingError
 from kit.dicom.pixels import read_hounsfield
-from kit.processes import WorkerError
+from kit.processes import ScarcityError, find_scarcity, reading
 from kit.windowing import InputConfig, render_image
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ class SliceDataset(torch.utils.data.Dataset):
         try:
             slices = [self._read_neighbour(row, offset) for offset in self.config.neighbours]
         except DicomError as error:
+            if isinstance(error.__cause__, OSError) and (lack := find_scarcity(error.__cause__)):
+                raise ScarcityError(lack) from error  # not the file's fault
             missing = error.path if isinstance(error, MissingError) else None
             return {"row": int(row), "reason": error.reason, "code": error.code, "missing": missing}
         if self.transform is not None:
@@ -195,16 +197,15 @@ def load_batches(dataset: SliceDataset, batches: list[np.ndarray], workers: int)
     `join_neighbours` makes of it what the model takes.
     `failed` lists (row, reason) of files that gave no image, and `codes` has the reason's code for
     each of these rows; `image` is None if every file of the batch failed.
-    Raises `FileNotFoundError` for a file that cannot be opened: it was there when it was indexed.
+    Raises `FileNotFoundError` for a file that cannot be opened: it was there when it was indexed;
+    otherwise as `reading.read_batches`.
     """
-    loader = torch.utils.data.DataLoader(
-        dataset,
-        batch_sampler=[batch.tolist() for batch in batches],
-        num_workers=workers,
-        collate_fn=_Collate(dataset),
-        pin_memory=torch.cuda.is_available(),
-    )
-    for batch in _take_batches(loader):
+    config = dataset.config
+    most = max(map(len, batches), default=0) * len(config.neighbours)
+    pixels = most * config.image_size**2 * len(config.windows)
+    size = pixels * (1 if config.scale == "uint8" else 4)  # bytes; the other scales are float32
+    reader = _BatchReader(dataset, batches)
+    for batch in reading.read_batches(reader, len(batches), size, workers):
         if batch["missing"]:
             path, reason = batch["missing"][0]
             raise FileNotFoundError(
@@ -213,46 +214,49 @@ def load_batches(dataset: SliceDataset, batches: list[np.ndarray], workers: int)
                 "an empty file in its place leaves the slice out",
                 path,
             )
+        for name in batch.keys() & {"parts", "labels"}:
+            batch[name] = torch.from_numpy(batch[name])
         yield batch
 
 
-def _take_batches(loader: torch.utils.data.DataLoader) -> Iterator[dict]:
-    try:
-        yield from loader
-    except (EOFError, ConnectionError) as error:  # killed while it was handing a batch over
-        raise WorkerError("a worker process died while it was handing a batch over") from error
+class _BatchReader:
+    """Reads the batch of a number, as `reading.read_batches` takes it."""
 
+    def __init__(self, dataset: SliceDataset, batches: list[np.ndarray]):
+        self.dataset, self.batches = dataset, batches
 
-class _Collate:
-    def __init__(self, dataset: SliceDataset):
-        self.paths = dataset.paths
-
-    def __call__(self, items: Iterable[dict]) -> dict:
+    def __call__(self, number: int) -> dict[str, Any]:
+        items = [self.dataset[row] for row in self.batches[number].tolist()]
         good = [item for item in items if "slices" in item]
         bad = [item for item in items if "reason" in item]
+        images, parts = _list_parts([item["slices"] for item in good])
         batch: dict[str, Any] = {
             "failed": [(item["row"], item["reason"]) for item in bad],
             "codes": {item["row"]: item["code"] for item in bad},
             "missing": [(item["missing"], item["reason"]) for item in bad if item["missing"]],
             "rows": np.array([item["row"] for item in good], dtype=np.int64),
-            "names": [self.paths[item["row"]] for item in good],
-            "image": None,
+            "names": [self.dataset.paths[item["row"]] for item in good],
+            "parts": parts,
+            "image": images,
         }
-        if good:
-            batch |= stack_slices([item["slices"] for item in good])
         if good and "labels" in good[0]:
-            batch["labels"] = torch.from_numpy(np.stack([item["labels"] for item in good]))
+            batch["labels"] = np.stack([item["labels"] for item in good])
         return batch
 
 
-def stack_slices(found: list[list[np.ndarray | None]]) -> dict[str, torch.Tensor]:
-    """Stack the images of B slices, K each: `image` and `parts` as `load_batches` yields them."""
+def _list_parts(found: list[list[np.ndarray | None]]) -> tuple[list[np.ndarray], np.ndarray]:
+    """The images of B slices, K each, every one once; which of them each slice is seen as."""
     # A slice that several see is one array: `_Memory` hands out the same.
     each = {id(image): image for slices in found for image in slices if image is not None}
     places = {name: place for place, name in enumerate(each)} | {id(None): -1}
     parts = [[places[id(image)] for image in slices] for slices in found]
-    stacked = torch.from_numpy(np.stack(list(each.values())))
-    return {"image": stacked, "parts": torch.tensor(parts)}
+    return list(each.values()), np.array(parts, dtype=np.int64)
+
+
+def stack_slices(found: list[list[np.ndarray | None]]) -> dict[str, torch.Tensor]:
+    """Stack the images of B slices, K each: `image` and `parts` as `load_batches` yields them."""
+    images, parts = _list_parts(found)
+    return {"image": torch.from_numpy(np.stack(images)), "parts": torch.from_numpy(parts)}
 
 
 def join_neighbours(batch: dict) -> torch.Tensor:

@@ -1,9 +1,13 @@
+import errno
 import random
+import subprocess
+import sys
 
+import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import shared
+from conftest import ROOT, shared
 from dicom_files import write_slice
 
 from kit.dicom.parsing import DicomError
@@ -17,6 +21,7 @@ from kit.images import (
     make_augmentation,
     read_image,
 )
+from kit.processes import ScarcityError
 from kit.slices import index_slices
 from kit.slices.competition_files import index_competition
 from kit.windowing import InputConfig, crop_to_head, resize_image, window_image
@@ -260,3 +265,101 @@ def test_augmentation_moves_a_slice_and_its_neighbours_alike(slices):
         moved += not same[0]
     assert all(middle)
     assert moved > 5
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_batch_keeps_its_images_while_others_are_read(slices, workers):
+    """Workers write into memory that is used again; what was handed out must not change."""
+    dataset = SliceDataset(slices, show(16))
+    rows = np.array_split(np.arange(len(slices)), 40)
+    for batch, expected in zip(list(load_batches(dataset, rows, workers)), rows, strict=True):
+        assert batch["rows"].tolist() == expected.tolist()
+        wanted = np.stack([dataset[row]["slices"][0] for row in expected])
+        np.testing.assert_array_equal(batch["image"], wanted)
+
+
+class _Threads(SliceDataset):
+    """Images that tell on how many threads OpenCV works."""
+
+    def __getitem__(self, row):
+        return {"row": row, "slices": [np.full((8, 8, 3), cv2.getNumThreads(), np.uint8)]}
+
+
+def test_opencv_works_on_one_thread_in_each_worker_and_as_before_here(slices):
+    before = cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        (batch,) = load_batches(_Threads(slices, show(8)), [np.arange(2)], 1)
+        assert batch["image"].unique().tolist() == [1]
+        assert cv2.getNumThreads() == 3
+    finally:
+        cv2.setNumThreads(before)
+
+
+READ = """
+import sys, numpy, pandas
+from kit.images import SliceDataset, load_batches
+from kit.windowing import InputConfig
+table = pandas.DataFrame({"path": sys.argv[1:]})
+rows = numpy.split(numpy.arange(len(table)), 6)
+dataset = SliceDataset(table, InputConfig(image_size=256))
+print(sum(len(batch["rows"]) for batch in load_batches(dataset, rows, 2)))
+"""
+
+
+def read_with_shared_memory(slices, mount: str) -> subprocess.CompletedProcess:
+    """Read 24 slices by two workers in batches of 786 kB, after `mount` of an own /dev/shm."""
+    if subprocess.run(["unshare", "-rm", "true"], capture_output=True).returncode:
+        pytest.skip("no mount namespace can be made here")
+    command = ["unshare", "-rm", "sh", "-c", f'{mount} && exec "$0" -c "$@"', sys.executable, READ]
+    environment = {"PYTHONPATH": str(ROOT), "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    return subprocess.run(
+        [*command, *slices["path"].head(24)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_images_need_no_room_in_dev_shm(slices):
+    """Docker gives 64 MB; a batch that did not fit had the command wait for ever."""
+    done = read_with_shared_memory(slices, "mount -t tmpfs -o size=64k tmpfs /dev/shm")
+    assert (done.returncode, done.stdout) == (0, "24\n"), done.stderr
+
+
+def test_a_dev_shm_without_any_room_is_named_with_what_to_do(slices):
+    fill = "{ head -c 99999 /dev/zero > /dev/shm/full; true; }"
+    done = read_with_shared_memory(slices, f"mount -t tmpfs -o size=64k tmpfs /dev/shm && {fill}")
+    sentence = "shared memory (/dev/shm) is full: use --workers 0, or give more of it"
+    assert sentence in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_too_many_open_files_are_not_the_fault_of_a_slice(slices, monkeypatch, workers):
+    def fail(path):
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    monkeypatch.setattr("kit.dicom.parsing.open_file", fail)
+    with pytest.raises(ScarcityError, match="too many files are open: raise the limit"):
+        list(load_batches(SliceDataset(slices, show(32)), [np.arange(4)], workers))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOMEM, "no memory")])
+def test_too_little_memory_for_a_batch_arrives_as_a_sentence(slices, monkeypatch, workers, error):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("kit.processes.reading._Reader._open_slot", fail)
+    with pytest.raises(ScarcityError, match="not enough memory: use fewer --workers"):
+        list(load_batches(SliceDataset(slices, show(32)), [np.arange(4)], workers))
+
+
+def test_too_little_memory_for_all_batches_arrives_as_a_sentence(slices, monkeypatch):
+    def fail(*_):
+        raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+    monkeypatch.setattr("kit.processes.reading.mmap.mmap", fail)
+    with pytest.raises(ScarcityError, match="not enough memory: use fewer --workers"):
+        list(load_batches(SliceDataset(slices, show(32)), [np.arange(4)], 1))

@@ -1,4 +1,7 @@
-"""A run killed at random moments ends in the same bytes as one that was left alone."""
+"""A run killed at random moments ends in the same bytes as one that was left alone.
+
+Ctrl-C at any moment ends it at once, with all its processes.
+"""
 
 import os
 import random
@@ -22,9 +25,11 @@ STAGES = 1 + 2 * 3 + 3  # the index; classifier, embeddings, LSTM of two folds; 
 def start(data, run):
     command = [sys.executable, "-m", "kit", "run", str(data), "--recipe", "demo", "--run", str(run)]
     return subprocess.Popen(
-        [*command, *FLAGS, "--workers", "1", "--quiet"],
+        [*command, *FLAGS, "--workers", "2", "--quiet"],
         cwd=ROOT,
         start_new_session=True,
+        # A shell in the background may have this test, and so the run, ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
@@ -66,6 +71,60 @@ def kill_and_go_on(data, run, draws: list[int], rng: random.Random) -> list[str]
     _, errors = process.communicate(timeout=400)
     assert process.returncode == 0, errors.decode()
     return stages
+
+
+def interrupt(data, run, done: int, seconds: float) -> str | None:
+    """Press Ctrl-C so many seconds after `done` stages; the stage it met, None if there was none.
+
+    A terminal sends it to every process. All must have ended soon after.
+    """
+    (run / ".lock").unlink(missing_ok=True)
+    process = start(data, run)
+    wait_for_stages(process, run, done)
+    time.sleep(seconds)
+    stage = (list_left(run) or ["complete"])[0]
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode in (0, 130), errors.decode()
+    if process.returncode == 0:
+        return None
+    assert errors.decode().splitlines()[-1].startswith("kit: interrupted; the same command")
+    until = time.monotonic() + 20
+    while is_alive(process.pid):
+        assert time.monotonic() < until, f"{stage}: processes are left"
+        time.sleep(0.1)
+    return stage
+
+
+def is_alive(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("done", [0, 1])  # while headers are read, and while pixels are
+def test_ctrl_c_ends_a_run_with_all_its_processes(small_data, tmp_path, done):
+    assert interrupt(small_data, tmp_path / "run", done, 1.0 * done)
+
+
+@pytest.mark.slow
+def test_ctrl_c_at_many_moments_ends_every_stage(small_data, tmp_path):
+    """At least 40 times: often while headers are read, where workers start, and in each stage."""
+    rng, stages = random.Random(2), []
+    for number in range(120):
+        done = 0 if number % 3 == 0 else rng.randrange(8)
+        run = tmp_path / ("run" if done else f"run{number}")
+        if done and not list_left(run):
+            shutil.rmtree(run)
+        stages.append(interrupt(small_data, run, done, rng.random() * rng.choice((0.1, 1, 3))))
+        stages = [stage for stage in stages if stage]
+        if len(stages) >= 40 and len(set(stages)) >= 6:
+            break
+    assert len(stages) >= 40
+    assert len(set(stages)) >= 6
 
 
 def test_a_run_killed_a_few_times_ends_in_the_same_bytes(small_run, small_data, tmp_path):

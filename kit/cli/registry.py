@@ -59,5 +59,5 @@ DATA = argument("data", type=Path, help="the folder or zip of the competition")
 RUN = argument("run", type=parse_run, help="the run directory")
 RUN_FLAG = argument("--run", type=parse_run, required=True, help="the run directory")
 WORKERS = argument(
-    "--workers", type=int, help="number of worker processes (default: CPU cores - 1)"
+    "--workers", type=int, help="worker processes on this machine (default: CPU cores - 1)"
 )

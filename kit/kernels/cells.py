@@ -213,7 +213,7 @@ def _leave_outcome(stage: str, run: Run, fold: int) -> Iterator[None]:
 def _run_on_gpus(*words: str, workers: bool = True) -> None:
     """Run a command in a process for each GPU; the processes share the cores for reading."""
     processes = launch.count_processes()
-    share = ["--workers", str(max(1, count_cores() // processes))] if workers else []
+    share = ["--workers", str(count_cores())] if workers else []
     launch.run_command(*words, *share, processes=processes)
 
 

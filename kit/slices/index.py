@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from kit import InputError, progress
 from kit.files import list_archive
-from kit.processes import count_cores
+from kit.processes import count_cores, explain_scarcity, shield_workers
 from kit.slices.entries import read_entries
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _map_batches(batches: list[list[str]], workers: int | None) -> Iterator[list
     A joblib backend that the caller chose, such as a cluster's by `joblib.parallel_config("dask")`,
     takes them instead.
     """
-    if len(batches) <= 4 or workers == 1:
+    if len(batches) <= 4 or workers in (0, 1):
         yield from map(read_entries, batches)
         return
     import joblib
@@ -104,4 +104,7 @@ def _map_batches(batches: list[list[str]], workers: int | None) -> Iterator[list
     if workers is None and jobs is None and isinstance(backend, joblib.parallel.LokyBackend):
         workers = count_cores()
     parallel = joblib.Parallel(workers, return_as="generator")
-    yield from parallel(joblib.delayed(read_entries)(batch) for batch in batches)
+    with explain_scarcity():
+        with shield_workers():  # the workers inherit this: the main process alone is stopped
+            found = parallel(joblib.delayed(read_entries)(batch) for batch in batches)
+        yield from found

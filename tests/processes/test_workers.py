@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -19,7 +20,15 @@ from kit.classifier import ClassifierConfig, train_classifier
 from kit.cli.commands import main
 from kit.embeddings import extract_embeddings
 from kit.phantom.write import write_phantom
-from kit.processes import WorkerError, limit_threads, restart_once
+from kit.processes import (
+    WorkerError,
+    choose_workers,
+    limit_threads,
+    reading,
+    restart_once,
+    shield_workers,
+    workers,
+)
 from kit.recipes import SMALL_RESNEXT
 from kit.slices import entries
 from kit.slices.competition_files import index_competition
@@ -218,10 +227,66 @@ def test_other_errors_are_not_taken_for_a_death_nor_is_torchrun_restarted(monkey
     assert len(calls) == 2
 
 
+@pytest.mark.parametrize(
+    ("given", "ranks", "cores", "expected"),
+    [
+        (None, None, 4, 3),
+        (None, "2", 4, 1),
+        (None, "2", 16, 7),
+        (None, "8", 4, 1),
+        (6, None, 4, 6),
+        (6, "2", 4, 3),
+        (1, "2", 4, 1),
+        (0, "2", 4, 0),
+    ],
+)
+def test_the_processes_of_a_machine_share_its_workers(monkeypatch, given, ranks, cores, expected):
+    monkeypatch.setattr(workers, "count_cores", lambda: cores)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if ranks:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    assert choose_workers(given) == expected
+
+
+def test_shielded_workers_never_hear_of_ctrl_c():
+    press = "import os, signal; os.kill(os.getpid(), signal.SIGINT); print('alive')"
+    with shield_workers():
+        done = subprocess.run([sys.executable, "-c", press], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "alive\n")
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, set())
+
+
+@pytest.mark.parametrize(
+    "error", [WorkerError("died"), ImportError("half imported"), None], ids=["death", "other", "no"]
+)
+def test_an_interrupted_stage_neither_restarts_nor_ends_as_if_nothing_were(error):
+    calls, handler = [], signal.getsignal(signal.SIGINT)
+
+    @restart_once
+    def stage():
+        calls.append(1)
+        with contextlib.suppress(KeyboardInterrupt):  # as a library's callback loses it
+            os.kill(os.getpid(), signal.SIGINT)
+            threading.Event().wait(1)
+        if error:
+            raise error
+
+    with pytest.raises(KeyboardInterrupt):
+        stage()
+    assert len(calls) == 1
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_no_worker_beside_the_main_process_can_be_asked_for(small_data):
+    expected = index_competition(small_data, workers=1)
+    for table, wanted in zip(index_competition(small_data, workers=0), expected, strict=True):
+        pd.testing.assert_frame_equal(table, wanted)
+
+
 def test_a_connection_broken_by_a_death_counts_as_one(
     slices, trained, tmp_path, monkeypatch, caplog
 ):
-    original, calls = images._take_batches, []
+    original, calls = reading.take_batches, []
 
     def break_once(loader):
         calls.append(1)
@@ -230,7 +295,7 @@ def test_a_connection_broken_by_a_death_counts_as_one(
                 raise WorkerError("a worker process died while it was handing a batch over")
             yield batch
 
-    monkeypatch.setattr(images, "_take_batches", break_once)
+    monkeypatch.setattr(reading, "take_batches", break_once)
     weights = trained / "epoch2.safetensors"
     store = extract_embeddings(slices, weights, tmp_path / "store", CPU, 1)
     assert len(store.embeddings) == len(slices)
