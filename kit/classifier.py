@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,7 @@ class Classifier(nn.Module):
         """Build the model; with `load` also fetch the initial weights that `config` names."""
         super().__init__()
         self.config = config
+        self.layout = torch.channels_last
         self.backbone = make_backbone(config, load)
         # Some timm models change the width between the pooling and their own head.
         width = getattr(self.backbone, "head_hidden_size", self.backbone.num_features)
@@ -73,18 +74,25 @@ class Classifier(nn.Module):
         """Images (B, S, S, channels) as `join_neighbours` returns them → logits (B, 6)."""
         return self.head(self.embed(images))
 
+    def lay_out(self, layout: torch.memory_format) -> None:
+        """Have the convolutions compute in a layout; channels last is the loader's."""
+        self.layout = layout
+        self.backbone.to(memory_format=layout)
+
     def embed(self, images: torch.Tensor) -> torch.Tensor:
         """Images (B, S, S, channels) → embedding (B, E)."""
-        # The loader's layout, channels last, is also the fastest for convolutions.
         channels_first = images.permute(0, 3, 1, 2)
         normalized = (channels_first - self.mean) / self.std
-        features = self.backbone(normalized.to(self.head.weight.dtype))
+        dtype = self.head.weight.dtype
+        features = self.backbone(normalized.to(dtype, memory_format=self.layout))
         return features.mean(dim=(2, 3)) if self.config.embedding == "pre_logits" else features
 
-    def embed_views(self, images: torch.Tensor) -> torch.Tensor:
-        """As `embed`, averaged over identity, horizontal flip and transpose."""
-        views = (images, images.flip(2), images.transpose(1, 2))
-        return torch.stack([self.embed(view).float() for view in views]).mean(dim=0)
+    def embed_views(
+        self, images: torch.Tensor, embed: Callable[[torch.Tensor], torch.Tensor] | None = None
+    ) -> torch.Tensor:
+        """As `embed`, or another form of it, averaged over identity, horizontal flip, transpose."""
+        views = (images, images.flip(2), images.transpose(1, 2).contiguous())
+        return torch.stack([(embed or self.embed)(view).float() for view in views]).mean(dim=0)
 
 
 def make_backbone(config: ClassifierConfig, load: bool) -> nn.Module:
