@@ -10,7 +10,7 @@ from kit.embeddings import extract_embeddings
 from kit.lstm import LSTMConfig, SequenceLSTM, predict_logits
 from kit.recipes import SMALL_RESNEXT
 from kit.sequences import SeriesDataset
-from kit.training import amp
+from kit.training import amp, tuning
 from kit.training.checkpoints import load_weights, save_weights
 from kit.training.config import TrainingConfig
 from kit.training.loop import Task, fit, make_optimizer, train_step, weighted_loss
@@ -138,7 +138,11 @@ def test_a_series_gets_the_same_logits(packed):
     np.testing.assert_allclose(found, expected, atol=0.02)
 
 
-def test_a_small_store_holds_the_same_embeddings(tmp_path):
+@pytest.mark.parametrize("long", [False, True])
+def test_a_small_store_holds_the_same_embeddings(tmp_path, monkeypatch, long):
+    if long:  # as if it were: everything is tried and compiled
+        monkeypatch.setattr(tuning, "WORTH_TRIALS", 0.0)
+        monkeypatch.setattr(tuning, "WORTH_COMPILING", 0.0)
     pd = pytest.importorskip("pandas")
     from dicom_files import write_slice
 
@@ -156,3 +160,9 @@ def test_a_small_store_holds_the_same_embeddings(tmp_path):
     values = [np.asarray(store.embeddings, dtype=np.float64) for store in stores]
     assert np.abs(values[1] - values[0]).max() < 0.02 * np.abs(values[0]).max()
     np.testing.assert_allclose(stores[1].logits, stores[0].logits, atol=0.02)
+    assert "speed" not in stores[0].provenance
+    noted = stores[1].provenance["speed"]
+    assert noted["card"] == torch.cuda.get_device_name(GPU)
+    assert len(noted["milliseconds"]) == (5 if long else 1)
+    assert noted["way"] in noted["milliseconds"]
+    assert not torch.backends.cudnn.benchmark

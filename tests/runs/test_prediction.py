@@ -135,7 +135,7 @@ def test_a_prediction_that_was_broken_off_goes_on(small_run, small_data, tmp_pat
             embedded.append(len(batch["rows"]))
             yield batch
 
-    monkeypatch.setattr("kit.embeddings._FLUSH_SECONDS", -1)
+    monkeypatch.setattr("kit.embeddings.writer.FLUSH_SECONDS", -1)
     for change in (None, folder / f"{expected['SOPInstanceUID'].iloc[0]}.dcm"):
         monkeypatch.setattr(images, "load_batches", partial(load_batches, stop_at=2))
         with pytest.raises(KeyboardInterrupt):

@@ -1,18 +1,18 @@
 import json
-import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from kit import embeddings
+from kit import images
 from kit.classifier import Classifier, load_classifier
-from kit.embeddings import EmbeddingStore, extract_embeddings
+from kit.embeddings import EmbeddingStore, extract_embeddings, extraction, writer
 from kit.images import SliceDataset, join_neighbours, read_image, stack_slices
 from kit.runs.tables import read_slices
 from kit.training.checkpoints import TrainingError, load_weights, save_tensors, save_weights
 from kit.training.config import ClassifierConfig
 from kit.training.loop import OutOfTime
+from kit.training.tuning import Tuning
 
 CPU = torch.device("cpu")
 
@@ -52,27 +52,11 @@ def test_an_embedding_that_float16_cannot_hold_stops_it_naming_the_file(
     assert not (tmp_path / "store" / "store.json").exists()
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"failed": 3}'])
-def test_a_store_of_another_kind_is_refused_by_name(small_run, tmp_path, text):
-    shutil.copytree(small_run.store(0, 1), tmp_path / "store")
-    (tmp_path / "store" / "store.json").write_text(text)
-    with pytest.raises(ValueError, match="store: not an embedding store"):
-        EmbeddingStore(tmp_path / "store")
-
-
-@pytest.mark.parametrize("values", [np.zeros(5), np.array(0.5), np.zeros((5, 2), "U3")])
-def test_embeddings_of_another_kind_are_refused_by_name(small_run, tmp_path, values):
-    shutil.copytree(small_run.store(0, 1), tmp_path / "store")
-    np.save(tmp_path / "store" / "embeddings.npy", values)
-    with pytest.raises(ValueError, match=r"store: embeddings\.npy is no float16 table"):
-        EmbeddingStore(tmp_path / "store")
-
-
 def test_a_stopped_extraction_goes_on_to_the_same_bytes(small_run, weights, tmp_path, monkeypatch):
     slices = read_slices(small_run).head(120)
     whole = extract_embeddings(slices, weights, tmp_path / "whole", CPU, 1)
     served = 0
-    original = embeddings.images.load_batches
+    original = images.load_batches
 
     def stop_midway(*arguments):
         nonlocal served
@@ -82,14 +66,14 @@ def test_a_stopped_extraction_goes_on_to_the_same_bytes(small_run, weights, tmp_
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(embeddings, "_FLUSH_SECONDS", -1)
-    monkeypatch.setattr(embeddings.images, "load_batches", stop_midway)
+    monkeypatch.setattr(writer, "FLUSH_SECONDS", -1)
+    monkeypatch.setattr(images, "load_batches", stop_midway)
     with pytest.raises(KeyboardInterrupt):
         extract_embeddings(slices, weights, tmp_path / "stopped", CPU, 1)
-    monkeypatch.setattr(embeddings.images, "load_batches", original)
+    monkeypatch.setattr(images, "load_batches", original)
     assert not (tmp_path / "stopped" / "store.json").exists()
     marker = json.loads((tmp_path / "stopped" / "progress0of1.json").read_text())
-    assert marker["done"] == 64
+    assert marker["done"] == [[0, 64]]
     with pytest.raises(OutOfTime, match="after 96 slices"):
         extract_embeddings(slices, weights, tmp_path / "stopped", CPU, 1, deadline=0.0)
     store = extract_embeddings(slices, weights, tmp_path / "stopped", CPU, 1)
@@ -123,43 +107,6 @@ def test_other_weights_make_the_store_anew(small_run, weights, tmp_path):
     assert np.abs(before - second.embeddings).max() > 0.01
 
 
-def test_a_folder_that_is_no_store_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=f"{tmp_path}: not an embedding store"):
-        EmbeddingStore(tmp_path)
-
-
-def test_where_one_process_has_begun_none_begins_anew(small_run, weights, tmp_path, monkeypatch):
-    """The second of two processes noted its half, the first was killed before it noted any."""
-    slices, digest = read_slices(small_run).head(64), embeddings.hash_file(weights)
-    whole = extract_embeddings(slices, weights, tmp_path / "whole", CPU, 0)
-    (tmp_path / "two").mkdir()
-    for name in ("embeddings", "logits"):
-        values = np.array(getattr(whole, name))
-        values[:32] = 0
-        np.save(tmp_path / "two" / f"{name}.npy", values)
-        (tmp_path / "two" / f"{name}.npy").rename(tmp_path / "two" / f"{name}.npy.part")
-    done = {"done": 64, "failed": {}, "weights_sha256": digest}
-    (tmp_path / "two" / "progress1of2.json").write_text(json.dumps(done))
-    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
-    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
-    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
-    monkeypatch.setattr("torch.distributed.barrier", lambda: None)
-    monkeypatch.setattr("torch.distributed.all_reduce", lambda *_: None)
-    store = extract_embeddings(slices, weights, tmp_path / "two", CPU, 0)
-    np.testing.assert_array_equal(store.embeddings, whole.embeddings)
-
-
-def test_another_number_of_processes_begins_anew(small_run, weights, tmp_path):
-    slices = read_slices(small_run).head(8)
-    whole = extract_embeddings(slices, weights, tmp_path / "whole", CPU, 0)
-    (tmp_path / "one").mkdir()
-    state = {"done": 8, "failed": {"7": "gone"}, "weights_sha256": embeddings.hash_file(weights)}
-    (tmp_path / "one" / "progress1of2.json").write_text(json.dumps(state))
-    store = extract_embeddings(slices, weights, tmp_path / "one", CPU, 0)
-    assert store.failed == {}
-    np.testing.assert_array_equal(store.embeddings, whole.embeddings)
-
-
 def test_a_model_that_sees_neighbours_embeds_a_series_as_if_at_once(small_run, tmp_path):
     slices = read_slices(small_run)
     slices = slices[slices["series"].isin(slices["series"].unique()[:3])].reset_index(drop=True)
@@ -179,3 +126,29 @@ def test_a_model_that_sees_neighbours_embeds_a_series_as_if_at_once(small_run, t
         expected = model.embed(images)
     assert (images[0, ..., :3] == 0).all()  # below the first slice there is none
     np.testing.assert_allclose(store.embeddings[usable], expected, atol=2e-3)
+
+
+@pytest.mark.parametrize("way", [Tuning(channels_last=False), Tuning(compiled=True)])
+def test_the_ways_of_a_gpu_give_the_same_embeddings(weights, monkeypatch, way):
+    """The layout, and the batch filled up for a compiled model, on the CPU."""
+    monkeypatch.setattr(torch, "compile", lambda embed, dynamic: embed)
+    model = load_classifier(weights)
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.integers(0, 255, (7, 64, 64, 3), dtype=np.uint8))
+    batch = {"image": image, "parts": torch.arange(7)[:, None]}
+    embedder = extraction._Embedder(model, 3, CPU)
+    sizes = []
+    with torch.inference_mode():
+        expected = embedder(batch)
+        embedder.filled = True
+        embedder._set_way(way)
+        model.backbone.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+        found = embedder(batch)
+    assert sizes == [3] * 9  # three views of three pieces, the last with two images of zeros
+    for one, other in zip(found, expected, strict=True):
+        assert len(one) == 7
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=2e-3)
+
+
+def test_a_cpu_tries_nothing_and_notes_nothing(weights):
+    assert extraction._Embedder(load_classifier(weights), 3, CPU).choose_way(10**9) == {}

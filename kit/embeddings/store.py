@@ -1,0 +1,98 @@
+"""A finished store of embeddings: one row per slice, memory-mapped."""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import DTypeLike
+
+from kit import InputError
+from kit.competition import LABELS
+from kit.files import name_errors, read_json, replace_file, write_json
+from kit.sequences import SeriesDataset
+
+PAGE = 4096  # bytes: a page of memory, and a block of most file systems
+
+
+class EmbeddingStore:
+    """A folder with `embeddings.npy` (N, E) float16, memory-mapped, and the slices' ids beside it.
+
+    `ids` (N,) are SOPInstanceUIDs in row order; `failed` maps those that could not be read to the
+    reason (their rows are zeros); `logits` (N, 6) float32 are the classifier's, or None;
+    `provenance` says what the embeddings were made from. Raises `InputError` naming the folder.
+    """
+
+    def __init__(self, directory: Path):
+        try:
+            name = directory / "embeddings.npy"
+            self.embeddings = np.load(name, mmap_mode="r", allow_pickle=False)
+            self.provenance = read_json(directory / "store.json")
+            ids = (directory / "ids.txt").read_text(encoding="utf-8")
+            self.ids = np.array(ids.split("\n")[:-1])
+            logits = directory / "logits.npy"
+            self.logits = np.load(logits, allow_pickle=False) if logits.exists() else None
+            self.failed = dict(self.provenance["failed"])
+            self.codes = dict(self.provenance.get("codes", {}))  # not in older stores
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{directory}: not an embedding store ({error})") from error
+        if self.embeddings.dtype != np.float16 or self.embeddings.ndim != 2:
+            raise InputError(f"{directory}: embeddings.npy is no float16 table")
+        if len(self.ids) != len(self.embeddings):
+            raise InputError(
+                f"{directory}: {len(self.ids)} ids for {len(self.embeddings)} embeddings"
+            )
+        self.directory = directory
+
+    def find_rows(self, ids) -> np.ndarray:
+        """The row of each SOPInstanceUID, (len(ids),); −1 for one without an embedding."""
+        rows = pd.Index(self.ids).get_indexer(ids)
+        if self.failed:
+            rows[np.isin(np.asarray(ids, dtype=object), list(self.failed))] = -1
+        return rows
+
+    def probabilities(self, ids) -> np.ndarray:
+        """The classifier's own probabilities, (len(ids), 6); NaN for a slice without any."""
+        rows = self.find_rows(ids)
+        probabilities = np.full((len(rows), len(LABELS)), np.nan)
+        if self.logits is None:
+            return probabilities
+        logits = self.logits[rows[rows >= 0]].astype(np.float64)
+        probabilities[rows >= 0] = 1 / (1 + np.exp(-logits))
+        return probabilities
+
+
+def make_series(store: EmbeddingStore, table: pd.DataFrame) -> SeriesDataset:
+    """The series of a part of the slice table, with their embeddings."""
+    rows = store.find_rows(table["SOPInstanceUID"])
+    logits = store.logits if store.logits is None else store.logits[rows]
+    return SeriesDataset(store.embeddings, table, rows, logits)
+
+
+def seal_store(directory: Path, ids: Iterable[str], provenance: dict) -> None:
+    """Write the ids and, last, `store.json`, which makes the store complete."""
+    with replace_file(directory / "ids.txt") as part:
+        part.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
+    write_json(directory / "store.json", provenance)
+
+
+def create_array(path: Path, shape: tuple[int, int], dtype: DTypeLike) -> np.memmap:
+    """Create a memory-mapped `.npy` file with all its room: a full disk may kill later writes.
+
+    Its header fills a page: the rows begin with the next one.
+    """
+    entries = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+    text = repr(entries).ljust(PAGE - 11) + "\n"
+    header = np.lib.format.magic(1, 0) + struct.pack("<H", len(text)) + text.encode("ascii")
+    size = PAGE + shape[0] * shape[1] * np.dtype(dtype).itemsize
+    with name_errors(path), open(path, "wb") as file:
+        file.write(header)
+        file.truncate(size)
+        if hasattr(os, "posix_fallocate"):  # neither on macOS nor on Windows
+            file.flush()
+            os.posix_fallocate(file.fileno(), 0, size)
+    return np.load(path, mmap_mode="r+", allow_pickle=False)
