@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+from typing import Any, TypeVar, cast
 
 from tqdm import tqdm
 
@@ -20,7 +21,25 @@ class _Printer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        print(self.format(record), file=stream, flush=True)
+        print(self.format(record), file=_Lenient(stream), flush=True)
+
+
+class _Lenient:
+    """A stream whose failure stops nothing: hours of work count more than what is shown of it."""
+
+    def __init__(self, stream: Any):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self.stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
 
 
 def show_messages() -> None:
@@ -57,6 +76,7 @@ def open_bar(description: str, total: int | None, unit: str = "it", done: int = 
     live = sys.stderr.isatty()
     return tqdm(
         desc=description,
+        file=cast(Any, _Lenient(sys.stderr)),
         total=total,
         initial=done,
         unit=unit,
@@ -71,7 +91,7 @@ def open_bar(description: str, total: int | None, unit: str = "it", done: int = 
 def announce(text: str) -> None:
     """Print a line where the bars are drawn, unless `quiet`."""
     if not quiet:
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(text, file=cast(Any, _Lenient(sys.stderr)))
 
 
 def format_count(number: int, noun: str) -> str:

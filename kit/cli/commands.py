@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import sys
@@ -46,9 +47,12 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code, as `_EXIT_CODES` lists them."""
+    _open_closed_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
     parser = make_parser(arguments)
-    options = parser.parse_args(arguments)
+    options, unknown = parser.parse_known_args(arguments)
+    if unknown:  # by the command's own usage, which says what it takes
+        getattr(options, "parser", parser).error(f"unrecognized arguments: {' '.join(unknown)}")
     if not hasattr(options, "execute"):
         parser.print_help()
         return 2
@@ -56,12 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
         _execute(options)
         return 0
     except KeyboardInterrupt:
-        print("kit: interrupted; the same command continues from what is saved", file=sys.stderr)
+        _complain("kit: interrupted; the same command continues from what is saved")
         return 130
     except (KitError, OSError) as error:
         if options.traceback:
             traceback.print_exception(error)
-        print(f"kit: {_describe_error(error)}", file=sys.stderr)
+        _complain(f"kit: {_describe_error(error)}")
         return error.exit_code if isinstance(error, KitError) else 1
     except Exception as error:
         error.add_note(_BUG)  # printed below the traceback
@@ -84,7 +88,7 @@ def make_parser(arguments: list[str]) -> argparse.ArgumentParser:
         own = commands.add_parser(
             name, help=command.help, description=description, formatter_class=_Formatter
         )
-        own.set_defaults(execute=command.execute)
+        own.set_defaults(execute=command.execute, parser=own)
         if name == chosen:
             for add_argument in command.arguments:
                 add_argument(own)
@@ -105,9 +109,35 @@ def _execute(options: argparse.Namespace) -> None:
         result = options.execute(options)
     speaks = os.environ.get("RANK", "0") == "0"  # one of torchrun's processes speaks for all
     if speaks and options.json:
-        print(json.dumps(result.value if result else {}))
+        _print(json.dumps(result.value if result else {}))
     elif speaks and result and result.text:
-        print(result.text)
+        _print(result.text)
+
+
+def _open_closed_streams() -> None:
+    """Put a sink in the place of closed standard streams: the next file opened would be one."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest number, this one
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        if sys.stdout is sys.__stdout__:  # else Python would try, and fail, once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise KitError(f"standard output: {error.strerror}; the work itself is done") from error
+
+
+def _complain(text: str) -> None:
+    """Print to stderr; where that is full, the exit code alone tells."""
+    with contextlib.suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def _describe_error(error: Exception) -> str:

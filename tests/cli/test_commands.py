@@ -120,6 +120,45 @@ def test_traceback_shows_that_of_an_expected_error_too(failing, capsys):
     assert lines[-1] == "kit: no"
 
 
+STREAMS = {
+    "stdout is full": (">/dev/full", 1, "kit: standard output: No space left on device; the work"),
+    "stdout is a reader that left": ("| true", 1, "kit: standard output: Broken pipe; the work"),
+    "stderr is full": ("2>/dev/full", 0, ""),
+    "stderr is closed": ("2>&-", 0, ""),
+    "all are closed": ("<&- >&- 2>&-", 0, ""),
+}
+
+
+@pytest.mark.parametrize("how", STREAMS)
+def test_streams_that_are_closed_or_full_lose_no_work(how, tmp_path):
+    redirection, code, said = STREAMS[how]
+    data = tmp_path / "data"
+    command = f"{sys.executable} -m kit phantom {data} --patients 3 --size 32 {redirection}"
+    shell = ["bash", "-c", f"{command}; exit ${{PIPESTATUS[0]}}"]
+    run = subprocess.run(shell, cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == code, run.stderr
+    assert "Traceback" not in run.stderr
+    assert said in run.stderr
+    # No file was opened in the place of a stream, which others write to.
+    header = (data / "stage_2_train.csv").read_text().splitlines()[0]
+    assert header == "ID,Label"
+
+
+def test_what_is_said_of_an_error_is_not_needed_for_its_exit_code(tmp_path):
+    command = f"{sys.executable} -m kit status {tmp_path} 2>/dev/full"
+    run = subprocess.run(["bash", "-c", command], cwd=ROOT, capture_output=True, text=True)
+    assert (run.returncode, run.stdout) == (1, "")
+
+
+def test_a_word_too_many_is_told_by_the_commands_own_usage(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["predict", "scans", "more", "--run", "run", "--out", "p.csv"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("usage: kit predict ")
+    assert said.endswith("kit predict: error: unrecognized arguments: more\n")
+
+
 @pytest.mark.parametrize("command", list(COMMANDS))
 def test_every_command_takes_the_flags_that_all_have(command):
     (own,) = (
