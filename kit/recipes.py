@@ -142,6 +142,21 @@ def list_options(kind: Any = Recipe, prefix: str = "") -> dict[str, tuple[Any, s
     return options
 
 
+def list_changes(recipe: Recipe) -> dict[str, Any]:
+    """The options of a recipe that are not those of its name, as `find_recipe` takes them."""
+    named = RECIPES.get(recipe.name)
+    values = {name: (_read(recipe, name), named and _read(named, name)) for name in list_options()}
+    return {
+        name: mine for name, (mine, theirs) in values.items() if named is None or mine != theirs
+    }
+
+
+def _read(recipe: Recipe, name: str) -> Any:
+    """The value of the option `name`."""
+    part, _, own = name.rpartition(".")
+    return getattr(getattr(recipe, part) if part else recipe, own)
+
+
 def name_flag(name: str) -> str:
     """The flag of an option named as by `list_options`: `--lstm-hidden-size` for the LSTM's."""
     return "--" + name.replace(".", "-").replace("_", "-")

@@ -8,7 +8,15 @@ from kit import InputError
 from kit.cli.commands import make_parser
 from kit.cli.flags import read_recipe
 from kit.lstm import LSTMConfig
-from kit.recipes import RECIPES, find_recipe, format_flags, from_dict, list_options, to_dict
+from kit.recipes import (
+    RECIPES,
+    find_recipe,
+    format_flags,
+    from_dict,
+    list_changes,
+    list_options,
+    to_dict,
+)
 from kit.runs.directory import list_classifier_epochs, list_lstm_epochs
 from kit.training.config import TrainingConfig
 
@@ -32,6 +40,14 @@ def test_flags_of_changes_are_read_back():
     words = ["run", "data", "--run", "run", "--recipe", "blog", *format_flags(CHANGES)]
     options = make_parser(words).parse_args(words)
     assert read_recipe(options) == find_recipe("blog", CHANGES)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_changes_of_a_recipe_make_it_again(name):
+    assert list_changes(RECIPES[name]) == {}
+    for changes in (CHANGES, {"lstm.epochs": 5, "bag_lstm_epochs": 1}):
+        recipe = find_recipe(name, changes)
+        assert find_recipe(name, list_changes(recipe)) == recipe
 
 
 def test_options_have_help_and_what_the_program_sets_is_none():

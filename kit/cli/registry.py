@@ -55,9 +55,32 @@ def parse_run(text: str) -> Any:
     return Run(Path(text))
 
 
+def require_data(path: Path) -> None:
+    """Raise `FileNotFoundError` where nothing is at `path`: at once, before torch is loaded."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: there is no such folder or zip archive")
+
+
+def require_runs(*runs: Any) -> None:
+    """Raise `RunError` where one of them is none, before torch is loaded."""
+    from kit.runs.directory import read_recipe
+
+    for run in runs:
+        read_recipe(run)
+
+
+def _parse_workers(text: str) -> int:
+    workers = int(text)
+    if not 0 <= workers <= 1024:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of processes")
+    return workers
+
+
 DATA = argument("data", type=Path, help="the folder or zip of the competition")
 RUN = argument("run", type=parse_run, help="the run directory")
 RUN_FLAG = argument("--run", type=parse_run, required=True, help="the run directory")
 WORKERS = argument(
-    "--workers", type=int, help="worker processes on this machine (default: CPU cores - 1)"
+    "--workers",
+    type=_parse_workers,
+    help="worker processes on this machine (default: CPU cores - 1)",
 )

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from kit import InputError
-from kit.cli.registry import DATA, RUN_FLAG, WORKERS, Commands, Result, argument
+from kit.cli.registry import DATA, RUN_FLAG, WORKERS, Commands, Result, argument, require_data
 
 COMMANDS = Commands()
 
@@ -23,20 +23,20 @@ COMMANDS = Commands()
     argument(
         "--threshold",
         type=float,
-        default=0.5,
-        help="lowest probability of a slice that --by series counts as positive",
+        help="lowest probability of a slice that --by series and --report count as positive "
+        "(default: 0.5)",
     ),
     argument("--report", action="store_true", help="also write a page with Grad-CAM images"),
     argument("--pseudonymize", action="store_true", help="replace PatientIDs by running numbers"),
     WORKERS,
 )
 def predict(options: argparse.Namespace) -> Result:
+    threshold = _check_options(options)
+
     from kit.cli.tables import describe_prediction
     from kit.processes import limit_threads
     from kit.runs.prediction import load_model, predict_scans, write_predictions
 
-    if not 0 <= options.threshold <= 1:
-        raise InputError(f"the threshold {options.threshold:g} is not a probability")
     out, page, model = options.out, options.out.with_suffix(".html"), load_model(options.run.path)
     limit_threads(model.recipe.classifier.image_size)
     with predict_scans(
@@ -47,11 +47,11 @@ def predict(options: argparse.Namespace) -> Result:
         workers=options.workers,
     ) as found:
         table, skipped = found.table, found.skipped
-        write_predictions(found, out, options.by, options.threshold)
+        write_predictions(found, out, options.by, threshold)
         if options.report:  # last: if it fails, the predictions are written
             from kit.report.scans_page import write_scan_report
 
-            write_scan_report(table, page, list(model.members)[-1], skipped, options.threshold)
+            write_scan_report(table, page, list(model.members)[-1], skipped, threshold)
     files = {
         "table": out,
         "manifest": out.with_suffix(".json"),
@@ -71,6 +71,23 @@ def predict(options: argparse.Namespace) -> Result:
     )
 
 
+def _check_options(options: argparse.Namespace) -> float:
+    """Refuse what cannot be predicted before torch is loaded; return the threshold."""
+    from kit.runs.directory import read_recipe
+    from kit.runs.work import check_name
+
+    check_name(options.out)
+    require_data(options.folder)
+    read_recipe(options.run)
+    if options.threshold is None:
+        return 0.5
+    if options.by != "series" and not options.report:
+        raise InputError("--threshold counts for --by series and for --report alone")
+    if not 0 <= options.threshold <= 1:
+        raise InputError(f"the threshold {options.threshold:g} is not a probability")
+    return options.threshold
+
+
 @COMMANDS.add(
     "predict-test",
     "predict the test part of the competition",
@@ -80,14 +97,18 @@ def predict(options: argparse.Namespace) -> Result:
     WORKERS,
 )
 def predict_test(options: argparse.Namespace) -> Result:
-    from kit.processes import limit_threads
     from kit.runs.directory import read_recipe
+
+    require_data(options.data)
+    recipe = read_recipe(options.run)
+
+    from kit.processes import limit_threads
     from kit.runs.export import read_prior
     from kit.runs.prediction import predict_competition
     from kit.training.distributed import join_processes
 
     run, out = options.run, options.out
-    limit_threads(read_recipe(run).classifier.image_size)
+    limit_threads(recipe.classifier.image_size)
     with join_processes():
         predict_competition(options.data, run, out, read_prior(run), workers=options.workers)
     return Result(str(out), {"submission": str(out)})

@@ -10,7 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from kit import InputError
-from kit.cli.registry import DATA, RUN, RUN_FLAG, WORKERS, Commands, Result, argument, parse_run
+from kit.cli.registry import (
+    DATA,
+    RUN,
+    RUN_FLAG,
+    WORKERS,
+    Commands,
+    Result,
+    argument,
+    parse_run,
+    require_data,
+    require_runs,
+)
 
 COMMANDS = Commands()
 
@@ -85,12 +96,13 @@ def plan_run(options: argparse.Namespace) -> Result:
 
 @COMMANDS.add("run", "run all stages: from data to submission and report", *_NEW_RUN, _HOURS)
 def run_all(options: argparse.Namespace) -> Result:
+    recipe = _read_new(options)
+
     from kit import pipeline
-    from kit.cli.flags import read_recipe
     from kit.cli.tables import describe_intercepts, format_scores
     from kit.runs.scoring import read_metrics
 
-    run, recipe = options.run, read_recipe(options)
+    run = options.run
     with _work_on(run, recipe):
         pipeline.run_recipe(
             options.data,
@@ -109,11 +121,12 @@ def run_all(options: argparse.Namespace) -> Result:
 
 @COMMANDS.add("index", "stage 1: table of slices with labels and folds", *_NEW_RUN)
 def index(options: argparse.Namespace) -> Result:
+    recipe = _read_new(options)
+
     from kit import pipeline
-    from kit.cli.flags import read_recipe
     from kit.cli.tables import describe_intercepts
 
-    run, recipe = options.run, read_recipe(options)
+    run = options.run
     with _work_on(run, recipe):
         slices = pipeline.index(
             options.data, recipe, run, workers=options.workers, fold_table=options.fold_table
@@ -172,11 +185,13 @@ def train_lstm(options: argparse.Namespace) -> Result:
     argument("--out", type=Path, help="for several runs: the submission with their mean"),
 )
 def ensemble(options: argparse.Namespace) -> Result:
+    if len(options.run) > 1 and options.out is None:
+        raise InputError("several runs need --out, the submission to write")
+    require_runs(*options.run)
+
     from kit.cli.tables import format_blend, format_scores
     from kit.runs.scoring import blend_runs, combine
 
-    if len(options.run) > 1 and options.out is None:
-        raise InputError("several runs need --out, the submission to write")
     scores = {}
     for run in options.run:
         with _work_on(run):
@@ -198,6 +213,8 @@ def ensemble(options: argparse.Namespace) -> Result:
     argument("--series", action="append", default=[], help="also show this series; repeatable"),
 )
 def report(options: argparse.Namespace) -> Result:
+    require_runs(options.run)
+
     from kit import pipeline
 
     with _work_on(options.run):
@@ -207,12 +224,13 @@ def report(options: argparse.Namespace) -> Result:
 
 @COMMANDS.add("status", "show which outputs of a run are done", RUN)
 def show_status(options: argparse.Namespace) -> Result:
+    require_runs(options.run)
+
     from kit.cli.tables import format_stages
     from kit.pipeline import list_stages
-    from kit.runs.directory import read_config
 
     stages = list_stages(options.run)
-    return Result(format_stages(options.run, read_config(options.run), stages), dict(stages))
+    return Result(format_stages(options.run, stages), dict(stages))
 
 
 @COMMANDS.add(
@@ -222,25 +240,39 @@ def show_status(options: argparse.Namespace) -> Result:
     argument("series", help="the name of a series, or a part of it that no other name contains"),
 )
 def explain(options: argparse.Namespace) -> Result:
+    require_runs(options.run)
+
     from kit.report.explain import explain_series
 
     page = str(explain_series(options.run, options.series))
     return Result(page, {"page": page})
 
 
+def _read_new(options: argparse.Namespace) -> Any:
+    """The recipe of the command line, before torch is loaded; the data must be there."""
+    from kit.cli.flags import read_recipe
+
+    recipe = read_recipe(options)
+    require_data(options.data)
+    return recipe
+
+
 def _run_stage(name: str, options: argparse.Namespace, **arguments: Any) -> Result:
     """Run a stage for the fold asked for, or for every fold; tell where each has written."""
-    from kit.pipeline import STAGES
     from kit.runs.directory import list_folds, read_recipe
 
-    stage, run = STAGES[name], options.run
+    run = options.run
+    folds = list_folds(read_recipe(run))
+    if options.fold is not None:
+        chosen = [fold for fold in folds if str(fold) == options.fold]
+        if not chosen:
+            raise InputError(f"--fold {options.fold}: the run has {', '.join(map(str, folds))}")
+        folds = chosen
+
+    from kit.pipeline import STAGES
+
+    stage = STAGES[name]
     with _work_on(run):
-        folds = list_folds(read_recipe(run))
-        if options.fold is not None:
-            chosen = [fold for fold in folds if str(fold) == options.fold]
-            if not chosen:
-                raise InputError(f"--fold {options.fold}: the run has {', '.join(map(str, folds))}")
-            folds = chosen
         deadline = _set_deadline(options.hours)
         for fold in folds:
             stage.execute(run, fold, deadline=deadline, **arguments)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 
 import pandas as pd
@@ -9,28 +10,25 @@ import pandas as pd
 from kit.competition import LABELS
 from kit.ensemble import MODELS
 from kit.progress import format_count, format_duration
-from kit.runs.directory import Run, read_recipe
+from kit.recipes import format_flags, list_changes
+from kit.runs.directory import Run, read_config, read_recipe
 from kit.runs.tables import read_slices
-
-_SHORT = ("epidur", "parench", "ventric", "subarac", "subdur", "any")
 
 
 def format_scores(metrics: dict) -> str:
-    """Out-of-fold log loss per label and weighted, a row a model and fold."""
+    """Out-of-fold log loss: a column a model; a row a label, weighted, weighted by fold."""
     scores = metrics["scores"]
-    lines = [
-        f"Out-of-fold log loss of {metrics['slices']} slices",
-        f"{'model':<13}{'fold':>5}"
-        + "".join(f"{name:>8}" for name in _SHORT)
-        + f"{'weighted':>10}",
-    ]
-    if not scores:
-        lines = ["No slices were held out, so there is no out-of-fold score."]
-    for model, folds in scores.items():
-        for fold, losses in folds.items():
-            values = "".join(f"{losses[label]:>8.4f}" for label in LABELS)
-            name = MODELS.get(model, model) if fold == "all" else ""
-            lines.append(f"{name:<13}{fold:>5}{values}{losses['weighted']:>10.4f}")
+    lines = ["No slices were held out, so there is no out-of-fold score."]
+    if scores:
+        folds = [fold for fold in next(iter(scores.values())) if fold != "all"]
+        rows = [(name, "all", name) for name in (*LABELS, "weighted")]
+        rows += [(f"weighted, fold {fold}", fold, "weighted") for fold in folds]
+        heads = "".join(f"{MODELS.get(model, model):>14}" for model in scores)
+        lines = [f"Out-of-fold log loss of {format_count(metrics['slices'], 'slice')}"]
+        lines.append(f"{'':<20}{heads}")
+        for name, fold, key in rows:
+            values = "".join(f"{model[fold][key]:>14.4f}" for model in scores.values())
+            lines.append(f"{name:<20}{values}")
     filled = metrics.get("filled", 0)
     if filled is None:
         lines.append("No submission.csv: the data hold no stage_2_sample_submission.csv.")
@@ -45,19 +43,19 @@ def format_blend(blend: dict) -> str:
     return f"The mean of the runs:\n{scores}"
 
 
-def format_stages(run: Run, config: dict, stages: list[tuple[str, str]]) -> str:
+def format_stages(run: Run, stages: list[tuple[str, str]]) -> str:
     """The state of every output of a run, and the command that continues it."""
+    config, recipe = read_config(run), read_recipe(run)
     lines = [f"{name:<36} {state}" for name, state in stages]
     left = sum(state != "done" for _, state in stages)
     if not left:
         return "\n".join([*lines, "complete"])
-    return "\n".join(
-        [
-            *lines,
-            f"{left} of {len(stages)} stages left; with the same flags this continues:",
-            f"kit run {config.get('data', 'DATA')} --recipe {config['recipe']['name']} --run {run}",
-        ]
-    )
+    words = ["kit", "run", config.get("data", "DATA"), "--recipe", recipe.name, "--run", str(run)]
+    words += format_flags(list_changes(recipe))
+    if "fold_table_sha256" in config:
+        words += ["--fold-table", "FOLDS.csv"]  # the run knows its hash alone
+    left_over = f"{left} of {format_count(len(stages), 'output')} left; this continues:"
+    return "\n".join([*lines, left_over, shlex.join(words)])
 
 
 def format_plan(plan: dict) -> str:

@@ -94,7 +94,7 @@ def begin_run(run: Run, recipe: Recipe, data: Path, fold_table: Path | None = No
                     f"{run} was begun with {name} = {before.get(name)}, not {now.get(name)}: "
                     "name another run directory, or continue with the same values"
                 )
-    elif _is_first():
+    elif is_first():
         run.path.mkdir(parents=True, exist_ok=True)
         write_json(run.config, {"kit": kit.__version__, **wanted})
 
@@ -124,7 +124,7 @@ def read_recipe(run: Run) -> Recipe:
     config = read_config(run)
     try:
         return recipes.from_dict(config["recipe"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise RunError(f"{run.config}: not a run's configuration ({error})") from error
 
 
@@ -189,7 +189,7 @@ def lock_run(run: Run, new: bool = False) -> Iterator[None]:
     Raises `RunError` where another process is at work there, and without `new` where there is no
     run.
     """
-    if not _is_first():
+    if not is_first():
         yield
         return
     if new:
@@ -214,7 +214,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _is_first() -> bool:
+def is_first() -> bool:
     """Whether this is the only process, or the first of those that `torchrun` started."""
     return int(os.environ.get("RANK", 0)) == 0
 

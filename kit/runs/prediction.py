@@ -23,9 +23,9 @@ from kit.runs.members import bag_members, embed_members
 from kit.runs.scans import count_reasons, summarize_series, write_manifest
 from kit.runs.scoring import list_places
 from kit.runs.tables import read_placed, read_skipped, write_frame
-from kit.runs.work import hash_states, keep_work, open_work
+from kit.runs.work import check_name, hash_states, keep_work, leave_own, open_work
 from kit.slices.competition_files import find_competition
-from kit.slices.index import index_files, index_slices
+from kit.slices.index import index_files, list_files
 from kit.slices.order import number_series
 from kit.submission import fill_missing, read_sample, write_submission
 from kit.training.distributed import rank, wait_for_all
@@ -130,11 +130,9 @@ def predict_scans(
     another process is at work for `out`.
     """
     started = time.monotonic()
-    if out.suffix != ".csv":
-        raise InputError(
-            f"{out}: the table's name must end in .csv; the other files are written beside it"
-        )
-    slices, skipped = restart_once(index_slices)(scans, workers)
+    check_name(out)
+    paths = leave_own(list_files(scans), scans, out)
+    slices, skipped = restart_once(index_files)(paths, str(scans), workers)
     _refuse_empty(scans, slices, skipped)
     if pseudonymize:
         slices["PatientID"] = [f"patient{n + 1}" for n in pd.factorize(slices["PatientID"])[0]]

@@ -6,16 +6,36 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-import pandas as pd
-
+from kit import InputError
 from kit.files import split_archive, write_json
-from kit.runs.directory import RunError, lock_folder, read_document
-from kit.training.distributed import rank
+from kit.runs.directory import RunError, is_first, lock_folder, read_document
 
 _SOURCE = "source.json"  # from which files the work was made; it also marks the folder as kit's
+
+
+def check_name(out: Path) -> None:
+    """Raise `InputError` where `out` is not the name of a CSV."""
+    if out.suffix != ".csv":
+        raise InputError(
+            f"{out}: the table's name must end in .csv; the other files are written beside it"
+        )
+
+
+def leave_own(paths: list[str], scans: Path, out: Path) -> list[str]:
+    """The files below `scans` that no call for `out` wrote: it may lie among them."""
+    place = os.path.relpath(os.path.realpath(out.parent), os.path.realpath(scans))
+    folder = Path(os.path.normpath(scans / place))
+    endings = (".csv", ".skipped.csv", ".json", ".html")
+    own = {str(folder / f"{out.stem}{ending}") for ending in endings}
+    work = f"{folder / _name_work(out)}{os.sep}"
+    return [path for path in paths if path not in own and not path.startswith(work)]
+
+
+def _name_work(out: Path) -> str:
+    return f".{out.stem}.kit-work"
 
 
 @contextlib.contextmanager
@@ -25,8 +45,8 @@ def keep_work(out: Path) -> Iterator[Path]:
     After an error it stays. Raises `RunError` where another process is at work for `out`, or where
     the folder was not made by kit.
     """
-    work = out.with_name(f".{out.stem}.kit-work")
-    if rank() != 0:
+    work = out.with_name(_name_work(out))
+    if not is_first():
         yield work
         return
     found = {path.name for path in work.iterdir()} if work.is_dir() else set()
@@ -49,7 +69,7 @@ def open_work(work: Path, source: dict) -> bool:
     return False
 
 
-def hash_states(paths: pd.Series) -> str:
+def hash_states(paths: Iterable[str]) -> str:
     """Hash the files' names, sizes and times; for a zip's members, those of the zip."""
     digest = hashlib.sha256()
     for path in paths:

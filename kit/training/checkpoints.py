@@ -91,7 +91,7 @@ def load_trained(path: Path, kind: type[_Config]) -> tuple[dict[str, torch.Tenso
     weights, metadata = load_weights(path)
     try:
         config = kind(**metadata["config"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise TrainingError(f"{path}: holds no {kind.__name__} ({error})") from error
     check_finite(weights, str(path))
     return weights, config

@@ -1,12 +1,16 @@
 """`kit predict` and `kit predict-test`: the files they leave and what they print."""
 
 import json
+import shutil
 
 import numpy as np
 import pandas as pd
-from command_line import kit
+import pytest
+from command_line import check_told_at_once, kit
 
 from kit.competition import read_submission
+from kit.recipes import find_recipe
+from kit.runs.directory import Run, begin_run
 from kit.submission import validate_submission
 
 
@@ -16,9 +20,40 @@ def test_own_scans_give_a_table_and_a_one_line_summary(small_run, small_data, tm
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith(f"{out}: {len(pd.read_csv(out))} slices in ")
     assert "1 file skipped. Not a medical device." in done.stdout
-    refused = kit("predict", small_data, "--run", small_run, "--out", out, "--threshold", 3)
-    assert refused.returncode == 1
-    assert refused.stderr == "kit: the threshold 3 is not a probability\n"
+
+
+MISTAKES = {
+    "--by series --threshold 3": "the threshold 3 is not a probability",
+    "--report --threshold nan": "the threshold nan is not a probability",
+    "--threshold 0.5": "--threshold counts for --by series and for --report alone",
+    "--out p.txt": "p.txt: the table's name must end in .csv",
+}
+
+
+@pytest.mark.parametrize("flags", MISTAKES)
+def test_what_cannot_be_predicted_is_told_before_torch_is_loaded(flags, tmp_path):
+    run = Run(tmp_path / "run")
+    begin_run(run, find_recipe("demo"), tmp_path)
+    words = ["predict", str(tmp_path), "--run", str(run), "--out", str(tmp_path / "p.csv")]
+    check_told_at_once([*words, *flags.split()], 1, MISTAKES[flags])
+    words[1] = str(tmp_path / "tpyo")
+    check_told_at_once(words, 1, "tpyo: there is no such folder or zip archive")
+    words[1:4] = [str(tmp_path), "--run", str(run.path / "fold0")]
+    check_told_at_once(words, 1, f"there is no run here (is it {run}?)")
+
+
+def test_an_output_among_the_scans_is_passed_over(small_run, small_data, tmp_path):
+    scans = shutil.copytree(small_data / "stage_2_test", tmp_path / "scans")
+    out = scans / "sub" / "p.csv"
+    command = ["predict", scans, "--run", small_run, "--out", out, "--quiet"]
+    first = kit(*command, "--report")
+    assert first.returncode == 0, first.stderr
+    assert "1 file skipped" in first.stdout  # the one that is cut short
+    (out.parent / ".p.kit-work").mkdir()
+    (out.parent / ".p.kit-work" / "source.json").write_text("{}")
+    (out.parent / "notes.txt").write_text("mine")
+    again = kit(*command)
+    assert "2 files skipped" in again.stdout
 
 
 def test_results_can_be_had_in_json(small_run, small_data, tmp_path):

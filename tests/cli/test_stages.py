@@ -1,10 +1,13 @@
 """The commands that make a run: what they print, where they write, what they refuse."""
 
+import shlex
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
 
-from command_line import kit
+import pytest
+from command_line import check_told_at_once, kit
 
 from kit.cli.commands import main
 
@@ -18,8 +21,9 @@ def test_a_finished_run_has_nothing_to_do_and_prints_its_scores(small_run, small
     assert run.returncode == 0, run.stderr
     lines = run.stdout.splitlines()
     assert lines[0].startswith("Out-of-fold log loss of ")
-    assert max(map(len, lines[:14])) <= 80
-    assert [line.split()[0] for line in lines[2:14:3]] == ["classifier", "rolling", "LSTM", "bag"]
+    assert max(map(len, lines[:11])) <= 80
+    assert lines[1].split() == ["classifier", "rolling", "mean", "LSTM", "bag"]
+    assert lines[8].startswith("weighted ")
 
 
 def test_each_stage_can_be_called_by_itself(small_data, tmp_path):
@@ -43,6 +47,44 @@ def test_each_stage_can_be_called_by_itself(small_data, tmp_path):
     refused = kit("embed", run, "--fold", 1)
     assert refused.returncode == 1
     assert "--fold 1: the run has 0" in refused.stderr
+
+
+def test_the_command_that_status_prints_goes_on_to_the_end(small_run, small_data, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_run.path, run)
+    (run / "report.html").unlink()
+    left = kit("status", run).stdout.splitlines()
+    assert left[-2] == "1 of 10 outputs left; this continues:"
+    done = kit(*shlex.split(left[-1])[1:], "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert kit("status", run).stdout.splitlines()[-1] == "complete"
+    # With another flag it would be another run.
+    refused = kit(*shlex.split(left[-1])[1:], "--lstm-epochs", 3)
+    assert "was begun with recipe" in refused.stderr
+
+
+MISTAKES = {
+    "--folds 1000000000": (1, "kit: folds is 1000000000; it must be at most 100"),
+    "--train-folds 7": (1, "kit: train_folds (7,) are not among 0 to 2"),
+    "--lstm-epochs many": (2, "invalid int value: 'many'"),
+    "--workers -3": (2, "-3 is not a number of processes"),
+    "--nonsense": (2, "unrecognized arguments: --nonsense"),
+    "": (1, "there is no such folder or zip archive"),
+}
+
+
+@pytest.mark.parametrize("flags", MISTAKES)
+def test_a_mistake_in_the_flags_is_told_before_torch_is_loaded(flags, tmp_path):
+    words = ["run", str(tmp_path / "data"), "--recipe", "demo", "--run", str(tmp_path / "run")]
+    check_told_at_once([*words, *flags.split()], *MISTAKES[flags])
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "command", ["train-classifier", "embed", "train-lstm", "ensemble", "report", "status"]
+)
+def test_a_run_that_is_not_there_is_told_before_torch_is_loaded(command, tmp_path):
+    check_told_at_once([command, str(tmp_path)], 1, f"kit: {tmp_path}: there is no run here")
 
 
 def test_a_phantom_is_not_written_over(small_data):

@@ -1,9 +1,12 @@
 """The tables that commands print, written out by hand."""
 
+import shlex
 from pathlib import Path
 
 import pandas as pd
 
+from kit.cli.commands import make_parser
+from kit.cli.flags import read_recipe
 from kit.cli.tables import (
     describe_prediction,
     format_blend,
@@ -12,19 +15,27 @@ from kit.cli.tables import (
     format_stages,
 )
 from kit.competition import LABELS
-from kit.runs.directory import Run
+from kit.recipes import find_recipe
+from kit.runs.directory import Run, begin_run
 
 LOSSES = {**{label: number / 10 for number, label in enumerate(LABELS, 1)}, "weighted": 0.45678}
 
 
-def test_scores_are_a_row_for_each_model_and_fold():
-    scores = {"bag": {"all": LOSSES, "0": {**LOSSES, "weighted": 1.0}}}
+def test_scores_are_a_column_for_each_model():
+    other = {"all": LOSSES, "0": LOSSES}
+    scores = {"rolling_mean": other, "bag": {"all": LOSSES, "0": {**LOSSES, "weighted": 1.0}}}
     text = format_scores({"slices": 12, "scores": scores, "filled": 1})
     assert text.splitlines() == [
         "Out-of-fold log loss of 12 slices",
-        "model         fold  epidur parench ventric subarac  subdur     any  weighted",
-        "bag            all  0.1000  0.2000  0.3000  0.4000  0.5000  0.6000    0.4568",
-        "                 0  0.1000  0.2000  0.3000  0.4000  0.5000  0.6000    1.0000",
+        "                      rolling mean           bag",
+        "epidural                    0.1000        0.1000",
+        "intraparenchymal            0.2000        0.2000",
+        "intraventricular            0.3000        0.3000",
+        "subarachnoid                0.4000        0.4000",
+        "subdural                    0.5000        0.5000",
+        "any                         0.6000        0.6000",
+        "weighted                    0.4568        0.4568",
+        "weighted, fold 0            0.4568        1.0000",
         "1 test image without a prediction: see filled.csv",
     ]
 
@@ -35,15 +46,24 @@ def test_what_has_no_score_says_so():
     assert format_blend({"slices": 0, "scores": {}}).splitlines()[1].startswith("no score: ")
 
 
-def test_an_unfinished_run_ends_with_the_command_that_continues_it():
-    config = {"data": "data.zip", "recipe": {"name": "demo"}}
+def test_an_unfinished_run_ends_with_the_command_that_continues_it(tmp_path):
+    recipe = find_recipe("demo", {"lstm.epochs": 3, "train_folds": (), "classifier.weights": "a b"})
+    run, table = Run(tmp_path / "run"), tmp_path / "folds.csv"
+    begin_run(run, recipe, Path("my data.zip"))
     stages = [("index", "done"), ("fold 0 classifier", "missing")]
-    lines = format_stages(Run(Path("runs/a")), config, stages).splitlines()
+    lines = format_stages(run, stages).splitlines()
     assert [line.split()[-1] for line in lines[:2]] == ["done", "missing"]
-    assert lines[2].startswith("1 of 2 stages left; ")
-    assert lines[3] == "kit run data.zip --recipe demo --run runs/a"
-    finished = format_stages(Run(Path("runs/a")), config, stages[:1])
-    assert finished.splitlines()[-1] == "complete"
+    assert lines[2] == "1 of 2 outputs left; this continues:"
+    assert lines[3] == (
+        f"kit run 'my data.zip' --recipe demo --run {run} --train-folds= "
+        "'--classifier-weights=a b' --lstm-epochs=3"
+    )
+    words = shlex.split(lines[3])[1:]
+    assert read_recipe(make_parser(words).parse_args(words)) == recipe
+    assert format_stages(run, stages[:1]).splitlines()[-1] == "complete"
+    table.write_text("PatientID,fold")
+    begin_run(run, recipe, Path("my data.zip"), table)
+    assert format_stages(run, stages).endswith("--lstm-epochs=3 --fold-table FOLDS.csv")
 
 
 def test_a_prediction_counts_its_slices_series_and_corrected_files():
