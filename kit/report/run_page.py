@@ -1,9 +1,7 @@
-"""The page that shows a run, and a series of a run in a notebook."""
+"""The page that shows a run."""
 
 from __future__ import annotations
 
-import html
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +16,7 @@ from kit.evaluation.intervals import bootstrap_intervals, slice_losses
 from kit.files import read_commit
 from kit.progress import format_count
 from kit.recipes import Recipe
-from kit.report.page import render_page, write_page
+from kit.report.page import write_page
 from kit.report.series import choose_series, name_windows, present_series
 from kit.runs.directory import (
     Run,
@@ -57,29 +55,6 @@ def write_report(run: Run, series: tuple[str, ...] = ()) -> Path:
         "others": rates.index.difference(chosen, sort=False).tolist(),
     }
     return write_page(run.report, data)
-
-
-@dataclass(frozen=True)
-class SeriesPicture:
-    """The page of one series, which a notebook displays in a frame."""
-
-    page: str
-
-    def _repr_html_(self) -> str:
-        return (
-            f'<iframe srcdoc="{html.escape(self.page)}" sandbox="allow-scripts" '
-            'style="width:100%;height:780px;border:0"></iframe>'
-        )
-
-
-def show_series(run: Run, series: str) -> SeriesPicture:
-    """Picture the slices and probabilities of one series of a run for a notebook.
-
-    `series` is a series' name or a part that only its name contains; raises `InputError`
-    otherwise.
-    """
-    part = read_series(run, series)
-    return SeriesPicture(render_page(present_one(part, read_recipe(run).classifier)))
 
 
 def present_one(part: pd.DataFrame, config: ClassifierConfig) -> dict:

@@ -1,21 +1,20 @@
 """The page of a run: what it reports, which series it shows, and a series in a notebook."""
 
 import base64
-import html
 import json
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from report_pages import PageParser, read_data
+from report_pages import read_data
 
 import kit
 from kit.cli.commands import main
 from kit.competition import LABELS
 from kit.ensemble import MODELS, name_columns
 from kit.images import read_image
-from kit.report.run_page import find_commit, find_series, show_series, write_report
+from kit.report.run_page import find_commit, find_series, write_report
 from kit.runs.directory import Run, RunError
 from kit.runs.scans import count_reasons
 from kit.windowing import InputConfig
@@ -137,18 +136,6 @@ def test_a_named_series_is_on_the_page_first(small_run, capsys):
     assert data["named"] is True
     assert main(["report", str(small_run), "--series", "nobody", "--quiet"]) == 1
     assert "nobody" in capsys.readouterr().err
-
-
-def test_a_series_shows_itself_in_a_notebook_as_a_page_in_a_frame(small_run):
-    name = pd.read_parquet(small_run.test)["series"].iloc[0]
-    picture = show_series(small_run, name)
-    ((tag, attributes),) = PageParser(picture._repr_html_()).tags
-    assert tag == "iframe"
-    assert attributes["sandbox"] == "allow-scripts"
-    assert attributes["srcdoc"] == picture.page
-    assert html.escape(picture.page) in picture._repr_html_()
-    (series,) = json.loads(PageParser(picture.page).scripts[0])["series"]
-    assert series["name"] == name
 
 
 def test_the_commit_is_that_of_the_checkout_or_none():
