@@ -25,6 +25,31 @@ def pytest_runtest_setup(item):
             pytest.skip("no GPU is available")
 
 
+# Of the tests that break a run off at any instant: (what, where) of each try, and whether what was
+# left ended as if nothing had happened.
+TRIES: list[tuple[str, str, bool]] = []
+
+
+def note_tries(what: str, places: list[str], passed: bool) -> None:
+    """Note tries for the table at the end, and fail where they have not passed."""
+    TRIES.extend((what, place, passed) for place in places)
+    assert passed, f"{what}: after {places} a run ended otherwise"
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Print how often each kind of failure was tried, where, and how often nothing was lost."""
+    if not TRIES:
+        return
+    terminalreporter.section("tries of failures at any instant")
+    terminalreporter.write_line(f"{'':<40}{'tries':>6}{'passed':>8}")
+    for what in dict.fromkeys(what for what, _, _ in TRIES):
+        mine = [(place, passed) for kind, place, passed in TRIES if kind == what]
+        terminalreporter.write_line(f"{what:<40}{len(mine):>6}{sum(p for _, p in mine):>8}")
+        for place in dict.fromkeys(place for place, _ in mine):
+            here = [passed for other, passed in mine if other == place]
+            terminalreporter.write_line(f"  {place:<38}{len(here):>6}{sum(here):>8}")
+
+
 def golden(name: str):
     """Golden values: what the published code computes."""
     return np.load(ROOT / "tests" / "golden" / f"{name}.npz")

@@ -2,17 +2,21 @@
 
 import contextlib
 import os
+import random
 import re
 import shutil
 import subprocess
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import limit_files
+from command_line import kit
+from conftest import limit_files, note_tries
 
 from kit.cli.commands import main
 from kit.competition import LABELS
@@ -112,6 +116,40 @@ def test_a_run_on_a_full_disk_names_the_file_and_ends_in_the_same_bytes(tiny, di
     assert main(list(map(str, command))) == 0
     for name in ("submission.csv", "oof.parquet", "slices.parquet"):
         assert (run / name).read_bytes() == (tiny / "run" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_at_any_instant_loses_nothing(tiny, disk):
+    """At least 25 times, at instants drawn from a whole run; what is left goes on to its end."""
+    run, rng, tries, number, noted = disk.path / "run", random.Random(2), [], 0, 0
+    command = ["run", tiny / "data", "--run", run, *FLAGS]
+    started = time.monotonic()
+    assert kit(*command).returncode == 0
+    seconds = time.monotonic() - started
+    while len(tries) < 25:
+        if number % 6 == 0:
+            shutil.rmtree(run)
+        number += 1
+        filling = threading.Timer(rng.uniform(0, seconds), disk.leave, [rng.choice((0, 4, 60))])
+        filling.start()
+        done = kit(*command)
+        filling.cancel()
+        filling.join()
+        if disk.ballast.exists():
+            disk.empty()
+        if done.returncode:
+            said = re.fullmatch(rf"kit: {run}/?(\S*): No space left on device\n", done.stderr)
+            assert said, done.stderr
+            tries.append(re.sub(r"fold\d/|\d+|\.part", "", said[1]) or "run")
+        if done.returncode == 0 or number % 6 == 0:
+            again = kit(*command)
+            alike = [
+                (run / name).read_bytes() == (tiny / "run" / name).read_bytes()
+                for name in ("submission.csv", "oof.parquet", "slices.parquet")
+            ]
+            note_tries("disk full", tries[noted:], again.returncode == 0 and all(alike))
+            noted = len(tries)
+    assert disk.list_parts() == []
 
 
 def test_a_phantom_that_does_not_fit_leaves_nothing(disk, capsys):
