@@ -23,6 +23,7 @@ TEST = [
     "pytest-cov>=5",
     "pytest-xdist>=3.5",
     "selenium>=4.20",
+    "SimpleITK>=2.4",
     "tensorboard>=2.17",
 ]
 

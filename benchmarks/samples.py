@@ -25,7 +25,7 @@ def draw_lengths(series: int, seed: int = 0) -> np.ndarray:
 def write_slices(directory: Path, count: int) -> list[str]:
     """The first `count` intact 512×512 files of a phantom, which the reference can read too."""
     from kit.dicom.header import read_header
-    from kit.dicom.pixels import check_pixel_bytes, has_wrong_intercept
+    from kit.dicom.pixels import check_pixel_bytes, may_have_wrong_intercept
     from kit.phantom.write import write_phantom
 
     folder = directory / "phantom"
@@ -37,7 +37,7 @@ def write_slices(directory: Path, count: int) -> list[str]:
     sound = [
         path
         for path, header in headers.items()
-        if not has_wrong_intercept(header) and not check_pixel_bytes(header)
+        if not may_have_wrong_intercept(header) and not check_pixel_bytes(header)
     ]
     assert len(sound) >= count, f"the phantom has only {len(sound)} sound files"
     return sound[:count]

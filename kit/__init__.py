@@ -4,6 +4,7 @@ An open implementation of the 2nd-place solution of the RSNA Intracranial Hemorr
 competition (2019). Not a medical device.
 """
 
+import re
 from importlib import import_module
 from typing import Any
 
@@ -36,6 +37,18 @@ class KitError(Exception):
 
 class InputError(KitError, ValueError):
     """A file, a folder or a value that was given cannot be used; the text says why."""
+
+
+# Control characters, C1 too, which a terminal obeys; halves of characters, which no file takes; and
+# those that end a line or turn its direction.
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def escape_controls(text: str, keep: str = "") -> str:
+    """The text with its control characters, but those to `keep`, as in source code: `\\x1b`."""
+    return _CONTROLS.sub(
+        lambda found: found[0] if found[0] in keep else ascii(found[0])[1:-1], text
+    )
 
 
 def __getattr__(name: str) -> Any:

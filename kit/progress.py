@@ -10,6 +10,8 @@ from typing import Any, TypeVar, cast
 
 from tqdm import tqdm
 
+from kit import escape_controls
+
 _Item = TypeVar("_Item")
 
 quiet = False  # set by the command line's --quiet
@@ -21,7 +23,8 @@ class _Printer(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         stream = sys.stderr if record.levelno >= logging.WARNING else sys.stdout
-        print(self.format(record), file=_Lenient(stream), flush=True)
+        text = escape_controls(self.format(record), keep="\n\t")
+        print(text, file=_Lenient(stream), flush=True)
 
 
 class _Lenient:
@@ -91,6 +94,7 @@ def open_bar(description: str, total: int | None, unit: str = "it", done: int = 
 def announce(text: str) -> None:
     """Print a line where the bars are drawn, unless `quiet`."""
     if not quiet:
+        text = escape_controls(text, keep="\n\t")
         tqdm.write(text, file=cast(Any, _Lenient(sys.stderr)))
 
 

@@ -41,7 +41,8 @@ def write_slice(path: Path, stored=None, *, syntax=ExplicitVRLittleEndian, bare=
             dataset.pop(keyword, None)
         else:
             setattr(dataset, keyword, value)
-    dataset.HighBit = dataset.BitsStored - 1
+    if "HighBit" not in tags:
+        dataset.HighBit = dataset.BitsStored - 1
     encoding = {"implicit_vr": syntax.is_implicit_VR, "little_endian": syntax.is_little_endian}
     path.parent.mkdir(parents=True, exist_ok=True)
     if bare:

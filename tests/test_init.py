@@ -28,3 +28,9 @@ def test_every_name_that_is_offered_is_there():
     assert all(getattr(kit, name) is not None for name in kit.__all__)
     assert set(kit.__all__) <= set(dir(kit))
     assert not hasattr(kit, "no_such_name")
+
+
+def test_what_a_terminal_would_obey_is_written_as_in_source_code():
+    text = "a\x1b[31m b\r c\x9b d\u202e e\nü 頭\t"
+    assert kit.escape_controls(text) == "a\\x1b[31m b\\r c\\x9b d\\u202e e\\nü 頭\\t"
+    assert kit.escape_controls(text, keep="\n\t").endswith(" e\nü 頭\t")

@@ -12,7 +12,7 @@ from contextlib import redirect_stdout
 from functools import partial
 
 import kit
-from kit import KitError, progress
+from kit import KitError, escape_controls, progress
 from kit.cli import kaggle, scans, stages
 
 _DESCRIPTION = """\
@@ -141,7 +141,7 @@ def _complain(text: str) -> None:
 
 
 def _describe_error(error: Exception) -> str:
-    """One sentence; for an error of the system, file and reason."""
+    """One sentence, safe for a terminal; for an error of the system, file and reason."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return str(error)
+        return escape_controls(f"{error.filename}: {error.strerror}")
+    return escape_controls(str(error), keep="\n\t")

@@ -28,6 +28,9 @@ COMMANDS = Commands()
     ),
     argument("--report", action="store_true", help="also write a page with Grad-CAM images"),
     argument("--pseudonymize", action="store_true", help="replace PatientIDs by running numbers"),
+    argument(
+        "--skip-unreadable", action="store_true", help="go on without folders that cannot be listed"
+    ),
     WORKERS,
 )
 def predict(options: argparse.Namespace) -> Result:
@@ -45,6 +48,7 @@ def predict(options: argparse.Namespace) -> Result:
         out,
         pseudonymize=options.pseudonymize,
         workers=options.workers,
+        skip_unreadable=options.skip_unreadable,
     ) as found:
         table, skipped = found.table, found.skipped
         write_predictions(found, out, options.by, threshold)

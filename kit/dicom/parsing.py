@@ -12,7 +12,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import pydicom
 import pydicom.config
@@ -21,7 +21,7 @@ from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.tag import TagListType
 from pydicom.uid import DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
 
-from kit import KitError
+from kit import KitError, escape_controls
 from kit.files import Reason, explain_error, file_size, open_file
 
 # What pydicom and its decoders raise on broken bytes: the header's structure, its values, or the
@@ -64,6 +64,20 @@ _BARE_STARTS = (b"\x02\x00", b"\x08\x00", b"\x00\x08")
 _START_BYTES = 1 << 14
 _MEMBER_START_BYTES = 1 << 12
 _PIXEL_GROUP = b"\xe0\x7f"
+_ELEMENT_BYTES = 16  # of an element's tag, type and length, and the first ones of its value
+
+# Place and bytes by which what lies among scans is told from DICOM, and what it is.
+_FORMS = (
+    (0, b"PK\x03\x04", "a zip archive; unpack it first"),
+    (0, b"\x1f\x8b", "packed by gzip; unpack it first"),
+    (257, b"ustar", "a tar archive; unpack it first"),
+    (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
+    (0, b"Rar!", "a RAR archive; unpack it first"),
+    (0, b"\x89PNG", "a PNG image"),
+    (0, b"\xff\xd8\xff", "a JPEG image"),
+    (0, b"%PDF", "a PDF document"),
+    (344, b"n+1\0", "a NIfTI image"),
+)
 
 
 class DicomError(KitError, ValueError):
@@ -82,6 +96,17 @@ class DicomError(KitError, ValueError):
         return type(self), (self.path, self.code, self.detail)
 
 
+class Parsed(NamedTuple):
+    """What was parsed of a file, the first bytes behind it, and how many bytes these are part of.
+
+    They are the Pixel Data element's, if the elements before it were asked for and it is there.
+    """
+
+    dataset: FileDataset
+    next_bytes: bytes
+    bytes_left: int
+
+
 class UnreadableError(DicomError):
     """Not there, not permitted, or not a DICOM file."""
 
@@ -90,11 +115,10 @@ class MissingError(UnreadableError):
     """Not there, or not permitted: what is wrong is not in the file."""
 
 
-def parse_file(path: str | Path, tags: TagListType | None = None) -> tuple[FileDataset, int]:
-    """Parse a file; return its dataset, and how many bytes follow what was parsed.
+def parse_file(path: str | Path, tags: TagListType | None = None) -> Parsed:
+    """Parse a file. With `tags`, read these elements alone, and nothing from the pixels on.
 
-    With `tags`, read these elements alone, and nothing from the pixels on. Raises
-    `UnreadableError`.
+    Raises `UnreadableError`.
     """
     try:
         with open_file(path) as file:
@@ -105,6 +129,10 @@ def parse_file(path: str | Path, tags: TagListType | None = None) -> tuple[FileD
             if parsed is None:
                 file.seek(0)
                 parsed = _parse_bounded(_BoundedFile(file, size, tags is not None), tags)
+            if parsed is None:
+                file.seek(0)
+                raise UnreadableError(path, "not a DICOM file", _name_form(file.read(512)))
+            return parsed
     except (OSError, zipfile.BadZipFile, zlib.error) as error:
         missing = isinstance(error, FileNotFoundError | PermissionError)
         reason = explain_error(error)
@@ -113,9 +141,6 @@ def parse_file(path: str | Path, tags: TagListType | None = None) -> tuple[FileD
         raise
     except PARSE_ERRORS as error:
         raise UnreadableError(path, "header cannot be parsed", describe_error(error)) from error
-    if parsed is None:
-        raise UnreadableError(path, "not a DICOM file")
-    return parsed
 
 
 @contextlib.contextmanager
@@ -157,10 +182,15 @@ def parse_numbers(text: str) -> tuple[float, ...] | None:
 def describe_error(error: BaseException) -> str:
     """An exception's text on one line, without what it quotes."""
     text = " ".join(str(error).split()) or type(error).__name__
-    return re.sub(r"""b?(["']).*?\1""", "…", text)[:200]
+    return escape_controls(re.sub(r"""b?(["']).*?\1""", "…", text)[:200])
 
 
-def _parse_start(file: BinaryIO, size: int, tags: TagListType) -> tuple[FileDataset, int] | None:
+def _name_form(start: bytes) -> str:
+    """What a file is that is not DICOM, by its first bytes; empty where they do not tell."""
+    return next((form for place, magic, form in _FORMS if start[place:].startswith(magic)), "")
+
+
+def _parse_start(file: BinaryIO, size: int, tags: TagListType) -> Parsed | None:
     """`parse_file` of a header that lies within the file's first bytes; None if it does not."""
     member = isinstance(file, zipfile.ZipExtFile)
     start = file.read(_MEMBER_START_BYTES if member else _START_BYTES)
@@ -171,10 +201,12 @@ def _parse_start(file: BinaryIO, size: int, tags: TagListType) -> tuple[FileData
         return None
     end = content.tell()
     # Elsewhere parsing also ends where the bytes do, or where pydicom gives up.
-    return (dataset, size - end) if start[end : end + 2] == _PIXEL_GROUP else None
+    if start[end : end + 2] != _PIXEL_GROUP or end + _ELEMENT_BYTES > len(start):
+        return None
+    return Parsed(dataset, start[end : end + _ELEMENT_BYTES], size - end)
 
 
-def _parse_bounded(file: _BoundedFile, tags: TagListType | None) -> tuple[FileDataset, int] | None:
+def _parse_bounded(file: _BoundedFile, tags: TagListType | None) -> Parsed | None:
     """`parse_file` of a file in any form; None if it is not DICOM."""
     stop = tags is not None
     try:
@@ -190,7 +222,8 @@ def _parse_bounded(file: _BoundedFile, tags: TagListType | None) -> tuple[FileDa
         dataset = pydicom.dcmread(file, stop_before_pixels=stop, specific_tags=tags, force=True)
         if "Modality" not in dataset:
             return None
-    return dataset, file.size - file.tell()
+    left = file.size - file.tell()
+    return Parsed(dataset, file.read(_ELEMENT_BYTES), left)
 
 
 class _DeflatedError(ValueError):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 from pydicom.dataset import FileDataset
-from pydicom.encaps import get_frame
+from pydicom.encaps import generate_fragments, get_frame
 from pydicom.uid import (
     ExplicitVRBigEndian,
     JPEG2000TransferSyntaxes,
@@ -16,11 +16,25 @@ from pydicom.uid import (
     RLELossless,
 )
 
-from kit.dicom.header import NATIVE_SYNTAXES, Header, PixelError, check_header
+from kit.dicom.checks import NATIVE_SYNTAXES
+from kit.dicom.header import (
+    Header,
+    PixelError,
+    check_header,
+    count_pixel_bytes,
+)
 from kit.dicom.parsing import PARSE_ERRORS, describe_error, parse_file, read_leniently
 from kit.files import Reason
 
 _CODED_WITH_SIZE = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes}
+
+
+# The wrong intercept: 12-bit values of −1000 HU are stored as 3096, air's noise around it.
+_WRAP = 4096
+_WRAPPED_AIR = _WRAP - 1000
+_CORNERS = [0, 0, -1, -1], [0, -1, 0, -1]
+
+AIR = -1000  # HU
 
 
 @read_leniently()
@@ -28,89 +42,146 @@ def read_hounsfield(path: str | Path, repair: bool = True) -> np.ndarray:
     """Read one CT slice in Hounsfield units, shape (rows, cols).
 
     int16 if slope and intercept keep every value a 16-bit integer (as in the competition), else
-    float32. MONOCHROME1 concerns the display alone and changes no value. With `repair`, the wrong
-    intercept that `has_wrong_intercept` finds is corrected.
+    float32. MONOCHROME1 concerns the display alone and changes no value. Padding, where a corner
+    shows that the image has it, is air: at most −1000. With `repair`, the wrong intercept that
+    `has_wrong_intercept` finds is corrected.
 
     Raises a `DicomError` naming the file and the reason: unreadable, not a CT slice, pixels cut
     short or not decodable, or values that cannot be Hounsfield units.
     """
-    dataset, bytes_left = parse_file(path)
-    header = check_header(dataset, bytes_left, path)
-    stored = _decode_pixels(dataset, header, path)
+    header, cells, stored = _read_stored(path)
     slope, intercept = (float(header.values[f"Rescale{name}"]) for name in ("Slope", "Intercept"))
-    if repair and has_wrong_intercept(header):
-        stored = stored.astype(np.int32) + 1000
-        stored[stored >= 4096] -= 4096
-        intercept = -1000.0
-    return _rescale(stored, slope, intercept)
+    if repair and may_have_wrong_intercept(header) and _has_wrapped_air(stored):
+        stored, intercept = _unwrap(stored), 0.0
+    hounsfield = _rescale(stored, slope, intercept)
+    padded = _find_padding(header, cells, stored)
+    if padded is not None:
+        hounsfield[padded] = np.minimum(hounsfield[padded], AIR)
+    return hounsfield
 
 
-def has_wrong_intercept(header: Header) -> bool:
-    """Whether 12-bit signed data is declared unsigned, as in 123 of the training files.
+def may_have_wrong_intercept(header: Header) -> bool:
+    """Whether the header is that of a file with the competition's wrong intercept.
 
-    The sign is BitsStored 12, PixelRepresentation 0 and an intercept above −100, as measured on
-    the training files; none of the stage-2 test files has it.
+    In 123 of the training files 12-bit signed data are declared unsigned, slope 1, intercept 0 or
+    1; none of the stage-2 test files has it. Others' files have such a header and are right.
     """
     values = header.values
     return (
         values["BitsStored"] == 12
         and values["PixelRepresentation"] == 0
-        and float(values["RescaleIntercept"]) > -100
+        and float(values["RescaleSlope"]) == 1
+        and float(values["RescaleIntercept"]) in (0, 1)
     )
+
+
+@read_leniently()
+def has_wrong_intercept(path: str | Path) -> bool:
+    """Whether a file has the competition's wrong intercept: by its header and its pixels.
+
+    Only signed data explain air at the top of the range in all corners. Raises as
+    `read_hounsfield`.
+    """
+    header, _, stored = _read_stored(path)
+    return may_have_wrong_intercept(header) and _has_wrapped_air(stored)
 
 
 def check_pixel_bytes(header: Header) -> Reason | None:
     """Why the file of a header from `read_header` cannot hold all its pixels, or None.
 
-    Known from the file's size alone, and only if the pixels are not compressed.
+    Known from the file's size alone, and, where the pixels are compressed, only if there are none.
     """
-    values = header.values
-    expected = values["Rows"] * values["Columns"] * values["BitsAllocated"] // 8
-    if header.syntax not in NATIVE_SYNTAXES or header.pixel_bytes >= expected:
+    if header.pixel_bytes is None:
+        return Reason("file holds no pixel data")
+    expected = count_pixel_bytes(header.values) if header.syntax in NATIVE_SYNTAXES else 1
+    if header.pixel_bytes >= expected:
         return None
-    return Reason("pixel data is cut short", f"{header.pixel_bytes} of {expected} bytes")
+    code = "pixel data is cut short, or coded" if header.itemized else "pixel data is cut short"
+    return Reason(code, f"{max(0, header.pixel_bytes)} of {expected} bytes")
+
+
+def _has_wrapped_air(stored: np.ndarray) -> bool:
+    """Whether the corners, and some of the image, hold what can only be air, as a negative value.
+
+    It is −1000 ± 200 HU; a corner may also hold padding below that, down to 12 bits' least.
+    """
+    corners = stored[_CORNERS]
+    in_corners = corners.min() >= _WRAP // 2 and corners.max() <= _WRAPPED_AIR + 200
+    return bool(
+        in_corners and (np.abs(stored.astype(np.int32) - _WRAPPED_AIR) <= 200).mean() > 0.02
+    )
+
+
+def _unwrap(stored: np.ndarray) -> np.ndarray:
+    """Wrapped values → Hounsfield units.
+
+    In the competition's files no value is below −1000, and metal goes up to 3095. Where corners or
+    the air's noise are below, the values are signed ones of 12 bits.
+    """
+    below = (stored >= _WRAPPED_AIR - 200) & (stored < _WRAPPED_AIR)
+    signed = stored[_CORNERS].min() < _WRAPPED_AIR or below.mean() > 0.01
+    stored = stored.astype(np.int32)
+    return np.where(stored >= (_WRAP // 2 if signed else _WRAPPED_AIR), stored - _WRAP, stored)
+
+
+def _read_stored(path: str | Path) -> tuple[Header, np.ndarray, np.ndarray]:
+    """A file's header, its pixels as they are stored, and the values in them; both (rows, cols)."""
+    parsed = parse_file(path)
+    header = check_header(parsed, path)
+    cells = _decode_pixels(parsed.dataset, header, path)
+    return header, cells, _extract_values(cells, header, path)
 
 
 def _decode_pixels(dataset: FileDataset, header: Header, path: str | Path) -> np.ndarray:
-    """The stored values, (rows, cols), whole numbers."""
+    """The pixels as they are stored, (rows, cols), whole numbers."""
     shape = header.values["Rows"], header.values["Columns"]
+    reason = check_pixel_bytes(header)
+    if reason:
+        raise PixelError(path, *reason)
     try:
-        pixels = dataset.get("PixelData")
-        if pixels is None:
-            raise PixelError(path, "file holds no pixel data")
         if header.syntax in NATIVE_SYNTAXES:
-            reason = check_pixel_bytes(header._replace(pixel_bytes=len(pixels)))
-            if reason:
-                raise PixelError(path, *reason)
-            stored = _view_native(pixels, header)
-        else:
-            dataset.file_meta.TransferSyntaxUID = header.syntax  # a bare file does not name it
-            if header.syntax == RLELossless:
-                # The Rust decoder panics on broken data, which no `except` for errors catches.
-                dataset.pixel_array_options(decoding_plugin="pydicom")
-            found = _find_coded_shape(dataset) if header.syntax in _CODED_WITH_SIZE else shape
-            if found == shape:
-                stored = dataset.pixel_array
-                found = stored.shape
-            if found != shape:
-                code = "coded image does not have the header's size"
-                raise PixelError(path, code, f"it is {found}, the header says {shape}")
+            return _view_native(dataset.PixelData, header, path)
+        dataset.file_meta.TransferSyntaxUID = header.syntax  # a bare file does not name it
+        if header.syntax == RLELossless:
+            # The Rust decoder panics on broken data, which no `except` for errors catches.
+            dataset.pixel_array_options(decoding_plugin="pydicom")
+        found = _find_coded_shape(dataset) if header.syntax in _CODED_WITH_SIZE else shape
+        if found == shape:
+            stored = dataset.pixel_array
+            found = stored.shape
     except PixelError:
         raise
     except (*PARSE_ERRORS, OSError) as error:
         raise PixelError(path, "pixels cannot be decoded", describe_error(error)) from error
-    return _extend_sign(stored, header.values["BitsStored"], header.values["PixelRepresentation"])
+    if found != shape:
+        code = "coded image does not have the header's size"
+        raise PixelError(path, code, f"it is {found}, the header says {shape}")
+    return stored
 
 
-def _view_native(pixels: bytes, header: Header) -> np.ndarray:
-    """The stored values of pixels that are not coded, read-only: no copy, unlike `pixel_array`."""
+def _view_native(pixels: bytes, header: Header, path: str | Path) -> np.ndarray:
+    """Pixels that are not coded, read-only: no copy, unlike `pixel_array`."""
     values = header.values
     order = ">" if header.syntax == ExplicitVRBigEndian else "<"
+    if header.itemized:
+        pixels = _join_items(pixels, order, header, path)
     kind = "i" if values["PixelRepresentation"] else "u"
     dtype = np.dtype(f"{order}{kind}{values['BitsAllocated'] // 8}")
     shape = values["Rows"], values["Columns"]
     stored = np.frombuffer(pixels, dtype, shape[0] * shape[1]).reshape(shape)
     return stored.astype(dtype.newbyteorder("="), copy=False)
+
+
+def _join_items(pixels: bytes, order: str, header: Header, path: str | Path) -> bytes:
+    """Pixels that are not coded and yet lie in items, as coded ones do."""
+    table, *frames = generate_fragments(pixels, endianness=order)
+    # One frame's offset table is empty or one number; without a table the first item is pixels.
+    found = b"".join(frames if len(table) in (0, 4) else [table, *frames])
+    expected = count_pixel_bytes(header.values)
+    if len(found) != expected:
+        code = "items of the pixel data do not have the header's size"
+        raise PixelError(path, code, f"{len(found)} of {expected} bytes")
+    return found
 
 
 def _find_coded_shape(dataset: FileDataset) -> tuple[int, ...]:
@@ -137,13 +208,41 @@ def _find_coded_shape(dataset: FileDataset) -> tuple[int, ...]:
     raise ValueError("the coded image does not state its size")
 
 
-def _extend_sign(stored: np.ndarray, bits: int, signed: int) -> np.ndarray:
-    """Values of `bits` bits; the bits above them do not belong to the value."""
+def _extract_values(cells: np.ndarray, header: Header, path: str | Path) -> np.ndarray:
+    """The values in the cells: the bits stored up to the high bit; other bits are not theirs."""
+    bits, signed = header.values["BitsStored"], header.values["PixelRepresentation"]
+    high_bit = header.values["HighBit"]
+    shift = 0 if high_bit is None else high_bit + 1 - bits
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
-    if stored.min() >= low and stored.max() <= high:
-        return stored
-    shift = stored.dtype.itemsize * 8 - bits
-    return (stored << shift) >> shift
+    fits = cells.min() >= low and cells.max() <= high
+    if fits and not shift:
+        return cells
+    if bits <= 8 and not fits and not shift:  # fewer than HU need, and no scanner's overlay
+        raise PixelError(path, "values do not fit into the bits stored", f"BitsStored is {bits}")
+    if shift and fits and (cells & ((1 << shift) - 1)).any():
+        raise PixelError(path, "values do not lie where the high bit says", f"it is {high_bit}")
+    width = cells.itemsize * 8
+    return (cells << (width - bits - shift)) >> (width - bits)
+
+
+def _find_padding(header: Header, cells: np.ndarray, stored: np.ndarray) -> np.ndarray | None:
+    """Which pixels are padding, (rows, cols) bool; None where no corner is.
+
+    A value that stands in no corner is no padding of this image: it may be tissue's.
+    """
+    value, limit = (header.values[f"PixelPadding{name}"] for name in ("Value", "RangeLimit"))
+    if value is None:
+        return None
+    # Known as 16 or 32 bits without a sign: as the pixels are.
+    low, high = (
+        int(np.array(number).astype(np.uint32).astype(cells.dtype))
+        for number in (value, value if limit is None else limit)
+    )
+    if low > high:
+        low, high = high, low
+    # A value of more bits than are stored is in the cells alone.
+    padded = ((cells >= low) & (cells <= high)) | ((stored >= low) & (stored <= high))
+    return padded if padded[_CORNERS].any() else None
 
 
 def _rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:

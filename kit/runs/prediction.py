@@ -88,13 +88,15 @@ def predict(
     out: str | Path | None = None,
     *,
     workers: int | None = None,
+    skip_unreadable: bool = False,
 ) -> pd.DataFrame:
     """Predict every CT slice in a folder or zip of DICOM files. Not a medical device.
 
     `model` is a run directory or what `load_model` returned. Returns one row per slice, in the
     order of the series: the slice's identity, `seq`, `position` (mm), `path`, `repaired` and a
     probability per label. With `out`, a name ending in .csv, the table is also written there, and
-    the skipped files and a manifest beside it, as `kit predict` does.
+    the skipped files and a manifest beside it, as `kit predict` does. With `skip_unreadable`, a
+    folder below `scans` that cannot be listed is skipped too.
 
     Raises `RunError` where the run is not complete, `InputError` where there is no usable slice.
     """
@@ -102,7 +104,9 @@ def predict(
         model = load_model(model)
     with tempfile.TemporaryDirectory(prefix="kit-predict") as folder:
         place = Path(folder) / "predictions.csv" if out is None else Path(out)
-        with predict_scans(Path(scans), model, place, workers=workers) as predictions:
+        with predict_scans(
+            Path(scans), model, place, workers=workers, skip_unreadable=skip_unreadable
+        ) as predictions:
             if out is not None:
                 write_predictions(predictions, place)
     if len(predictions.skipped):
@@ -119,6 +123,7 @@ def predict_scans(
     *,
     pseudonymize: bool = False,
     workers: int | None = None,
+    skip_unreadable: bool = False,
 ) -> Iterator[Predictions]:
     """Predict every CT slice in a folder or zip by all members of a run; write them in the block.
 
@@ -131,13 +136,15 @@ def predict_scans(
     """
     started = time.monotonic()
     check_name(out)
-    paths = leave_own(list_files(scans), scans, out)
-    slices, skipped = restart_once(index_files)(paths, str(scans), workers)
+    closed: list[OSError] | None = [] if skip_unreadable else None
+    paths = leave_own(list_files(scans, closed), scans, out)
+    slices, skipped = restart_once(index_files)(paths, str(scans), workers, closed=closed)
     _refuse_empty(scans, slices, skipped)
     if pseudonymize:
         slices["PatientID"] = [f"patient{n + 1}" for n in pd.factorize(slices["PatientID"])[0]]
         numbers, names = number_series(slices)
         slices["series"] = names[numbers]
+    names = _make_ids_unique(slices)
     slices["repaired"] &= model.recipe.classifier.repair
     with keep_work(out) as work:
         open_work(work, {"files": hash_states(slices["path"])})
@@ -145,7 +152,19 @@ def predict_scans(
         probabilities, series = bag_members(slices, model.members, stores)
         skipped = pd.concat([skipped, _list_failed(slices, stores[0])[skipped.columns]])
         table = slices[_COLUMNS].join(probabilities, on="SOPInstanceUID", how="inner")
+        table["SOPInstanceUID"] = names[table.index]
         yield Predictions(table, series, skipped, model, time.monotonic() - started)
+
+
+def _make_ids_unique(slices: pd.DataFrame) -> pd.Series:
+    """Have slices of one SOPInstanceUID bear their series too; return what they were called.
+
+    Anonymizers restart the UIDs with each patient, and embeddings and predictions go by them.
+    """
+    names = slices["SOPInstanceUID"].copy()
+    again = names.duplicated(keep=False)
+    slices.loc[again, "SOPInstanceUID"] = slices["series"][again] + "/" + names[again]
+    return names
 
 
 def write_predictions(
@@ -186,7 +205,7 @@ def predict_competition(
     with keep_work(out) as work:
         table = work / "slices.parquet"
         if rank() == 0 and not (open_work(work, source) and table.exists()):
-            slices, skipped = restart_once(index_files)(files.test, str(data), workers)
+            slices, skipped = restart_once(index_files)(files.test, str(data), workers, unique=True)
             _refuse_empty(data, slices, skipped)
             write_frame(rest, skipped)
             write_frame(table, slices)

@@ -68,7 +68,7 @@ def index_competition(
     labels = read_labels(files.labels) if files.train and files.labels else None
     if files.test and files.sample is not None:
         read_submission(files.sample)
-    slices, skipped = index_files(files.train + files.test, str(data), workers)
+    slices, skipped = index_files(files.train + files.test, str(data), workers, unique=True)
     in_test = slices["path"].isin(set(files.test))
     slices["split"] = in_test.map({True: "test", False: "train"}).astype(str)
     if labels is None:

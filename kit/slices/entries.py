@@ -12,7 +12,9 @@ from functools import lru_cache
 from operator import mul
 from typing import Any
 
+from kit import escape_controls
 from kit.dicom import header, pixels
+from kit.dicom.checks import show_numbers
 from kit.dicom.parsing import DicomError, parse_numbers
 from kit.files import Reason
 
@@ -32,12 +34,20 @@ HEADER_COLUMNS = (
     "Columns",
 )
 
+# By these, slices are grouped and ordered where UIDs and positions do not tell.
+GROUP_COLUMNS = ("FrameOfReferenceUID", "SeriesNumber", "AcquisitionNumber")
+
+ENTRY_COLUMNS = ("path", "reason", "code", "repaired", "note", *HEADER_COLUMNS, *GROUP_COLUMNS)
+
 _IDENTITY = HEADER_COLUMNS[:4]
 
-_FARTHEST = 1e5  # mm from the scanner's origin: a hundred metres are in no scanner
-
-# What no text holds: control characters, halves of characters.
+# What no text holds. The other control characters may be letters in a character set not named.
 _UNSAFE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
+
+_FARTHEST = 1e5  # mm from the scanner's origin: a hundred metres are in no scanner
+_LEAST_AXIAL = 0.7  # of a unit normal's z; gantries tilt to 30°, heads a little more
+_LEAST_AIR = -200  # HU; every slice of a head has air below
+_NO_AIR = "no value can be below -200 HU, so the rescale intercept may be wrong"
 
 
 def read_entries(paths: list[str]) -> list[tuple]:
@@ -45,33 +55,49 @@ def read_entries(paths: list[str]) -> list[tuple]:
     return [read_entry(path) for path in paths]
 
 
+def refuse_entry(path: str, reason: Reason) -> tuple:
+    """The `ENTRY_COLUMNS` of a file of whose header nothing is used."""
+    return (path, str(reason), reason.code, *[None] * (len(ENTRY_COLUMNS) - 3))
+
+
 def read_entry(path: str) -> tuple:
-    """(path, reason, code, repaired, *the header's `HEADER_COLUMNS`); None where not known.
+    """The `ENTRY_COLUMNS` of one file; None where not known.
 
     `reason` and its `code` are None for a file that can be used. Nothing is raised: what is wrong
     with the file is its reason.
     """
-    nothing = (None,) * (1 + len(HEADER_COLUMNS))
-    if not _is_text(path):
-        shown = path.encode("utf-8", "backslashreplace").decode("utf-8")
-        code = "file's name is not UTF-8 text"
-        return (shown, f"{code}: rename it", code, *nothing)
+    shown = escape_controls(path)
+    if shown != path:
+        code = "file's name holds characters that are not text"
+        return refuse_entry(shown, Reason(code, "rename it"))
     try:
         found = header.read_header(path)
     except DicomError as error:
-        return (path, error.reason, error.code, *nothing)
+        return refuse_entry(path, Reason(error.code, error.detail))
     reason = _check_identity(found.values) or _check_position(found.values)
     if reason:
-        return (path, str(reason), reason.code, *nothing)
+        return refuse_entry(path, reason)
     found.values.update(dict.fromkeys(_find_nonsense(found.values)))
-    values = [found.values[name] for name in HEADER_COLUMNS]
-    reason = pixels.check_pixel_bytes(found)
+    reason, repaired = _check_pixels(path, found)
     explained = (str(reason), reason.code) if reason else (None, None)
-    return (path, *explained, pixels.has_wrong_intercept(found), *values)
+    lowest = float(found.values["RescaleIntercept"])  # of values without a sign
+    airless = not repaired and not found.values["PixelRepresentation"] and lowest > _LEAST_AIR
+    values = [found.values[name] for name in (*HEADER_COLUMNS, *GROUP_COLUMNS)]
+    return (path, *explained, repaired, _NO_AIR if airless else None, *values)
 
 
-def _is_text(path: str) -> bool:
-    return path.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in path)
+def _check_pixels(path: str, found: header.Header) -> tuple[Reason | None, bool]:
+    """Why a file's pixels cannot be read, as far as is known, and whether its intercept is wrong.
+
+    The latter takes reading the pixels of the few files whose header allows it.
+    """
+    reason = pixels.check_pixel_bytes(found)
+    if reason or not pixels.may_have_wrong_intercept(found):
+        return reason, False
+    try:
+        return None, pixels.has_wrong_intercept(path)
+    except DicomError as error:
+        return Reason(error.code, error.detail), False
 
 
 def _check_identity(values: dict[str, Any]) -> Reason | None:
@@ -81,6 +107,7 @@ def _check_identity(values: dict[str, Any]) -> Reason | None:
     for name in _IDENTITY:
         if values[name] and _UNSAFE.search(values[name]):
             return Reason(f"{name} holds characters that are not text")
+        values[name] = values[name] and escape_controls(values[name])
     return None
 
 
@@ -91,14 +118,19 @@ def _check_position(values: dict[str, Any]) -> Reason | None:
         if text is None:
             continue
         numbers = _parse_cached(text)
-        if numbers is None or not all(map(math.isfinite, numbers)):
-            return Reason(f"{name} is not {size} numbers")
-        if len(numbers) != size:
-            return Reason(f"{name} is not {size} numbers", f"it holds {len(numbers)}")
+        if numbers is None or len(numbers) != size or not all(map(math.isfinite, numbers)):
+            return Reason(f"{name} is not {size} numbers", f"it is {show_numbers(text)}")
         if size == 3 and max(map(abs, numbers)) > _FARTHEST:
             return Reason(f"{name} cannot be millimetres in a scanner")
-        if size == 6 and not _are_axes(numbers[:3], numbers[3:]):
-            return Reason(f"{name} is not two unit vectors at right angles")
+        if size == 6:
+            row, column = numbers[:3], numbers[3:]
+            if not _are_axes(row, column):
+                detail = f"it is {show_numbers(text)}"
+                return Reason(f"{name} is not two unit vectors at right angles", detail)
+            along = abs(row[0] * column[1] - row[1] * column[0])
+            if along < _LEAST_AXIAL:
+                detail = f"its normal is {math.degrees(math.acos(along)):.0f}° off the body's axis"
+                return Reason("plane is not axial", detail)
     return None
 
 
@@ -112,6 +144,8 @@ def _is_length(number: float) -> bool:
 
 _FORMS = {
     "InstanceNumber": (1, _is_whole),
+    "SeriesNumber": (1, _is_whole),
+    "AcquisitionNumber": (1, _is_whole),
     "PixelSpacing": (2, _is_length),
     "SliceThickness": (1, _is_length),
 }

@@ -2,8 +2,10 @@
 
 The slice table has one row per slice, grouped in series, in order from feet to head. DICOM columns
 bear their keyword; ours are `path`, `series` (patient/study/series), `seq` (from 1), `position`
-(mm along the slice normal) and `repaired` (the rescale intercept is wrong, and is corrected when
-the pixels are read). A competition's table also has `split`, the labels and `fold`.
+(mm along the slice normal), `repaired` (the rescale intercept is wrong, and is corrected when the
+pixels are read) and `note` (what is unusual about the slice and does not keep it from being used,
+in fixed phrases joined by semicolons, or None). A competition's table also has `split`, the labels
+and `fold`.
 """
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from kit import InputError, progress
-from kit.files import list_archive
+from kit import InputError, escape_controls, progress
+from kit.files import Reason, list_archive
 from kit.processes import count_cores, explain_scarcity, shield_workers
-from kit.slices.entries import read_entries
+from kit.progress import log
+from kit.slices.entries import read_entries, refuse_entry
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,32 +28,51 @@ _BATCH = 64  # headers per task: enough to hide the dispatch, few enough for a s
 
 
 def index_slices(
-    folder: str | Path, workers: int | None = None
+    folder: str | Path, workers: int | None = None, skip_unreadable: bool = False
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Index every DICOM slice below a folder, or in a zip without unpacking it.
 
     Reads headers only, in parallel. Returns the slice table and the skipped files: `path`,
     `reason`, its `code`, and, if the header could be read, its columns, `series` and `position`.
-    Raises `FileNotFoundError` if the folder does not exist, `InputError` if it holds no file.
+    What is noted of slices is also logged. Raises `FileNotFoundError` if the folder does not exist,
+    `InputError` if it holds no file, and `OSError` for a folder below it that cannot be listed;
+    with `skip_unreadable` that is among the skipped files instead.
     """
-    return index_files(list_files(folder), str(folder), workers)
+    closed: list[OSError] | None = [] if skip_unreadable else None
+    return index_files(list_files(folder, closed), str(folder), workers, closed=closed)
 
 
 def index_files(
-    paths: list[str], source: str, workers: int | None = None
+    paths: list[str],
+    source: str,
+    workers: int | None = None,
+    unique: bool = False,
+    closed: list[OSError] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """`index_slices` of a list of files; `source` names them in errors."""
+    """`index_slices` of a list of files; `source` names them in errors.
+
+    `unique`: no two slices have one SOPInstanceUID, whatever their series. `closed`: what
+    `list_files` added to it.
+    """
     if not paths:
-        raise InputError(f"{source}: there is no file in it")
+        raise closed[0] if closed else InputError(f"{source}: there is no file in it")
     batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
     rows = []
     with progress.open_bar("Reading headers", len(paths), "files") as bar:
         for found in _map_batches(batches, workers):
             rows.extend(found)
             bar.update(len(found))
+    for error in closed or ():
+        reason = Reason("folder cannot be listed", error.strerror or str(error))
+        rows.append(refuse_entry(escape_controls(str(error.filename)), reason))
+        log.warning("%s: %s; its files are left out", rows[-1][0], reason)
     from kit.slices.selection import select_slices
 
-    return select_slices(rows)
+    slices, skipped = select_slices(rows, unique)
+    notes = slices["note"].dropna().str.split("; ").explode()
+    for note, count in notes.value_counts().items():
+        log.warning("%s: %s", progress.format_count(count, "slice"), note)
+    return slices, skipped
 
 
 def order_slices(table: pd.DataFrame) -> pd.DataFrame:
@@ -60,8 +82,11 @@ def order_slices(table: pd.DataFrame) -> pd.DataFrame:
     return order.order_slices(table)
 
 
-def list_files(folder: str | Path) -> list[str]:
-    """All files below a folder, sorted; or all members of a zip, as `archive.zip/member`."""
+def list_files(folder: str | Path, closed: list[OSError] | None = None) -> list[str]:
+    """All files below a folder, sorted; or all members of a zip, as `archive.zip/member`.
+
+    Raises `OSError` for a folder that cannot be listed, or adds it to `closed` if that is given.
+    """
     folder = Path(folder)
     if folder.is_file() and folder.suffix.lower() == ".zip":
         return list_archive(folder)
@@ -69,17 +94,19 @@ def list_files(folder: str | Path) -> list[str]:
         return [str(folder)]
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: there is no such folder or zip archive")
-    return sorted(_walk(folder))
+    return sorted(_walk(folder, closed))
 
 
-def _walk(folder: Path) -> Iterator[str]:
+def _walk(folder: Path, closed: list[OSError] | None) -> Iterator[str]:
     """Files below a folder, links followed, no real folder entered twice."""
 
-    def raise_error(error: OSError) -> None:
-        raise error  # otherwise a folder that cannot be listed would be lost silently
+    def take_error(error: OSError) -> None:
+        if closed is None:
+            raise error  # otherwise a folder that cannot be listed would be lost silently
+        closed.append(error)
 
     seen = set()
-    for directory, children, files in os.walk(folder, followlinks=True, onerror=raise_error):
+    for directory, children, files in os.walk(folder, followlinks=True, onerror=take_error):
         real = os.path.realpath(directory)
         if real in seen:
             children.clear()

@@ -2,32 +2,35 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-
 import pandas as pd
 
-from kit.files import Reason, hash_file
-from kit.slices.entries import HEADER_COLUMNS
-from kit.slices.order import SERIES_KEY, order_slices
+from kit.files import Reason
+from kit.slices.entries import ENTRY_COLUMNS, GROUP_COLUMNS
+from kit.slices.identity import add_note, fill_blanks, join_series, reject_repeated, set_reason
+from kit.slices.order import SERIES_KEY, find_positions, find_tilted, order_slices
+
+_SAME_PLACE = 0.01  # mm
+_PASS = "AcquisitionNumber"
 
 
-def select_slices(entries: list[tuple]) -> tuple[pd.DataFrame, pd.DataFrame]:
+def select_slices(entries: list[tuple], unique: bool = False) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Turn what `entries.read_entry` gave for each file into (slice table, skipped files).
 
-    Of each SOPInstanceUID the first file by path is kept, and of a series the slices whose position
-    is known. `kit.slices.index` describes both tables.
+    A SOPInstanceUID counts within its patient and series or, if they are `unique`, among all
+    files: one file of each is kept. So are the slices whose position is known, and the plane that
+    of their series. `kit.slices.index` describes both tables.
     """
-    table = pd.DataFrame.from_records(
-        entries, columns=["path", "reason", "code", "repaired", *HEADER_COLUMNS]
-    )
+    table = pd.DataFrame.from_records(entries, columns=ENTRY_COLUMNS)
     table = table.sort_values("path", kind="stable", ignore_index=True)
-    for column in ("reason", "code"):
+    for column in ("reason", "code", "note"):
         table[column] = table[column].astype(object).where(table[column].notna(), None)
+    fill_blanks(table)
+    join_series(table)
     # In this order: a copy without a known position must not displace one that has it.
+    _reject_tilted(table)
     _reject_unplaced(table)
-    _reject_repeated(table)
-    return _split(table)
+    reject_repeated(table, [*([] if unique else SERIES_KEY), "SOPInstanceUID"])
+    return _split(table.drop(columns=[column for column in GROUP_COLUMNS if column != _PASS]))
 
 
 def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -45,45 +48,38 @@ def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     slices["InstanceNumber"] = pd.to_numeric(slices["InstanceNumber"], errors="coerce")
     # They are floats if a skipped row had none.
     slices = slices.astype({"Rows": "int64", "Columns": "int64"})
+    _note_places(slices)
     unplaced = table[table["SeriesInstanceUID"].isna()]
     skipped = pd.concat([placed[~usable].drop(columns="seq"), unplaced])
-    skipped = skipped.drop(columns="repaired").sort_values("path", ignore_index=True)
-    return slices, skipped
+    skipped = skipped.drop(columns=["repaired", "note", _PASS]).sort_values(
+        "path", ignore_index=True
+    )
+    return slices.drop(columns=_PASS), skipped
 
 
-def _reject_repeated(table: pd.DataFrame) -> None:
-    """Give every later file of the same SOPInstanceUID its reason; the first by path is kept."""
+def _note_places(slices: pd.DataFrame) -> None:
+    """Note slices that lack a position or share one; `slices` are in order."""
+    lost = slices["ImagePositionPatient"].isna()
+    add_note(
+        slices, slices.index[lost], "its position is missing and its InstanceNumber gave its place"
+    )
+    near = slices.groupby("series", sort=False)["position"].diff() < _SAME_PLACE
+    near |= near.shift(-1, fill_value=False)
+    add_note(slices, slices.index[near], "another slice of its series is at the same place")
+
+
+def _reject_tilted(table: pd.DataFrame) -> None:
     usable = table[table["reason"].isna()]
-    repeated = usable[usable["SOPInstanceUID"].duplicated(keep=False)]
-    for _, group in repeated.groupby("SOPInstanceUID", sort=False):
-        first = group["path"].iloc[0]
-        content = _hash_content(first)
-        for index, path in group["path"].iloc[1:].items():
-            same = content is not None and _hash_content(path) == content
-            if same:
-                reason = Reason("a copy of another file", first)
-            else:
-                reason = Reason("repeats a SOPInstanceUID", f"{first} has it too")
-            table.loc[index, ["reason", "code"]] = str(reason), reason.code
+    tilted = usable.index[find_tilted(usable)]
+    set_reason(table, tilted, Reason("plane is more than 10° off that of its series"))
 
 
 def _reject_unplaced(table: pd.DataFrame) -> None:
-    """A slice needs a position, or an InstanceNumber as every placed slice of its series has."""
-    usable = table[table["reason"].isna()]
-    missing = usable["ImagePositionPatient"].isna()
-    if missing.any():
-        keys = [usable[key].fillna("") for key in SERIES_KEY]
-        numbered = pd.to_numeric(usable["InstanceNumber"], errors="coerce").notna()
-        # A slice with neither does not count against the others: it is rejected anyway.
-        comparable = (numbered | missing).groupby(keys).transform("all")
-        rejected = usable.index[missing & ~(numbered & comparable)]
-        code = "ImagePositionPatient is missing"
-        detail = "InstanceNumber is not known for the whole series either"
-        table.loc[rejected, ["reason", "code"]] = str(Reason(code, detail)), code
-
-
-def _hash_content(path: str) -> str | None:
-    try:
-        return hash_file(path)
-    except (OSError, zipfile.BadZipFile, zlib.error):  # gone or broken since its header was read
-        return None
+    """A slice needs a position, or an InstanceNumber that tells its place among the others."""
+    usable = table["reason"].isna()
+    if (usable & table["ImagePositionPatient"].isna()).any():
+        known = table[table["SeriesInstanceUID"].notna()]
+        positions = find_positions(known, counted=known["reason"].isna().to_numpy())
+        lost = known.index[known["reason"].isna() & pd.isna(positions)]
+        detail = "InstanceNumber does not tell its place either"
+        set_reason(table, lost, Reason("ImagePositionPatient is missing", detail))

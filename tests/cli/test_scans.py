@@ -1,6 +1,7 @@
 """`kit predict` and `kit predict-test`: the files they leave and what they print."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -54,6 +55,35 @@ def test_an_output_among_the_scans_is_passed_over(small_run, small_data, tmp_pat
     (out.parent / "notes.txt").write_text("mine")
     again = kit(*command)
     assert "2 files skipped" in again.stdout
+
+
+def test_a_folder_that_cannot_be_listed_is_loud_or_told_and_passed_over(
+    small_run, small_data, tmp_path, monkeypatch, capsys
+):
+    from kit.cli.commands import main
+
+    scans = tmp_path / "scans"
+    (scans / "clo\x1b[2Jsed").mkdir(parents=True)
+    (scans / "good").symlink_to(small_data / "stage_2_test")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    call = ["predict", str(scans), "--run", str(small_run.path), "--out", str(tmp_path / "p.csv")]
+    call += ["--quiet", "--workers", "0"]
+    assert main(call) == 1
+    error = capsys.readouterr().err
+    assert error == f"kit: {scans}/clo\\x1b[2Jsed: Permission denied\n"
+    assert main([*call, "--skip-unreadable"]) == 0
+    captured = capsys.readouterr()
+    assert "clo\\x1b[2Jsed: folder cannot be listed: Permission denied; its" in captured.err
+    assert "\x1b" not in captured.err + captured.out
+    skipped = pd.read_csv(tmp_path / "p.skipped.csv")
+    assert skipped["code"].tolist()[-1] == "folder cannot be listed"
 
 
 def test_results_can_be_had_in_json(small_run, small_data, tmp_path):

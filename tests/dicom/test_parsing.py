@@ -155,3 +155,33 @@ def test_uids_as_the_competitions_are_read_without_a_warning(tmp_path):
         warnings.simplefilter("error")
         assert read_header(path).values["SOPInstanceUID"] == "ID_0123456789"
         assert read_hounsfield(path).shape == (8, 8)
+
+
+@pytest.mark.parametrize(
+    ("start", "form"),
+    [
+        (b"PK\x03\x04", "a zip archive; unpack it first"),
+        (b"\x1f\x8b\x08", "packed by gzip; unpack it first"),
+        (bytes(257) + b"ustar", "a tar archive; unpack it first"),
+        (b"\x89PNG\r\n", "a PNG image"),
+        (b"\xff\xd8\xff\xe0", "a JPEG image"),
+        (b"%PDF-1.4", "a PDF document"),
+        (bytes(344) + b"n+1\0", "a NIfTI image"),
+    ],
+)
+def test_what_is_no_dicom_is_named(tmp_path, start, form):
+    path = tmp_path / "a"
+    path.write_bytes(start + bytes(1000))
+    assert reason_of(path, UnreadableError) == f"not a DICOM file: {form}"
+
+
+def test_a_dicomdir_is_named(tmp_path):
+    path = tmp_path / "DICOMDIR"
+    directory = pydicom.Dataset()
+    directory.FileSetID = "A"
+    directory.file_meta = pydicom.dataset.FileMetaDataset()
+    directory.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+    directory.file_meta.MediaStorageSOPClassUID = pydicom.uid.MediaStorageDirectoryStorage
+    directory.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    directory.save_as(path, enforce_file_format=True)
+    assert reason_of(path) == "a DICOMDIR, which lists files and holds no image"

@@ -6,6 +6,7 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+import pydicom
 import pytest
 from conftest import copy_run, predict_folder, shared
 
@@ -197,3 +198,27 @@ def test_the_wrong_intercept_is_reported_for_own_scans(small_run, small_data, tm
     table, _ = predict_folder(tmp_path / "scans", small_run, tmp_path / "p.csv", workers=0)
     assert table["repaired"].tolist() == [True]
     assert pd.read_csv(tmp_path / "p.csv")["repaired"].tolist() == [True]
+
+
+@pytest.mark.filterwarnings("ignore:Invalid value for VR UI")
+def test_two_patients_of_the_same_uids_are_each_predicted_by_their_own_pixels(
+    small_run, small_data, tmp_path
+):
+    alone = {}
+    for patient, part in (("A", 0), ("B", 1)):
+        series = [group for _, group in read_slices(small_run).groupby("series")][part]
+        for number, path in enumerate(series["path"].head(4)):
+            dataset = pydicom.dcmread(path)
+            dataset.PatientID, dataset.StudyInstanceUID = patient, "1.2"
+            dataset.SeriesInstanceUID, dataset.SOPInstanceUID = "1.2.3", f"1.2.3.{number}"
+            (tmp_path / "scans" / patient).mkdir(parents=True, exist_ok=True)
+            dataset.save_as(tmp_path / "scans" / patient / f"{number}.dcm")
+        folder = tmp_path / "scans" / patient
+        alone[patient], _ = predict_folder(folder, small_run, tmp_path / f"{patient}.csv")
+    both, skipped = predict_folder(tmp_path / "scans", small_run, tmp_path / "both.csv")
+    assert skipped.empty
+    expected = pd.concat(alone.values(), ignore_index=True)
+    assert both["SOPInstanceUID"].tolist() == expected["SOPInstanceUID"].tolist()
+    assert both["SOPInstanceUID"].duplicated().sum() == 4
+    np.testing.assert_allclose(both[list(LABELS)], expected[list(LABELS)], atol=1e-5)
+    assert not np.allclose(expected[list(LABELS)][:4], expected[list(LABELS)][4:], atol=1e-4)

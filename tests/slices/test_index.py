@@ -65,7 +65,7 @@ def test_a_zip_gives_the_same_table_as_its_unpacked_folder(tmp_path):
 def test_the_table_has_the_promised_columns(tmp_path):
     write_slice(tmp_path / "a.dcm", PatientName="Doe^Jane", PatientBirthDate="19700101")
     slices, skipped = index_slices(tmp_path, 1)
-    assert set(slices) == {"path", "series", "seq", "position", "repaired", *HEADER_COLUMNS}
+    assert set(slices) == {"path", "series", "seq", "position", "repaired", "note", *HEADER_COLUMNS}
     assert {"path", "reason", "series", "position"} <= set(skipped)
     assert slices["seq"].tolist() == [1]  # a series of one slice
     assert slices["series"].tolist() == ["P1/1.2.1/1.2.1.1"]
@@ -120,6 +120,34 @@ def test_a_folder_that_cannot_be_listed_is_an_error_that_names_it(tmp_path, monk
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError, match="closed"):
         index_slices(tmp_path, 1)
+
+
+@pytest.mark.parametrize("closed", ["closed", "clo\x1b[2Jsed"])
+def test_a_folder_that_cannot_be_listed_is_passed_over_where_that_is_asked_for(
+    tmp_path, monkeypatch, caplog, closed
+):
+    write_slice(tmp_path / "open" / "1.dcm")
+    write_slice(tmp_path / closed / "1.dcm")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("sed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    slices, skipped = index_slices(tmp_path, 1, skip_unreadable=True)
+    assert slices["path"].tolist() == [f"{tmp_path}/open/1.dcm"]
+    shown = f"{tmp_path}/{ascii(closed)[1:-1]}"
+    row = {
+        "path": shown,
+        "reason": "folder cannot be listed: Permission denied",
+        "code": "folder cannot be listed",
+    }
+    assert skipped[list(row)].to_dict("records") == [row]
+    assert f"{shown}: {row['reason']}; its files are left out" in caplog.messages
+    with pytest.raises(PermissionError):  # nothing else is there
+        index_slices(tmp_path / closed, 1, skip_unreadable=True)
 
 
 def test_a_pipe_and_a_vanished_file_are_listed(tmp_path):
@@ -231,4 +259,4 @@ def test_reading_headers_costs_little_more_than_pydicom_itself():
             lambda: index_files(paths, "them", 1),
         )
     )
-    assert ours < 1.5 * bare + 0.02  # what the table itself costs
+    assert ours < 1.5 * bare + 0.04  # what the table itself costs

@@ -9,6 +9,7 @@ import pytest
 from conftest import shared
 
 from kit.slices.index import order_slices
+from kit.slices.order import find_tilted
 
 AXIAL = [1, 0, 0, 0, 1, 0]
 
@@ -97,6 +98,15 @@ def test_the_normal_is_the_mean_over_the_slices_whether_lists_or_texts():
         assert ordered["SOPInstanceUID"].tolist() == ["u0001", "u0000", "u0002", "u0003"]
 
 
+def test_a_slice_without_an_orientation_does_not_tilt_its_series():
+    tilted = [1, 0, 0, 0, 0.8, -0.6]  # normal (0, 0.6, 0.8)
+    table = series_of([[0, 5 * z, 10 * z] for z in range(3)], [tilted, None, tilted])
+    np.testing.assert_allclose(order_slices(table)["position"], [0, 11, 22])
+    assert not find_tilted(table).any()
+    alone = series_of([[0, 3, 1], [0, 4, 0]], [None, None])
+    assert order_slices(alone)["position"].tolist() == [0, 1]  # along z
+
+
 def test_equal_positions_go_by_the_name_of_the_slice():
     table = series_of([[0, 0, 5]] * 3 + [[0, 0, 1]] * 2, uids=["c", "a", "b", "z", "y"])
     assert order_of(table) == ["y", "z", "a", "b", "c"]
@@ -127,10 +137,84 @@ def test_a_position_that_is_not_three_numbers_is_refused(text):
         order_slices(table)
 
 
-def test_a_missing_position_sends_the_series_by_instance_number():
-    table = series_of([[0, 0, 9], [0, 0, 5], [0, 0, 1]], InstanceNumber=[1, 10, 9])
-    table["ImagePositionPatient"] = ["0\\0\\9", None, "0\\0\\1"]
-    assert order_of(table) == ["u0000", "u0002", "u0001"]
+def test_one_missing_position_is_found_by_instance_number_and_turns_nothing_round():
+    # The numbers fall from feet to head; between 3 and 5 lies 4, and 7 below 5.
+    table = series_of([[0, 0, 9], [0, 0, 0], [0, 0, 5]], InstanceNumber=[3, 4, 5])
+    table["ImagePositionPatient"] = ["0\\0\\9", None, "0\\0\\5"]
+    assert order_of(table) == ["u0002", "u0001", "u0000"]
+    assert order_slices(table)["position"].tolist() == [5, 7, 9]
+    table["InstanceNumber"] = [3, 7, 5]
+    assert order_of(table) == ["u0001", "u0002", "u0000"]
+    assert order_slices(table)["position"].tolist() == [1, 5, 9]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "lost"),
+    [
+        ([1, 3, 5, 2, 4, 6], 3),  # interleaved: neighbours by number are none by place
+        ([1, 2, 3, 4, 5, 6, 99], 6),  # far beyond the others
+        ([1, 2, 3, 4, 5, 3], 5),  # another's number
+        ([1, 2, 3, 4, 5, None], 5),
+    ],
+)
+def test_a_missing_position_that_no_number_tells_stays_missing(numbers, lost):
+    positions = [f"0\\0\\{5 * place}" for place in range(len(numbers))]
+    positions[lost] = None
+    table = series_of([[0, 0, 0]] * len(numbers), InstanceNumber=numbers)
+    ordered = order_slices(table.assign(ImagePositionPatient=positions))
+    assert np.isnan(ordered["position"].iloc[-1])
+    assert ordered["SOPInstanceUID"].iloc[-1] == f"u{lost:04d}"
+    assert ordered["position"].iloc[:-1].is_monotonic_increasing
+
+
+def test_the_missing_position_is_sought_in_its_own_acquisition():
+    positions = ["0\\0\\0", "0\\0\\5", None, "0\\0\\15"] + [f"0\\0\\{90 - z}" for z in range(4)]
+    table = series_of([[0, 0, 0]] * 8, InstanceNumber=[1, 2, 3, 4] * 2,
+                      AcquisitionNumber=[1] * 4 + [2] * 4)  # fmt: skip
+    table["ImagePositionPatient"] = positions
+    ordered = order_slices(table)
+    assert ordered["SOPInstanceUID"].tolist()[:4] == ["u0000", "u0001", "u0002", "u0003"]
+    assert ordered["position"].tolist()[:4] == [0, 5, 10, 15]
+
+
+def test_where_positions_do_not_tell_instance_numbers_do():
+    numbers = [1, 10, 11, 12, 2, 3, 4, 5, 6, 7, 8, 9]
+    uids = [f"1.2.{number}" for number in numbers]
+    table = series_of([[0, 0, 5]] * 12, uids=uids, InstanceNumber=[*map(str, numbers)])
+    assert order_of(table) == [f"1.2.{number}" for number in range(1, 13)]
+    assert order_of(table.drop(columns="InstanceNumber")) == [f"1.2.{n}" for n in range(1, 13)]
+    falling = table.assign(InstanceNumber=[-number for number in numbers])
+    assert order_of(falling) == [f"1.2.{number}" for number in range(12, 0, -1)]
+
+
+@pytest.mark.parametrize("jitter", [0, 2e-4, -2e-4])
+@pytest.mark.parametrize("column", ["AcquisitionNumber", "InstanceNumber"])
+def test_two_acquisitions_at_the_same_places_keep_one_order(column, jitter):
+    rng = np.random.default_rng(0)
+    places = [[0, 0, 5 * z] for z in range(12)]
+    again = [[0, 0, 5 * z + jitter * rng.integers(-1, 2)] for z in range(12)]
+    number = [1] * 12 + [2] * 12 if column == "AcquisitionNumber" else list(range(24))
+    uids = [f"1.2.{n}" for n in rng.permutation(24)]
+    table = series_of(places + again, uids=uids, **{column: number})
+    expected = [uids[z + 12 * acquisition] for z in range(12) for acquisition in (0, 1)]
+    assert order_of(table) == expected
+
+
+def test_slices_off_the_plane_of_most_are_found():
+    def plane(degrees):
+        angle = np.deg2rad(degrees)
+        return [1, 0, 0, 0, np.cos(angle), -np.sin(angle)]
+
+    def find(*degrees):
+        return find_tilted(series_of([[0, 0, 0]] * len(degrees), [plane(d) for d in degrees]))
+
+    assert find(0, 0, 9.9).tolist() == [False] * 3
+    assert find(10.1, 0, 0).tolist() == [True, False, False]
+    assert find(0, 180, 90, 180).tolist() == [False, False, True, False]  # either side
+    assert find(-8, 0, 0, 8).tolist() == [False] * 4
+    two = pd.concat([series_of([[0, 0, 0]] * 3, [plane(20)] * 3),
+                     series_of([[0, 0, 0]] * 3, [plane(0)] * 3).assign(PatientID="Q")])  # fmt: skip
+    assert not find_tilted(two).any()
 
 
 def test_missing_keys_and_the_empty_table_do_no_harm():

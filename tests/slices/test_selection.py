@@ -2,7 +2,6 @@
 
 import os
 
-import numpy as np
 import pandas as pd
 import pytest
 from dicom_files import (
@@ -27,8 +26,7 @@ def test_without_positions_the_instance_number_orders_or_the_slice_is_skipped(tm
         "numbered1.dcm", "numbered2.dcm", "numbered3.dcm", "placed.dcm"
     ]  # fmt: skip
     assert reasons(skipped) == {
-        "lost.dcm": "ImagePositionPatient is missing: InstanceNumber is not known "
-        "for the whole series either"
+        "lost.dcm": "ImagePositionPatient is missing: InstanceNumber does not tell its place either"
     }
 
 
@@ -50,7 +48,7 @@ def test_files_cut_short_do_not_turn_the_series_and_are_placed_along_its_normal(
         write_cut_short(
             tmp_path / f"x{number}.dcm",
             ImagePositionPatient=[0, 100 * number, 7 + number],
-            ImageOrientationPatient=[1, 0, 0, 0, 0, -1],
+            ImageOrientationPatient=[1, 0, 0, 0, 0.8, -0.6],
         )
     slices, skipped = index_slices(tmp_path, 1)
     pd.testing.assert_frame_equal(slices, expected)
@@ -91,8 +89,7 @@ def test_a_copy_that_cannot_be_placed_does_not_displace_the_one_that_can(tmp_pat
     slices, skipped = index_slices(tmp_path, 1)
     assert slices["SOPInstanceUID"].tolist() == ["1.0", "1.1", "1.2"]
     assert reasons(skipped) == {
-        "a.dcm": "ImagePositionPatient is missing: InstanceNumber is not known "
-        "for the whole series either"
+        "a.dcm": "ImagePositionPatient is missing: InstanceNumber does not tell its place either"
     }
 
 
@@ -105,13 +102,33 @@ def test_a_series_of_which_every_file_is_cut_short_is_placed_by_itself(tmp_path)
     assert skipped["position"].tolist() == [0, 5, 10]
 
 
-def test_the_same_file_twice_and_a_repeated_name_are_told_apart(tmp_path):
-    first = write_slice(tmp_path / "1.dcm", SOPInstanceUID="1.5")
-    (tmp_path / "2.dcm").write_bytes(first.read_bytes())
-    write_slice(tmp_path / "3.dcm", np.ones((8, 8), np.int16), SOPInstanceUID="1.5")
+def test_a_scout_changes_neither_normal_nor_positions(tmp_path):
+    write_stack(tmp_path, ImageOrientationPatient=[1, 0, 0, 0, 0.936672, -0.350207])
+    expected, _ = index_slices(tmp_path, 1)
+    for name, axes in (("coronal", [1, 0, 0, 0, 0, -1]), ("tilted", [1, 0, 0, 0, 1, 0])):
+        write_slice(tmp_path / f"{name}.dcm", ImagePositionPatient=[0, 0, 200],
+                    ImageOrientationPatient=axes)  # fmt: skip
     slices, skipped = index_slices(tmp_path, 1)
-    assert slices["path"].tolist() == [str(first)]
+    pd.testing.assert_frame_equal(slices, expected)
     assert reasons(skipped) == {
-        "2.dcm": f"a copy of another file: {first}",
-        "3.dcm": f"repeats a SOPInstanceUID: {first} has it too",
+        "coronal.dcm": "plane is not axial: its normal is 90° off the body's axis",
+        "tilted.dcm": "plane is more than 10° off that of its series",
     }
+
+
+def test_a_slice_placed_by_its_number_and_slices_of_one_place_are_noted(tmp_path, caplog):
+    write_stack(tmp_path, count=5)
+    write_slice(tmp_path / "2.dcm", SOPInstanceUID="1.2", ImagePositionPatient=None,
+                InstanceNumber=7)  # fmt: skip
+    slices, skipped = index_slices(tmp_path, 1)
+    assert skipped.empty
+    assert slices["position"].tolist() == [0, 5, 10, 15, 20]
+    assert slices["SOPInstanceUID"].tolist() == ["1.0", "1.1", "1.2", "1.3", "1.4"]
+    note = "its position is missing and its InstanceNumber gave its place"
+    assert slices["note"].tolist() == [None, None, note, None, None]
+    assert f"1 slice: {note}" in caplog.messages
+    write_slice(tmp_path / "again.dcm", SOPInstanceUID="1.9", ImagePositionPatient=[0, 0, 5.0002])
+    slices, _ = index_slices(tmp_path, 1)
+    note = "another slice of its series is at the same place"
+    assert slices["note"].eq(note).tolist() == [False, True, True, False, False, False]
+    assert f"2 slices: {note}" in caplog.messages
