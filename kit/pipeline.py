@@ -40,6 +40,7 @@ from kit.runs.directory import (
 )
 from kit.runs.members import predict_slices
 from kit.runs.prediction import note_unreadable
+from kit.runs.provenance import adopt_classifier, is_adopted, is_synthetic
 from kit.runs.scoring import combine
 from kit.runs.tables import read_slices, write_frame
 from kit.runs.timings import time_stage
@@ -63,7 +64,7 @@ def run_recipe(
     `RunError` if the run was begun with another recipe or on other data.
     """
     index(data, recipe, run, workers=workers, fold_table=fold_table)
-    for fold in list_folds(recipe):
+    for fold in list_folds(read_recipe(run)):
         fit_classifier(run, fold, workers=workers, deadline=deadline)
         embed(run, fold, workers=workers, deadline=deadline)
         fit_lstm(run, fold, deadline=deadline)
@@ -82,8 +83,8 @@ def index(
 ) -> pd.DataFrame:
     """Begin a run: `config.json`, the slice table with labels and folds, `skipped.csv`."""
     data = Path(data).absolute()
-    recipe = _locate_weights(recipe, run)
-    begin_run(run, recipe, data, fold_table)
+    recipe = _locate_weights(adopt_classifier(recipe, run), run)
+    begin_run(run, recipe, data, fold_table, is_synthetic(data))
     if rank() == 0 and not run.slices.exists():
         with time_stage(run, "index", run.slices):
             slices, skipped = index_competition(data, workers)
@@ -118,9 +119,8 @@ def fit_classifier(
     recipe, slices = read_recipe(run), read_slices(run)
     directory = run.classifier(fold)
     config = replace(recipe.classifier, seed=_derive_seed(recipe, fold, 0))
-    if not status.is_trained(directory, config.epochs) and not status.is_imported(
-        run, recipe, fold
-    ):
+    imported = status.is_imported(run, recipe, fold) or is_adopted(run)
+    if not imported and not status.is_trained(directory, config.epochs):
         with time_stage(run, f"fold{fold} classifier", directory):
             train_classifier(
                 slices[_is_training(slices, fold)],

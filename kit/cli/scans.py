@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from kit import InputError
 from kit.cli.registry import DATA, RUN_FLAG, WORKERS, Commands, Result, argument, require_data
+
+if TYPE_CHECKING:
+    from kit.runs.prediction import Predictions
 
 COMMANDS = Commands()
 
@@ -36,7 +40,6 @@ COMMANDS = Commands()
 def predict(options: argparse.Namespace) -> Result:
     threshold = _check_options(options)
 
-    from kit.cli.tables import describe_prediction
     from kit.processes import limit_threads
     from kit.runs.prediction import load_model, predict_scans, write_predictions
 
@@ -50,26 +53,33 @@ def predict(options: argparse.Namespace) -> Result:
         workers=options.workers,
         skip_unreadable=options.skip_unreadable,
     ) as found:
-        table, skipped = found.table, found.skipped
         write_predictions(found, out, options.by, threshold)
         if options.report:  # last: if it fails, the predictions are written
             from kit.report.scans_page import write_scan_report
 
-            write_scan_report(table, page, list(model.members)[-1], skipped, threshold)
+            write_scan_report(found, page, list(model.members)[-1], threshold)
+    return _describe(found, out, page if options.report else None)
+
+
+def _describe(found: Predictions, out: Path, page: Path | None) -> Result:
+    from kit.cli.tables import describe_prediction
+    from kit.runs.provenance import describe_provenance, read_provenance
+
+    provenance, table = read_provenance(found.model.run), found.table
     files = {
         "table": out,
         "manifest": out.with_suffix(".json"),
         "skipped_list": out.with_name(f"{out.stem}.skipped.csv"),
+        **({"page": page} if page else {}),
     }
-    if options.report:
-        files["page"] = page
     return Result(
-        describe_prediction(out, table, len(skipped)),
+        f"{describe_provenance(provenance)}\n{describe_prediction(out, table, len(found.skipped))}",
         {
             "slices": len(table),
             "series": table["series"].nunique(),
-            "skipped": len(skipped),
+            "skipped": len(found.skipped),
             "repaired": int(table["repaired"].sum()),
+            "provenance": provenance,
             **{name: str(path) for name, path in files.items()},
         },
     )

@@ -22,6 +22,7 @@ from kit.progress import show_messages
 from kit.recipes import format_flags
 from kit.runs.directory import Run, RunError
 from kit.runs.export import MANIFEST, check_export
+from kit.runs.provenance import describe_provenance, read_provenance
 from kit.slices.competition_files import SAMPLE_FILE, find_competition
 from kit.submission import read_sample, validate_submission, write_submission
 from kit.training.loop import OutOfTime
@@ -70,6 +71,7 @@ def prepare_prediction(
         raise KernelError(f"{error}; {submission} holds the training prior alone.") from None
     prior = np.array([manifest["prior"][label] for label in LABELS])
     score = manifest["out_of_fold"]
+    print(describe_provenance(read_provenance(Run(weights[0]))))
     print(f"Data:     {data}, {len(files.test):,} test files")
     print(f"Weights:  {weights[0]}, recipe {manifest['recipe']}, folds {manifest['folds']}")
     print(f"Score:    {'not known' if score is None else f'{score:.4f} out of fold'}")

@@ -24,6 +24,10 @@ from kit.phantom.scan import Series, render_patient
 from kit.processes import restart_once
 
 _PARTS = ("stage_2_train", "stage_2_test")
+# A run on these data is marked by it: its weights have only seen synthetic heads.
+PHANTOM_MARK = "PHANTOM.txt"
+_MARK = "Synthetic heads, drawn by kit phantom: no patient's, and no use for any.\n"
+
 _PADDING = -2000  # stored value outside the scanner's field of view
 
 
@@ -62,6 +66,7 @@ def write_phantom(
         results = Parallel(n_jobs=workers or -1, return_as="generator")(tasks)
         tables = list(progress.track(results, "Drawing patients", patients, "patients"))
         _write_csvs(partial, plan, tables)
+        (partial / PHANTOM_MARK).write_text(_MARK, encoding="utf-8")
         if directory.exists():
             directory.rmdir()
         partial.rename(directory)

@@ -9,6 +9,8 @@ from importlib import resources
 from pathlib import Path
 
 from kit.files import replace_file
+from kit.runs.directory import Run
+from kit.runs.provenance import SYNTHETIC, list_facts, read_provenance
 
 _SCRIPTS = ("plot.js", "viewer.js", "report.js")
 
@@ -19,6 +21,13 @@ def write_page(path: Path, data: dict) -> Path:
     with replace_file(path) as part:
         part.write_text(page, encoding="utf-8")
     return path
+
+
+def describe_model(run: Run) -> dict:
+    """What a page says first: where the model comes from and, in red, for what it is no use."""
+    provenance = read_provenance(run)
+    warning = SYNTHETIC if provenance["synthetic"] else None
+    return {"model": list_facts(provenance), "warning": warning}
 
 
 def render_page(data: dict) -> str:

@@ -16,7 +16,7 @@ from kit.evaluation.intervals import bootstrap_intervals, slice_losses
 from kit.files import read_commit
 from kit.progress import format_count
 from kit.recipes import Recipe
-from kit.report.page import write_page
+from kit.report.page import describe_model, write_page
 from kit.report.series import choose_series, name_windows, present_series
 from kit.runs.directory import (
     Run,
@@ -105,6 +105,7 @@ def _describe_run(run: Run, recipe: Recipe) -> dict:
     versions = list_versions()
     return {
         "title": f"Run of recipe {recipe.name}",
+        **describe_model(run),
         "facts": _list_facts(run, recipe, len(skipped)),
         "written": [
             ["kit", versions.pop("kit") + (f", commit {commit}" if commit else "")],

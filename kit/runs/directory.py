@@ -19,6 +19,7 @@ from kit.recipes import Recipe
 
 ALL_DATA = "all"  # the fold of a model that was trained on everything
 _BEGIN = "begin one by kit run or kit index"
+_NOTES = ("kit", "provenance", "synthetic")  # in `config.json`, with which a run may be continued
 
 
 class RunError(KitError, ValueError):
@@ -76,19 +77,32 @@ class Run:
         return self.lstm(fold, epoch) / f"predictions{lstm_epoch}.parquet"
 
 
-def begin_run(run: Run, recipe: Recipe, data: Path, fold_table: Path | None = None) -> None:
+def begin_run(
+    run: Run,
+    recipe: Recipe,
+    data: Path,
+    fold_table: Path | None = None,
+    synthetic: bool = False,
+) -> None:
     """Write `config.json`; where the run has begun, check that data and recipe are the same.
 
+    `synthetic` is noted for those who predict with the run. What `import_model` noted stays.
     Raises `RunError` naming the first field that differs.
     """
     wanted = {"data": str(data), "recipe": recipes.to_dict(recipe)}
     if fold_table is not None:
         wanted["fold_table_sha256"] = hash_file(fold_table)
-    if run.config.exists() and (run.slices.exists() or any(run.path.glob("fold*"))):
+    config = read_config(run) if run.config.exists() else {}
+    notes = {"synthetic": True} if synthetic else {}
+    if "provenance" in config:
+        notes["provenance"] = config["provenance"]
+    imported = "provenance" in config and "data" not in config
+    if config and not imported and (run.slices.exists() or any(run.path.glob("fold*"))):
         # An older version's recipe lacks the options that are newer than it.
-        noted = {**read_config(run), "recipe": recipes.to_dict(read_recipe(run))}
-        before, now = (_flatten(json.loads(json.dumps(config))) for config in (noted, wanted))
-        for name in sorted((before.keys() | now.keys()) - {"kit"}):
+        noted = {**config, "recipe": recipes.to_dict(read_recipe(run))}
+        noted = {name: noted[name] for name in noted if name not in _NOTES}
+        before, now = (_flatten(json.loads(json.dumps(value))) for value in (noted, wanted))
+        for name in sorted(before.keys() | now.keys()):
             if before.get(name) != now.get(name):
                 raise RunError(
                     f"{run} was begun with {name} = {before.get(name)}, not {now.get(name)}: "
@@ -96,7 +110,7 @@ def begin_run(run: Run, recipe: Recipe, data: Path, fold_table: Path | None = No
                 )
     elif is_first():
         run.path.mkdir(parents=True, exist_ok=True)
-        write_json(run.config, {"kit": kit.__version__, **wanted})
+        write_json(run.config, {"kit": kit.__version__, **wanted, **notes})
 
 
 def read_config(run: Run) -> dict:

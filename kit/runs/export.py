@@ -18,6 +18,7 @@ from kit.competition import LABELS, TRAINING_PRIOR
 from kit.files import hash_file, read_json, write_json
 from kit.runs.directory import Run, RunError, list_folds, list_members, read_recipe
 from kit.runs.metrics import read_out_of_fold
+from kit.runs.provenance import read_provenance
 from kit.runs.tables import read_slices
 from kit.training.checkpoints import load_weights, save_tensors
 
@@ -42,7 +43,9 @@ def export_runs(runs: list[Run], directory: Path) -> dict:
         target = directory / name
         target.parent.mkdir(parents=True, exist_ok=True)
         save_tensors(target, {key: _halve(value) for key, value in tensors.items()}, metadata)
-    write_json(Run(directory).config, {"kit": kit.__version__, "recipe": recipes.to_dict(recipe)})
+    config = {"kit": kit.__version__, "recipe": recipes.to_dict(recipe)}
+    provenance = {**read_provenance(runs[0]), "complete": True}
+    write_json(Run(directory).config, {**config, "provenance": provenance})
     names = sorted(["config.json", *map(str, files)])
     manifest = {
         "kit": kit.__version__,
@@ -50,6 +53,7 @@ def export_runs(runs: list[Run], directory: Path) -> dict:
         "folds": list_folds(recipe),
         "prior": _measure_prior(runs[0]),
         "out_of_fold": read_out_of_fold(runs[0].metrics) if len(runs) == 1 else None,
+        "provenance": provenance,
         "sha256": {name: hash_file(directory / name) for name in names},
     }
     write_json(directory / MANIFEST, manifest)

@@ -16,6 +16,7 @@ from kit.competition import LABELS
 from kit.files import hash_file, write_json
 from kit.processes import count_cores
 from kit.runs.directory import Run
+from kit.runs.provenance import read_provenance
 
 _NO_CODE = "reason listed in skipped.csv"  # in tables that an older version wrote
 
@@ -78,6 +79,7 @@ def write_manifest(
         "not_a_medical_device": True,
         "versions": list_versions(),
         "run": run.path.absolute().name,
+        "provenance": read_provenance(run),
         "weights_sha256": {str(file.relative_to(run.path)): hash_file(file) for file in weights},
         "slices": len(table),
         "series": int(table["series"].nunique()),

@@ -16,6 +16,7 @@ from kit.competition import LABELS
 from kit.ensemble import name_columns
 from kit.report.gradcam import find_map_layer
 from kit.report.scans_page import write_scan_report
+from kit.runs.prediction import Predictions, load_model
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,8 @@ def test_without_feature_maps_the_page_says_so(
     )
     table = table[table["series"] == table["series"].iloc[0]].loc[:, ~table.columns.duplicated()]
     skipped = pd.DataFrame({"path": [], "reason": []})
-    data = read_data(write_scan_report(table, tmp_path / "page.html", "weights", skipped))
+    predictions = Predictions(table, None, skipped, load_model(small_run.path), 1.0)
+    data = read_data(write_scan_report(predictions, tmp_path / "page.html", "weights"))
     assert data["unmapped"] == architecture
     assert data["series"][0]["maps"] is None
     assert data["series"][0]["images"][0].startswith("data:image/webp")

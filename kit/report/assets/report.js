@@ -71,6 +71,7 @@ function drawLabels() {
 function drawFacts(body) {
   const list = (facts) => make("dl", { class: "facts" }, ...facts.map(([name, value]) =>
     make("div", {}, make("dt", { text: name }), make("dd", { text: value }))));
+  if (data.model) body.append(make("h3", { text: "Model" }), list(data.model), make("h3", { text: "Data" }));
   body.append(list(data.facts));
   if (data.written) body.append(make("h3", { text: "Software and machine that wrote this report" }), list(data.written));
   if (data.stages && Object.keys(data.stages).length) {
@@ -205,6 +206,10 @@ function showSeries(row) {
 function start() {
   byId("title").textContent = data.title;
   document.title = data.title;
+  if (data.warning) {
+    byId("alarm").textContent = data.warning;
+    byId("alarm").hidden = false;
+  }
   drawLabels();
   if (data.facts.length) drawFacts(section("facts", "Overview", ""));
   if (data.scores)
