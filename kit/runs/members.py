@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,19 +11,28 @@ import pandas as pd
 import torch
 
 from kit import ensemble
+from kit.classifier import Classifier, load_classifier
 from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore, extract_embeddings, make_series
 from kit.lstm import load_lstm, predict_series
 from kit.processes import choose_workers
-from kit.progress import track
+from kit.progress import format_count, log, track
 from kit.runs.directory import RunError
+from kit.training import amp
 from kit.training.distributed import choose_device
+
+_SLOW_SIDE = 256  # pixels; models of smaller images take no time worth a word
+_FEW = 5  # passes of a slice, which take no minute either
 
 
 def embed_members(
     slices: pd.DataFrame, members: dict[Path, list[Path]], directory: Path, workers: int | None
 ) -> list[EmbeddingStore]:
-    """Embed `slices` by each classifier of `members`, into stores below `directory`."""
+    """Embed `slices` by each classifier of `members`, into stores below `directory`.
+
+    Says before, where it takes more than a minute on a CPU, how long.
+    """
+    _estimate_time(list(members), len(slices))
     return [
         extract_embeddings(
             slices,
@@ -34,6 +44,36 @@ def embed_members(
         )
         for number, weights in enumerate(members, start=1)
     ]
+
+
+def _estimate_time(classifiers: list[Path], slices: int) -> None:
+    """Log how long the classifiers take for so many slices, by one slice through the first."""
+    if choose_device().type != "cpu" or slices * len(classifiers) < _FEW:
+        return
+    model = load_classifier(classifiers[0])
+    if model.config.image_size < _SLOW_SIDE:
+        return
+    each = _time_slice(model)
+    minutes = each * slices * len(classifiers) / 60
+    if minutes > 1:
+        log.warning(
+            "%s takes %.1f s a slice on this CPU: about %.0f minutes for %s by %s",
+            model.config.architecture,
+            each,
+            minutes,
+            format_count(slices, "slice"),
+            format_count(len(classifiers), "classifier"),
+        )
+
+
+def _time_slice(model: Classifier) -> float:
+    """Seconds that one slice takes on the CPU, with all its views."""
+    config, started = model.config, time.monotonic()
+    image = torch.zeros(1, config.image_size, config.image_size, config.channels)
+    level = amp.choose_convolution_level(torch.device("cpu"), config.opt_level)
+    with torch.inference_mode(), amp.autocast(torch.device("cpu"), level):
+        (model.embed_views if config.test_augmentation else model.embed)(image)
+    return time.monotonic() - started
 
 
 def bag_members(

@@ -7,11 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
+from kit.classifier import load_classifier
 from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore, make_series
 from kit.lstm import make_model, predict_series
-from kit.runs.directory import read_slices
+from kit.runs import members
 from kit.runs.members import bag_members, predict_slices
+from kit.runs.tables import read_slices
 from kit.training.checkpoints import save_weights
 from kit.training.config import LSTMConfig
 
@@ -27,6 +29,21 @@ def grus(tmp_path):
         paths.append(tmp_path / f"epoch{seed}.safetensors")
         save_weights(paths[-1], make_model(config))
     return paths
+
+
+def test_what_takes_minutes_is_said_before_with_the_estimate(small_run, monkeypatch, caplog):
+    weights = [small_run.classifier(fold) / "epoch1.safetensors" for fold in (0, 1)]
+    members._estimate_time(weights, 34)
+    assert not caplog.text  # small images
+    monkeypatch.setattr(members, "_SLOW_SIDE", 64)
+    assert 0 < members._time_slice(load_classifier(weights[0])) < 30
+    monkeypatch.setattr(members, "_time_slice", lambda model: 9.0)
+    members._estimate_time(weights, 34)
+    assert "resnext50_32x4d takes 9.0 s a slice on this CPU: about 10 minutes" in caplog.text
+    assert "for 34 slices by 2 classifiers" in caplog.text
+    caplog.clear()
+    members._estimate_time(weights[:1], 6)
+    assert not caplog.text  # half a minute
 
 
 def test_series_are_averaged_where_every_member_pools_them(small_run, grus):
