@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,22 @@ from safetensors import SafetensorError
 from torch import fx, nn
 from torch.fx.experimental.optimization import fuse
 
-from kit import InputError, images
+from kit import InputError, KitError, images
 from kit.competition import LABELS, TRAINING_PRIOR
 from kit.processes import restart_once
+from kit.progress import log
 from kit.training.checkpoints import (
     TrainingError,
     check_file,
     fill_model,
     limit_model,
     load_trained,
+    load_weights,
 )
 from kit.training.config import ClassifierConfig
 from kit.training.inference import predict
 from kit.training.loop import Task, fit, seed_random, weighted_loss
+from kit.windowing import InputConfig
 
 # Enough to see the loss rise, in a hundredth of the time of an epoch of the recipe `published`.
 VALIDATION_SLICES = 2048
@@ -125,7 +129,9 @@ def make_backbone(config: ClassifierConfig, load: bool) -> nn.Module:
             "pass the file as --classifier-weights FILE.safetensors"
         ) from error
     if load and config.weights and not pretrained:
-        load_backbone(model, Path(config.weights))
+        path = Path(config.weights)
+        if load_backbone(model, path):
+            _compare_inputs(path, config)
     return model.to(memory_format=torch.channels_last)
 
 
@@ -139,9 +145,10 @@ def _refuse_sources(config: ClassifierConfig) -> None:
         )
 
 
-def load_backbone(model: nn.Module, path: Path) -> None:
+def load_backbone(model: nn.Module, path: Path) -> bool:
     """Load a state dict of the backbone, with or without a prefix; its head is left out.
 
+    Returns whether that is one of six labels, so that the weights were trained on such images.
     The file is `.safetensors`, or `.pth`/`.pt`/`.bin` read with `weights_only=True`, so that
     nothing in it is executed. Raises `InputError` naming the file and the first weights that do
     not fit, and `OSError` if there is no such file.
@@ -164,6 +171,20 @@ def load_backbone(model: nn.Module, path: Path) -> None:
         if shape != tuple(value.shape):
             raise InputError(f"{path}: {name} is {shape}, not {tuple(value.shape)}")
     model.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
+    heads = [value for name, value in weights.items() if name not in wanted]
+    return any(tuple(getattr(value, "shape", ()))[:1] == (len(LABELS),) for value in heads)
+
+
+def _compare_inputs(path: Path, config: ClassifierConfig) -> None:
+    """Log where weights were trained on other images than those that `config` shows them."""
+    try:
+        seen = ClassifierConfig(**load_weights(path)[1]["config"])
+    except (KitError, KeyError, TypeError):
+        log.warning("%s was trained on six labels, by a normalization that it does not state", path)
+        return
+    names = {entry.name for entry in fields(InputConfig)} - {"image_size", "repair"}
+    if other := sorted(name for name in names if getattr(seen, name) != getattr(config, name)):
+        log.warning("%s was trained with another %s", path, ", ".join(other))
 
 
 def load_classifier(path: Path) -> Classifier:

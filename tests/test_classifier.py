@@ -345,3 +345,27 @@ def test_what_cannot_be_fused_is_left_as_it_is(kind):
     fused = fuse_normalization(model)
     assert torch.equal(fused(images), expected)
     assert count_normalizations(fused) == 1
+
+
+def test_weights_trained_on_other_images_are_loaded_with_a_warning(tmp_path, caplog):
+    torch.manual_seed(0)
+    saved = Classifier(config(mean=(0.5, 0.5, 0.5)))
+    save_weights(tmp_path / "kit.safetensors", saved)
+    names = {f"model.{name}": value for name, value in saved.backbone.state_dict().items()}
+    save_file(names, tmp_path / "backbone.safetensors")
+    head = {"last_linear.weight": torch.zeros(6, 512), "last_linear.bias": torch.zeros(6)}
+    torch.save({"model": {**saved.backbone.state_dict(), **head}}, tmp_path / "others.pt")
+    for name, words in (
+        ("kit.safetensors", "kit.safetensors was trained with another mean"),
+        ("backbone.safetensors", ""),
+        ("others.pt", "others.pt was trained on six labels, by a normalization"),
+    ):
+        caplog.clear()
+        model = Classifier(config(weights=str(tmp_path / name)), load=True)
+        assert words in caplog.text
+        assert bool(words) == bool(caplog.text)
+        torch.testing.assert_close(model.backbone.state_dict(), saved.backbone.state_dict())
+    caplog.clear()
+    same = config(mean=(0.5, 0.5, 0.5), weights=str(tmp_path / "kit.safetensors"))
+    Classifier(same, load=True)
+    assert not caplog.text
