@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pandas as pd
@@ -11,9 +12,10 @@ import torch
 from kit import InputError
 from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore
+from kit.ensemble import name_columns
 from kit.lstm import SequenceModel, load_lstm, split_output
-from kit.report.page import write_page
-from kit.report.run_page import present_one, read_series
+from kit.report.page import describe_model, write_page
+from kit.report.run_page import find_series, present_one, read_series
 from kit.runs.directory import (
     Run,
     list_classifier_epochs,
@@ -21,6 +23,10 @@ from kit.runs.directory import (
     list_lstm_epochs,
     read_recipe,
 )
+from kit.runs.members import bag_members, embed_members
+from kit.runs.prediction import load_model
+from kit.slices import index_slices
+from kit.training.config import ClassifierConfig
 from kit.training.distributed import choose_device
 
 _BATCH = 2048  # slices that go through the LSTM at once
@@ -36,8 +42,7 @@ def explain_series(run: Run, series: str) -> Path:
     """
     recipe = read_recipe(run)
     part = read_series(run, series)
-    if len(part) < 2:
-        raise InputError(f"{part['series'].iloc[0]} has a single slice, which has no neighbours")
+    _refuse_single(part, part["series"].iloc[0])
     folds = [int(part["fold"].iloc[0])] if "fold" in part else list_folds(recipe)
     last = list_lstm_epochs(recipe)[-1]
     influence = [
@@ -48,18 +53,54 @@ def explain_series(run: Run, series: str) -> Path:
         for fold in folds
         for epoch in list_classifier_epochs(recipe)
     ]
-    mean = np.stack(influence).mean(axis=0)  # (6, T, T)
-    data = {
-        **present_one(part, recipe.classifier),
+    data = _describe_influence(run, part, recipe.classifier, influence)
+    data["facts"].append(["folds", ", ".join(map(str, folds))])
+    return write_page(run.explanation(part["SeriesInstanceUID"].iloc[0]), data)
+
+
+def explain_scan(scans: Path, run: Run, series: str, page: Path) -> Path:
+    """Write the page that explains one series of a folder or zip of scans, and return its path.
+
+    `series` is as for `explain_series`; each set of embeddings is explained by its last LSTM.
+    Raises `InputError` as that does, and `RunError` where the run is not complete.
+    """
+    model, (slices, _) = load_model(run.path), index_slices(scans)
+    part = slices[slices["series"] == find_series(slices, series)].reset_index(drop=True)
+    with TemporaryDirectory(prefix="kit-explain") as folder:
+        stores = embed_members(part, model.members, Path(folder), None)
+        probabilities, _ = bag_members(part, model.members, stores)
+        columns = probabilities.set_axis(name_columns("bag"), axis=1)
+        part = part.join(columns, on="SOPInstanceUID", how="inner").reset_index(drop=True)
+        _refuse_single(part, series)
+        influence = [
+            measure_influence(
+                load_lstm(lstms[-1]).to(choose_device()), _read_embeddings(store, part)
+            )
+            for store, lstms in zip(stores, model.members.values(), strict=True)
+        ]
+    return write_page(page, _describe_influence(run, part, model.recipe.classifier, influence))
+
+
+def _refuse_single(part: pd.DataFrame, series: str) -> None:
+    if len(part) < 2:
+        raise InputError(f"{series} has a single slice, which has no neighbours")
+
+
+def _describe_influence(
+    run: Run, part: pd.DataFrame, config: ClassifierConfig, influence: list[np.ndarray]
+) -> dict:
+    """The data of the page: the mean of what each LSTM gave, (6, T, T)."""
+    mean = np.stack(influence).mean(axis=0)
+    return {
+        **present_one(part, config),
         "title": "Contributions of neighbouring slices",
+        **describe_model(run),
         "facts": [
             ["run", run.path.absolute().name],
             ["LSTMs averaged", str(len(influence))],
-            ["folds", ", ".join(map(str, folds))],
         ],
         "explanation": dict(zip(LABELS, mean.round(4).tolist(), strict=True)),
     }
-    return write_page(run.explanation(part["SeriesInstanceUID"].iloc[0]), data)
 
 
 @torch.inference_mode()

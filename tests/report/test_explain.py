@@ -80,3 +80,20 @@ def test_a_model_that_pools_series_is_explained_by_its_slices():
         expected = (model(embeddings, mask)[0] - model(changed, mask)[0])[0]
     influence = measure_influence(model, embeddings[0])
     np.testing.assert_allclose(influence[:, :, 3], expected.T.numpy(), atol=1e-6)
+
+
+def test_a_series_of_a_folder_of_scans_is_explained_as_in_its_run(small_run, small_data, tmp_path):
+    series = pd.read_parquet(small_run.test)["series"].iloc[0]
+    expected = read_data(explain_series(small_run, series))
+    page, name = tmp_path / "page.html", series.split("/")[-1]
+    scans = ["--scans", str(small_data / "stage_2_test"), "--out", str(page), "--quiet"]
+    assert main(["explain", "--run", str(small_run), name, *scans]) == 0
+    found = read_data(page)
+    assert found["model"] == expected["model"]
+    for label in ("any", "epidural"):
+        shown, in_run = found["explanation"][label], expected["explanation"][label]
+        np.testing.assert_allclose(shown, in_run, atol=2e-3)
+    bag = found["series"][0]["probabilities"]["bag"]
+    np.testing.assert_allclose(bag, expected["series"][0]["probabilities"]["bag"], atol=2e-3)
+    assert main(["explain", str(small_run), "nothing", *scans]) == 1
+    assert main(["explain", name]) == 1
