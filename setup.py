@@ -52,6 +52,7 @@ setup(
         "tqdm>=4.66",
         "opencv-python-headless>=4.9",
         "filelock>=3.13",
+        "huggingface_hub>=0.26",
         "kaggle>=2.2",
         "jupytext>=1.16",
         "requests>=2.31",

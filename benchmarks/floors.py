@@ -30,12 +30,13 @@ def predict(folder: str, run: str, out: str) -> None:
     import pydicom
     import torch
 
-    from kit.classifier import fuse_normalization, load_classifier
+    from kit.classifier import load_classifier
     from kit.competition import LABELS
     from kit.images import choose_batch, read_image
     from kit.lstm import load_lstm
     from kit.runs.directory import Run
     from kit.training import amp
+    from kit.training.inference import fuse_normalization
     from kit.windowing import InputConfig
 
     headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in Path(folder).iterdir()]

@@ -35,14 +35,13 @@ from torch import nn
 from kit.classifier import (
     Classifier,
     ClassifierConfig,
-    fuse_normalization,
     load_classifier,
 )
 from kit.embeddings import extract_embeddings
 from kit.lstm import LSTMConfig, SequenceLSTM, sequence_loss
 from kit.sequences import SeriesDataset, collate_series
 from kit.training import amp
-from kit.training.inference import move_batch
+from kit.training.inference import fuse_normalization, move_batch
 from kit.training.loop import make_optimizer, train_step, weighted_loss
 
 IMAGES, TEST_IMAGES, SERIES = 752_803, 121_232, 21_744  # of the competition's stage 2

@@ -324,10 +324,11 @@ def make_extraction(directory: Path, amount: int, size: int = 480) -> Row:
 
     import torch
 
-    from kit.classifier import ClassifierConfig, fuse_normalization, load_classifier
+    from kit.classifier import ClassifierConfig, load_classifier
     from kit.embeddings import extract_embeddings
     from kit.images import choose_batch, read_image
     from kit.training import amp
+    from kit.training.inference import fuse_normalization
     from kit.windowing import InputConfig
 
     paths = samples.write_slices(directory, amount)[:amount]

@@ -10,6 +10,8 @@ from typing import Any
 
 __version__ = "0.2.0"
 
+__path__.append(f"{__path__[0]}/training/apex")  # where `kit.amp` is found
+
 __all__ = [
     "InputError",
     "KitError",

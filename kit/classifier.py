@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
@@ -11,8 +10,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from torch import fx, nn
-from torch.fx.experimental.optimization import fuse
+from torch import nn
 
 from kit import InputError, KitError, images
 from kit.competition import LABELS, TRAINING_PRIOR
@@ -171,20 +169,20 @@ def load_backbone(model: nn.Module, path: Path) -> bool:
         if shape != tuple(value.shape):
             raise InputError(f"{path}: {name} is {shape}, not {tuple(value.shape)}")
     model.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
-    heads = [value for name, value in weights.items() if name not in wanted]
-    return any(tuple(getattr(value, "shape", ()))[:1] == (len(LABELS),) for value in heads)
+    heads = [getattr(weights[name], "shape", ()) for name in weights if name not in wanted]
+    return any(tuple(shape)[:1] == (len(LABELS),) for shape in heads)
 
 
 def _compare_inputs(path: Path, config: ClassifierConfig) -> None:
     """Log where weights were trained on other images than those that `config` shows them."""
-    try:
-        seen = ClassifierConfig(**load_weights(path)[1]["config"])
-    except (KitError, KeyError, TypeError):
-        log.warning("%s was trained on six labels, by a normalization that it does not state", path)
-        return
     names = {entry.name for entry in fields(InputConfig)} - {"image_size", "repair"}
-    if other := sorted(name for name in names if getattr(seen, name) != getattr(config, name)):
-        log.warning("%s was trained with another %s", path, ", ".join(other))
+    try:
+        seen = vars(ClassifierConfig(**load_weights(path)[1]["config"]))
+        other = [name for name in sorted(names) if seen[name] != getattr(config, name)]
+    except (KitError, KeyError, TypeError):
+        other = ["normalization, which it does not state"]
+    if other:
+        log.warning("%s was trained on six labels with another %s", path, ", ".join(other))
 
 
 def load_classifier(path: Path) -> Classifier:
@@ -201,25 +199,6 @@ def load_classifier(path: Path) -> Classifier:
         raise TrainingError(f"{path}: {error}") from error
     fill_model(model, weights, path)
     return model.to(memory_format=torch.channels_last).eval()
-
-
-def fuse_normalization(backbone: nn.Module) -> nn.Module:
-    """Fold each BatchNorm that directly follows a convolution into it. Inference only.
-
-    In evaluation, batch normalization is a scale and a shift of each channel (Ioffe and Szegedy
-    2015, algorithm 2), which the weights and bias of the convolution can do. On a CPU this saves a
-    seventh of the time of ResNeXt-101 in float32. Returns the backbone itself if it cannot be
-    traced, as when its control flow depends on values, or calls a convolution more than once.
-    """
-    try:
-        traced = fx.symbolic_trace(backbone)
-    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError, AssertionError):
-        return backbone
-    calls = Counter(str(node.target) for node in traced.graph.nodes if node.op == "call_module")
-    repeated = [traced.get_submodule(name) for name, count in calls.items() if count > 1]
-    if any(isinstance(module, nn.Conv2d) for module in repeated):
-        return backbone
-    return fuse(traced, inplace=True, no_trace=True)
 
 
 @restart_once

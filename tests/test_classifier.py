@@ -12,7 +12,6 @@ from torch import nn
 from kit.classifier import (
     Classifier,
     ClassifierConfig,
-    fuse_normalization,
     load_classifier,
     measure_loss,
     train_classifier,
@@ -23,6 +22,7 @@ from kit.images import read_image
 from kit.recipes import RECIPES, SMALL_RESNEXT
 from kit.runs.tables import read_slices
 from kit.training.checkpoints import TrainingError, save_tensors, save_weights
+from kit.training.inference import fuse_normalization
 from kit.windowing import MEAN, STD, InputConfig
 
 
@@ -351,14 +351,15 @@ def test_weights_trained_on_other_images_are_loaded_with_a_warning(tmp_path, cap
     torch.manual_seed(0)
     saved = Classifier(config(mean=(0.5, 0.5, 0.5)))
     save_weights(tmp_path / "kit.safetensors", saved)
-    names = {f"model.{name}": value for name, value in saved.backbone.state_dict().items()}
+    backbone = saved.backbone.state_dict()
+    names = {f"model.{name}": value.contiguous() for name, value in backbone.items()}
     save_file(names, tmp_path / "backbone.safetensors")
     head = {"last_linear.weight": torch.zeros(6, 512), "last_linear.bias": torch.zeros(6)}
     torch.save({"model": {**saved.backbone.state_dict(), **head}}, tmp_path / "others.pt")
     for name, words in (
-        ("kit.safetensors", "kit.safetensors was trained with another mean"),
+        ("kit.safetensors", "kit.safetensors was trained on six labels with another mean"),
         ("backbone.safetensors", ""),
-        ("others.pt", "others.pt was trained on six labels, by a normalization"),
+        ("others.pt", "others.pt was trained on six labels with another normalization"),
     ):
         caplog.clear()
         model = Classifier(config(weights=str(tmp_path / name)), load=True)

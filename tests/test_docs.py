@@ -51,6 +51,7 @@ def desk(small_data, tmp_path_factory):
     (folder / "demo" / "data").symlink_to(small_data)
     (folder / "SCANS").symlink_to(small_data / "stage_2_test")
     write_weights(folder / "resnext101_wsl.safetensors")
+    write_release(folder / "fold0_ep3.pt")
     write_embeddings(folder, small_data)
     with KaggleServer() as server:
         server.files[f"{SLUG}.zip"] = zip_folder(small_data)
@@ -62,6 +63,15 @@ def write_weights(path: Path) -> None:
 
     model = timm.create_model("resnext50_32x4d", **SMALL_RESNEXT)
     save_file(model.state_dict(), path)
+
+
+def write_release(path: Path) -> None:
+    """A classifier as the 11th place released it, with random weights."""
+    import timm
+    import torch
+
+    model = timm.create_model("legacy_seresnext50_32x4d", num_classes=6)
+    torch.save({"model": model.state_dict(), "optim": {}, "detail": {}}, path)
 
 
 def write_embeddings(folder: Path, data: Path) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from kit.classifier import Classifier, ClassifierConfig, fuse_normalization
+from kit.classifier import Classifier, ClassifierConfig
 from kit.embeddings import extract_embeddings
 from kit.lstm import LSTMConfig, SequenceLSTM, predict_logits
 from kit.recipes import SMALL_RESNEXT
@@ -13,6 +13,7 @@ from kit.sequences import SeriesDataset
 from kit.training import amp, tuning
 from kit.training.checkpoints import load_weights, save_weights
 from kit.training.config import TrainingConfig
+from kit.training.inference import fuse_normalization
 from kit.training.loop import Task, fit, make_optimizer, train_step, weighted_loss
 
 pytestmark = pytest.mark.gpu

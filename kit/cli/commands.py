@@ -13,7 +13,7 @@ from functools import partial
 
 import kit
 from kit import KitError, escape_controls, progress
-from kit.cli import kaggle, scans, stages
+from kit.cli import kaggle, models, scans, stages
 
 _DESCRIPTION = """\
 Intracranial hemorrhage on head CT, slice by slice: the 2nd-place solution of
@@ -34,7 +34,12 @@ _BUG = (
     "and the output of `kit --version`; remove the names of patients first."
 )
 
-COMMANDS = {**stages.COMMANDS, **scans.COMMANDS, **kaggle.COMMANDS}  # in the order of the help
+COMMANDS = {
+    **stages.COMMANDS,
+    **models.COMMANDS,
+    **scans.COMMANDS,
+    **kaggle.COMMANDS,
+}  # in the order of the help
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter):

@@ -7,7 +7,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from kit import InputError
-from kit.cli.registry import DATA, RUN_FLAG, WORKERS, Commands, Result, argument, require_data
+from kit.cli.registry import (
+    DATA,
+    RUN_FLAG,
+    WORKERS,
+    Commands,
+    Result,
+    argument,
+    parse_run,
+    require_data,
+    require_runs,
+)
 
 if TYPE_CHECKING:
     from kit.runs.prediction import Predictions
@@ -100,6 +110,35 @@ def _check_options(options: argparse.Namespace) -> float:
     if not 0 <= options.threshold <= 1:
         raise InputError(f"the threshold {options.threshold:g} is not a probability")
     return options.threshold
+
+
+@COMMANDS.add(
+    "explain",
+    "show what each neighbour contributes to a prediction",
+    argument(
+        "words",
+        nargs="+",
+        metavar="RUN SERIES",
+        help="a run; the name of one of its series, or a part of it that no other name contains",
+    ),
+    argument("--scans", type=Path, help="the series is one of this folder or zip"),
+    argument("--run", type=parse_run, help="the run, with --scans"),
+    argument("--out", type=Path, help="the page to write, with --scans (default: explain.html)"),
+)
+def explain(options: argparse.Namespace) -> Result:
+    words = options.words if options.run is None else [str(options.run), *options.words]
+    if len(words) != 2:
+        raise InputError("kit explain needs a run and a series: RUN SERIES or --run RUN SERIES")
+    run, series = parse_run(words[0]), words[1]
+    require_runs(run)
+
+    from kit.report.explain import explain_scan, explain_series
+
+    if options.scans is None:
+        page = explain_series(run, series)
+    else:
+        page = explain_scan(options.scans, run, series, options.out or Path("explain.html"))
+    return Result(str(page), {"page": str(page)})
 
 
 @COMMANDS.add(

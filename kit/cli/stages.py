@@ -233,35 +233,6 @@ def show_status(options: argparse.Namespace) -> Result:
     return Result(format_stages(options.run, stages), dict(stages))
 
 
-@COMMANDS.add(
-    "explain",
-    "show what each neighbour contributes to a prediction",
-    argument(
-        "words",
-        nargs="+",
-        metavar="RUN SERIES",
-        help="a run; the name of one of its series, or a part of it that no other name contains",
-    ),
-    argument("--scans", type=Path, help="the series is one of this folder or zip"),
-    argument("--run", type=parse_run, help="the run, with --scans"),
-    argument("--out", type=Path, help="the page to write, with --scans (default: explain.html)"),
-)
-def explain(options: argparse.Namespace) -> Result:
-    words = options.words if options.run is None else [str(options.run), *options.words]
-    if len(words) != 2:
-        raise InputError("kit explain needs a run and a series: RUN SERIES or --run RUN SERIES")
-    run, series = parse_run(words[0]), words[1]
-    require_runs(run)
-
-    from kit.report.explain import explain_scan, explain_series
-
-    if options.scans is None:
-        page = explain_series(run, series)
-    else:
-        page = explain_scan(options.scans, run, series, options.out or Path("explain.html"))
-    return Result(str(page), {"page": str(page)})
-
-
 def _read_new(options: argparse.Namespace) -> Any:
     """The recipe of the command line, before torch is loaded; the data must be there."""
     from kit.cli.flags import read_recipe

@@ -11,14 +11,14 @@ import torch
 from tqdm import tqdm
 
 from kit import images, progress
-from kit.classifier import Classifier, fuse_normalization, load_classifier
+from kit.classifier import Classifier, load_classifier
 from kit.embeddings.store import EmbeddingStore
 from kit.embeddings.writer import StoreWriter, open_store
 from kit.files import hash_file
 from kit.processes import restart_once
 from kit.training import amp
 from kit.training.distributed import all_have, rank
-from kit.training.inference import predict
+from kit.training.inference import fuse_normalization, predict
 from kit.training.loop import OutOfTime, seed_random
 from kit.training.tuning import Tuning, choose_tuning, search_algorithms, time_batches
 

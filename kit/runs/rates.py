@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from kit import InputError, images
-from kit.classifier import Classifier, fuse_normalization
+from kit.classifier import Classifier
 from kit.competition import LABELS
 from kit.lstm import make_model, predict_logits, sequence_loss
 from kit.recipes import Recipe
@@ -26,7 +26,7 @@ from kit.slices.index import index_files
 from kit.training import amp
 from kit.training.config import ClassifierConfig, TrainingConfig
 from kit.training.distributed import choose_device
-from kit.training.inference import predict
+from kit.training.inference import fuse_normalization, predict
 from kit.training.loop import Task, fit, seed_random, weighted_loss
 
 SERIES_SLICES = 34.6  # 752,803 slices of the competition's training part in 21,744 series

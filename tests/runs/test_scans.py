@@ -50,6 +50,7 @@ def test_the_manifest_names_weights_and_reasons_and_nobody(tmp_path):
     reasons = [f"{code}: /scans/DOE^JANE/1.dcm" for code in codes]
     skipped = pd.DataFrame({"path": "DOE^JANE", "reason": reasons, "code": codes})
     path = tmp_path / "out.json"
+    (tmp_path / "config.json").write_text('{"recipe": {"name": "single"}}')
     write_manifest(
         path, Run(tmp_path), {weights: []}, scan_table([0, 1.0], [0.1, 0.2]), skipped, 1.23
     )

@@ -187,3 +187,11 @@ def test_convolutions_stay_in_float32_on_a_cpu_without_bfloat16(monkeypatch, amx
     assert amp.choose_convolution_level(torch.device("cpu"), "O1") == level
     assert amp.choose_convolution_level(torch.device("cpu"), "O0") == "O0"
     assert amp.choose_convolution_level(torch.device("cuda"), "O1") == "O1"
+
+
+def test_the_usual_import_finds_it():
+    import kit.amp
+    from kit.amp import initialize, scale_loss
+
+    assert (initialize, scale_loss) == (amp.initialize, amp.scale_loss)
+    assert kit.amp.initialize is amp.initialize

@@ -1,0 +1,72 @@
+"""The commands that bring models which other people trained into the kit's form."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from kit import InputError
+from kit.cli.registry import Commands, Result, argument
+
+COMMANDS = Commands()
+
+_OUT = argument("--out", type=Path, metavar="MODEL", help="a new folder: a run directory")
+_CLASSIFIER = argument(
+    "--classifier-only",
+    action="store_true",
+    help="without the model over series, to train the kit's own on its embeddings",
+)
+
+
+@COMMANDS.add(
+    "fetch",
+    "download a model that other people trained, checked, as a run directory",
+    argument("name", nargs="?", help="a name of --list"),
+    _OUT,
+    _CLASSIFIER,
+    argument("--list", action="store_true", help="list what there is, and its licence"),
+)
+def fetch(options: argparse.Namespace) -> Result:
+    from kit.models.released import list_released
+
+    if options.list:
+        entries = list_released()
+        return Result("\n\n".join(map(_describe_entry, entries)), entries)
+    if not options.name or options.out is None:
+        raise InputError("kit fetch needs a NAME and --out MODEL; kit fetch --list lists the names")
+    from kit.models.fetching import fetch_model
+
+    return _describe_model(fetch_model(options.name, options.out, options.classifier_only))
+
+
+@COMMANDS.add(
+    "import-model",
+    "turn a released model on this disk into a run directory",
+    argument("source", type=Path, help="the folder or file as it was released"),
+    argument("--out", type=Path, required=True, metavar="MODEL", help="a new folder"),
+    argument("--kind", help="ianpan or appian; default: by what is there"),
+    _CLASSIFIER,
+)
+def import_release(options: argparse.Namespace) -> Result:
+    from kit.models.importing import import_model
+
+    run = import_model(options.source, options.out, options.kind, options.classifier_only)
+    return _describe_model(run.path)
+
+
+def _describe_entry(entry: dict[str, str]) -> str:
+    lines = [f"{name.replace('_', ' '):<11} {value}" for name, value in entry.items()]
+    return "\n".join(lines)
+
+
+def _describe_model(path: Path) -> Result:
+    from kit.runs.directory import Run, read_config
+    from kit.runs.provenance import describe_provenance, read_provenance
+
+    run = Run(path)
+    provenance = read_provenance(run)
+    following = f"kit predict SCANS --run {path} --out predictions.csv"
+    if not read_config(run)["provenance"]["complete"]:
+        following = f"kit run DATA --recipe single --run {path}   (trains the LSTM)"
+    text = f"{describe_provenance(provenance)}\n{path}: ready for\n  {following}"
+    return Result(text, {"run": str(path), "provenance": provenance})

@@ -1,0 +1,1 @@
+"""On kit's search path, so that `import kit.amp`, apex's usual import, finds `amp.py` here."""

@@ -1,0 +1,40 @@
+"""`kit fetch` and `kit import-model`: what they print, and what they need."""
+
+import json
+
+from conftest import shared
+from released_models import shrink_ianpan, write_ianpan
+
+from kit.cli.commands import main
+
+
+def test_the_list_names_licence_size_source_labels_and_training_data(capsys):
+    assert main(["fetch", "--list"]) == 0
+    text = capsys.readouterr().out
+    for words in ("ianpan", "MIT", "about 130 MB", "huggingface.co/ianpan", "661,118 slices",
+                  "e6d89c2", "appian", "kit import-model"):  # fmt: skip
+        assert words in text
+    assert main(["fetch", "--list", "--json"]) == 0
+    assert {entry["name"] for entry in json.loads(capsys.readouterr().out)} >= {"ianpan", "appian"}
+
+
+def test_a_name_and_a_place_are_needed(tmp_path, capsys):
+    assert main(["fetch"]) == 1
+    assert "needs a NAME and --out MODEL" in capsys.readouterr().err
+    assert main(["fetch", "nothing", "--out", str(tmp_path / "model")]) == 1
+    assert "kit fetch has no 'nothing'" in capsys.readouterr().err
+
+
+def test_an_import_prints_where_the_model_is_from_and_what_comes_next(
+    tmp_path, monkeypatch, capsys
+):
+    shared("golden/released.py")
+    shrink_ianpan(monkeypatch)
+    release, out = write_ianpan(tmp_path / "release"), tmp_path / "model"
+    assert main(["import-model", str(release), "--out", str(out)]) == 0
+    text = capsys.readouterr().out
+    assert "Model: ianpan, huggingface.co/ianpan/ct-head-hemorrhage-detection" in text
+    assert f"kit predict SCANS --run {out}" in text
+    flags = ["--out", str(tmp_path / "part"), "--classifier-only", "--json"]
+    assert main(["import-model", str(release), *flags]) == 0
+    assert json.loads(capsys.readouterr().out)["provenance"]["complete"] is False
