@@ -60,8 +60,9 @@ def headers(folder, files) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns).sort_values(["series", "z"]).set_index("id")
 
 
-def test_the_layout_is_kaggles_and_nothing_else(folder):
+def test_the_layout_is_kaggles_and_the_mark_of_the_phantom(folder):
     assert sorted(path.name for path in folder.iterdir()) == [
+        "PHANTOM.txt",
         "stage_2_sample_submission.csv",
         "stage_2_test",
         "stage_2_test_truth.csv",
@@ -73,6 +74,7 @@ def test_the_layout_is_kaggles_and_nothing_else(folder):
         assert path.suffix == ".dcm"
         assert len(path.stem) == 12
         assert int(path.stem.removeprefix("ID_"), 16) < 16**9
+    assert "Synthetic heads" in (folder / "PHANTOM.txt").read_text()
 
 
 def test_the_csv_files_name_exactly_the_files_of_their_part(folder, headers):
