@@ -146,7 +146,8 @@ def _complain(text: str) -> None:
 
 
 def _describe_error(error: Exception) -> str:
-    """One sentence, safe for a terminal; for an error of the system, file and reason."""
+    """One sentence on one line, safe for a terminal; of the system's errors, file and reason."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return escape_controls(f"{error.filename}: {error.strerror}")
-    return escape_controls(str(error), keep="\n\t")
+    lines = (line.strip() for line in str(error).split("\n"))
+    return escape_controls(" ".join(line for line in lines if line), keep="\t")

@@ -6,6 +6,7 @@ import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from numpy.typing import DTypeLike
 
 from kit import InputError
 from kit.competition import LABELS
-from kit.files import name_errors, read_json, replace_file, write_json
+from kit.files import name_errors, open_file, read_json, read_text, replace_file, write_json
 from kit.sequences import SeriesDataset
 
 PAGE = 4096  # bytes: a page of memory, and a block of most file systems
@@ -29,23 +30,23 @@ class EmbeddingStore:
 
     def __init__(self, directory: Path):
         try:
-            name = directory / "embeddings.npy"
-            self.embeddings = np.load(name, mmap_mode="r", allow_pickle=False)
+            self.embeddings = open_array(directory / "embeddings.npy", np.float16)
             self.provenance = read_json(directory / "store.json")
-            ids = (directory / "ids.txt").read_text(encoding="utf-8")
-            self.ids = np.array(ids.split("\n")[:-1])
+            self.ids = np.array(read_text(directory / "ids.txt").split("\n")[:-1])
             logits = directory / "logits.npy"
-            self.logits = np.load(logits, allow_pickle=False) if logits.exists() else None
+            self.logits = np.array(open_array(logits, np.float32)) if logits.exists() else None
             self.failed = dict(self.provenance["failed"])
             self.codes = dict(self.provenance.get("codes", {}))  # not in older stores
+            texts = (*self.failed.values(), *self.codes.values(), self.provenance["weights_sha256"])
+            if not all(isinstance(text, str) for text in texts):
+                raise ValueError("store.json is not what kit writes")
+            rows = {len(self.ids), len(self.embeddings if self.logits is None else self.logits)}
+            if rows != {len(self.embeddings)}:
+                raise ValueError(f"{len(self.ids)} ids for {len(self.embeddings)} embeddings")
+            if self.logits is not None and self.logits.shape[1] != len(LABELS):
+                raise ValueError("logits.npy has other columns than the labels")
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(f"{directory}: not an embedding store ({error})") from error
-        if self.embeddings.dtype != np.float16 or self.embeddings.ndim != 2:
-            raise InputError(f"{directory}: embeddings.npy is no float16 table")
-        if len(self.ids) != len(self.embeddings):
-            raise InputError(
-                f"{directory}: {len(self.ids)} ids for {len(self.embeddings)} embeddings"
-            )
         self.directory = directory
 
     def find_rows(self, ids) -> np.ndarray:
@@ -64,6 +65,18 @@ class EmbeddingStore:
         logits = self.logits[rows[rows >= 0]].astype(np.float64)
         probabilities[rows >= 0] = 1 / (1 + np.exp(-logits))
         return probabilities
+
+
+def open_array(path: Path, dtype: DTypeLike, mode: Literal["r", "r+"] = "r") -> np.memmap:
+    """Map the table (N, columns) of numbers at `path`. Raises `OSError` or `ValueError`."""
+    open_file(path).close()  # not a pipe, which would wait for ever
+    try:
+        values = np.lib.format.open_memmap(path, mode=mode)
+    except (EOFError, SyntaxError, LookupError, ArithmeticError, MemoryError) as error:
+        raise ValueError(f"{path.name} is no array ({error})") from error
+    if values.dtype != dtype or values.ndim != 2:
+        raise ValueError(f"{path.name} is no {np.dtype(dtype)} table")
+    return values
 
 
 def make_series(store: EmbeddingStore, table: pd.DataFrame) -> SeriesDataset:

@@ -21,7 +21,7 @@ import torch
 
 from kit import InputError
 from kit.competition import LABELS
-from kit.embeddings.store import EmbeddingStore, create_array, seal_store
+from kit.embeddings.store import EmbeddingStore, create_array, open_array, seal_store
 from kit.files import read_json, write_json
 from kit.training.checkpoints import TrainingError
 from kit.training.distributed import rank, wait_for_all, world_size
@@ -29,7 +29,7 @@ from kit.training.distributed import rank, wait_for_all, world_size
 FLUSH_SECONDS = 60  # how much extraction a crash may cost
 BLOCK = 512  # rows; of any even number of columns, they fill whole pages
 
-_ARRAYS = ("embeddings", "logits")
+_ARRAYS = {"embeddings": np.float16, "logits": np.float32}
 
 
 @dataclass
@@ -72,6 +72,8 @@ def _read_progress(marker: Path, slices: int, digest: str) -> _Progress | None:
             {int(row): text for row, text in state.get(name, {}).items()}
             for name in ("failed", "codes")  # older stores have no codes
         )
+        if not all(0 <= row < slices for row in (*progress.failed, *progress.codes)):
+            raise ValueError("its rows are not those of the slices")
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{marker}: not the progress of an extraction ({error})") from error
     return progress
@@ -89,7 +91,7 @@ def open_store(directory: Path, slices: int, size: int, provenance: dict) -> Sto
             for part in parts:
                 part.unlink()
             marker.unlink(missing_ok=True)
-            for name, dtype in zip(_ARRAYS, (np.float16, np.float32), strict=True):
+            for name, dtype in _ARRAYS.items():
                 create_array(directory / f"{name}.npy.part", shapes[name], dtype)
             earlier = _Progress(np.zeros(slices, bool))
         _write_progress(marker, earlier, digest)
@@ -102,7 +104,11 @@ def open_store(directory: Path, slices: int, size: int, provenance: dict) -> Sto
 
 
 def _open_array(directory: Path, name: str) -> np.memmap:
-    return np.load(directory / f"{name}.npy.part", mmap_mode="r+", allow_pickle=False)
+    path = directory / f"{name}.npy.part"
+    try:
+        return open_array(path, _ARRAYS[name], "r+")
+    except ValueError as error:
+        raise InputError(f"{path}: not what an extraction left ({error}); remove it") from error
 
 
 def _gather_progress(

@@ -16,7 +16,8 @@ import pandas as pd
 
 from kit import InputError
 from kit.embeddings import EmbeddingStore, create_array, seal_store
-from kit.files import hash_file
+from kit.files import hash_file, open_file
+from kit.progress import format_count
 from kit.runs.directory import Run, RunError, list_folds, read_recipe
 from kit.runs.status import list_stores
 from kit.runs.tables import read_slices
@@ -48,7 +49,8 @@ def import_embeddings(run: Run, fold: int | str, files: list[tuple[Path, Path]])
     if missing.any():
         (directory / "store.json").unlink()
         image = slices["SOPInstanceUID"][missing].iloc[0]
-        raise RunError(f"{missing.sum()} slices of {run} have no embedding, {image} the first")
+        lacking = format_count(int(missing.sum()), "slice")
+        raise RunError(f"{lacking} of {run} without an embedding, {image} the first")
     return list_stores(run, fold)
 
 
@@ -94,7 +96,11 @@ def _open_published(npz: Path) -> Iterator[tuple[IO[bytes], tuple[int, int], np.
     A ValueError of the body, too, is raised as an `InputError` that names the file.
     """
     try:
-        with zipfile.ZipFile(npz) as archive, archive.open("arr_0.npy") as file:
+        with (
+            open_file(npz) as opened,
+            zipfile.ZipFile(opened) as archive,
+            archive.open("arr_0.npy") as file,
+        ):
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0
             if version != (1, 0):
@@ -130,7 +136,8 @@ def _copy_rows(npz: Path, store: np.ndarray) -> None:
 
 def _read_ids(csv: Path) -> np.ndarray:
     try:
-        table = pd.read_csv(csv, dtype=str, keep_default_na=False)
+        with open_file(csv) as file:
+            table = pd.read_csv(file, dtype=str, keep_default_na=False)
     except ValueError as error:
         raise InputError(f"{csv}: not a CSV that can be read ({error})") from error
     for name in ("SOPInstanceUID", "Image"):

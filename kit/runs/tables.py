@@ -7,13 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pyarrow import ArrowException
+from pyarrow import ArrowException, parquet
 
 from kit.competition import LABELS
 from kit.ensemble import MODELS, name_columns
 from kit.files import open_file, replace_file
 from kit.runs.directory import Run, RunError, require_file
 
+# What reading a damaged table raises, in pandas and in Arrow.
+_UNREADABLE = (ArrowException, OSError, ValueError, TypeError, LookupError, MemoryError)
 _MODELS = tuple(column for model in MODELS for column in name_columns(model))
 _NUMBERS = {"seq", "position", "fold", *LABELS, *_MODELS}
 _TEXTS = {
@@ -68,16 +70,18 @@ def _read_frame(
     Raises `OSError`, or `RunError` where it is damaged, lacks one of these columns or `other`, or
     has texts for numbers or the reverse.
     """
-    try:
-        with open_file(path) as file:
+    with open_file(path) as file:
+        try:
             if path.suffix == ".parquet":
-                table = pd.read_parquet(file)
+                arrow = parquet.read_table(file)
+                arrow.validate(full=True)  # texts that are not UTF-8 would fail only where used
+                table = arrow.to_pandas()
             else:
                 table = pd.read_csv(file, dtype=str, keep_default_na=False, na_values=[""])
                 numbers = list(_NUMBERS.intersection(table))
                 table[numbers] = table[numbers].astype(np.float64)
-    except (ArrowException, ValueError, TypeError, LookupError, MemoryError) as error:
-        raise RunError(f"{path}: not a table that can be read ({error})") from error
+        except _UNREADABLE as error:
+            raise RunError(f"{path}: not a table that can be read ({error})") from error
     for name in (*complete, *other):
         if name not in table:
             raise RunError(f"{path}: the column {name} is missing")

@@ -19,7 +19,7 @@ def test_a_store_of_another_kind_is_refused_by_name(small_run, tmp_path, text):
 def test_embeddings_of_another_kind_are_refused_by_name(small_run, tmp_path, values):
     shutil.copytree(small_run.store(0, 1), tmp_path / "store")
     np.save(tmp_path / "store" / "embeddings.npy", values)
-    with pytest.raises(ValueError, match=r"store: embeddings\.npy is no float16 table"):
+    with pytest.raises(ValueError, match=r"embeddings\.npy is no float16 table"):
         EmbeddingStore(tmp_path / "store")
 
 

@@ -1,12 +1,13 @@
 """Published embeddings, `.npz` files with their ids, as a store."""
 
+import os
 import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from kit import InputError
+from kit import InputError, KitError
 from kit.runs.imported import import_published
 
 
@@ -38,6 +39,16 @@ def test_published_embeddings_that_cannot_be_right_are_refused(tmp_path, values,
     with pytest.raises(InputError, match=f"e.npz: .*{reason}"):
         import_published([(tmp_path / "e.npz", tmp_path / "ids.csv")], tmp_path / "store")
     assert not (tmp_path / "store" / "store.json").exists()
+
+
+@pytest.mark.parametrize("name", ["e.npz", "ids.csv"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(tmp_path, name):
+    np.savez(tmp_path / "e.npz", np.zeros((1, 2), np.float32))
+    (tmp_path / "ids.csv").write_text("Image\na\n")
+    (tmp_path / name).unlink()
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(KitError, match=f"{name}: .*not a regular file"):
+        import_published([(tmp_path / "e.npz", tmp_path / "ids.csv")], tmp_path / "store")
 
 
 @pytest.mark.parametrize(
