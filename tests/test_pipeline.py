@@ -141,7 +141,7 @@ def test_an_lstm_can_be_trained_on_published_embeddings_alone(small_data, tmp_pa
     assert "imported" in EmbeddingStore(run.store(0, 1)).provenance
     assert run.report.exists()
     validate_submission(run.submission, small_data / "stage_2_sample_submission.csv")
-    with pytest.raises(RunError, match=r"slices of .* have no embedding"):
+    with pytest.raises(RunError, match=r"slices of .* without an embedding"):
         import_embeddings(run, 0, files[:1])
     with pytest.raises(RunError, match="has no fold 7: 0"):
         import_embeddings(run, 7, files)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import InputError
+from kit.cli import flags
 from kit.cli.registry import (
     DATA,
     RUN,
@@ -22,20 +23,13 @@ from kit.cli.registry import (
     require_data,
     require_runs,
 )
+from kit.progress import format_count
 
 COMMANDS = Commands()
 
 
-def _add_recipe(parser: argparse.ArgumentParser) -> None:
-    from kit.cli.flags import add_recipe
-
-    add_recipe(parser)
-
-
 def _add_planned_recipe(parser: argparse.ArgumentParser) -> None:
-    from kit.cli.flags import add_recipe
-
-    add_recipe(parser, "--hours H")
+    flags.add_recipe(parser, "--hours H")
 
 
 def _parse_pair(text: str) -> tuple[Path, Path]:
@@ -48,7 +42,7 @@ def _parse_pair(text: str) -> tuple[Path, Path]:
 _FOLD_TABLE = argument(
     "--fold-table", type=Path, help="CSV with columns PatientID and fold that replaces our split"
 )
-_NEW_RUN = (DATA, RUN_FLAG, _FOLD_TABLE, WORKERS, _add_recipe)
+_NEW_RUN = (DATA, RUN_FLAG, _FOLD_TABLE, WORKERS, flags.add_recipe)
 _FOLD = argument("--fold", help="one fold: a number, or all (default: every fold of the recipe)")
 _HOURS = argument(
     "--hours", type=float, help="stop in time, saved, with exit code 3; the same command continues"
@@ -82,12 +76,12 @@ def write_phantom(options: argparse.Namespace) -> Result:
     _add_planned_recipe,
 )
 def plan_run(options: argparse.Namespace) -> Result:
-    from kit.cli.flags import read_recipe
+    recipe = _read_new(options)
+
     from kit.cli.tables import format_plan
     from kit.processes import limit_threads
     from kit.runs.plan import describe_plan, make_plan
 
-    recipe = read_recipe(options)
     limit_threads(recipe.classifier.image_size)
     plan = make_plan(options.data, recipe, options.hours, options.workers)
     description = describe_plan(plan, options.hours)
@@ -131,9 +125,9 @@ def index(options: argparse.Namespace) -> Result:
         slices = pipeline.index(
             options.data, recipe, run, workers=options.workers, fold_table=options.fold_table
         )
-    series = slices["series"].nunique()
+    series, count = slices["series"].nunique(), format_count(len(slices), "slice")
     return Result(
-        f"{run}: {len(slices)} slices in {series} series\n{describe_intercepts(run)}",
+        f"{run}: {count} in {series} series\n{describe_intercepts(run)}",
         {
             "run": str(run),
             "slices": len(slices),
@@ -169,7 +163,7 @@ def import_published(options: argparse.Namespace) -> Result:
     with _work_on(options.run):
         stores = import_embeddings(options.run, fold, options.files)
     rows = stores.to_dict("records")
-    text = "\n".join(f"{row['path']}: {row['slices']} slices" for row in rows)
+    text = "\n".join(f"{row['path']}: {format_count(row['slices'], 'slice')}" for row in rows)
     return Result(text, {"stores": rows})
 
 
@@ -235,9 +229,7 @@ def show_status(options: argparse.Namespace) -> Result:
 
 def _read_new(options: argparse.Namespace) -> Any:
     """The recipe of the command line, before torch is loaded; the data must be there."""
-    from kit.cli.flags import read_recipe
-
-    recipe = read_recipe(options)
+    recipe = flags.read_recipe(options)
     require_data(options.data)
     return recipe
 

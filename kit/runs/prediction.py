@@ -237,7 +237,7 @@ def _refuse_empty(source: Path, slices: pd.DataFrame, skipped: pd.DataFrame) -> 
     if slices.empty:
         reasons = skipped["code"].value_counts()
         raise InputError(
-            f"{source}: no usable CT slice among {len(skipped)} files; most often: "
+            f"{source}: no usable CT slice among {format_count(len(skipped), 'file')}; most often: "
             f"{reasons.index[0]} ({reasons.iloc[0]})"
         )
 

@@ -119,7 +119,7 @@ def test_own_scans_get_the_bag_of_all_members(small_run, small_data, tmp_path):
 
 def test_a_folder_without_a_usable_slice_says_why(small_run, tmp_path):
     (tmp_path / "notes.txt").write_text("hello")
-    with pytest.raises(ValueError, match=r"no usable CT slice among 1 files.*not a DICOM file"):
+    with pytest.raises(ValueError, match=r"no usable CT slice among 1 file;.*not a DICOM file"):
         predict_folder(tmp_path, small_run, tmp_path / "p.csv")
 
 
