@@ -20,6 +20,7 @@ from kit.sequences import (
 )
 from kit.sequences.gru import SequenceGRU
 from kit.sequences.layers import run_packed, run_padded
+from kit.training import amp
 from kit.training.checkpoints import TrainingError, fill_model, load_trained
 from kit.training.config import LSTMConfig
 from kit.training.inference import predict
@@ -207,30 +208,46 @@ def predict_series(
     batch of about `slices` slices; a model that is not packed gets each series alone, so that no
     padding reaches its LSTM. Raises `TrainingError` naming a series whose logits are not finite.
     """
-    model.eval()
-    slices = slices if model.config.packed else 1
-    logits = np.full((len(series.rows), len(LABELS)), np.nan, dtype=np.float32)
-    pooled = np.full((len(series), len(LABELS)), np.nan, dtype=np.float32)
+    return predict_by_all([model], series, device, slices)[0]
+
+
+def predict_by_all(
+    models: list[SequenceModel], series: SeriesDataset, device: torch.device, slices: int = 2048
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """As `predict_series`, by each of several models, in one pass over the embeddings."""
+    if not all(model.eval().config.packed for model in models):
+        slices = 1
+    logits = np.full((len(models), len(series.rows), len(LABELS)), np.nan, dtype=np.float32)
+    pooled = np.full((len(models), len(series), len(LABELS)), np.nan, dtype=np.float32)
     batches = (
         {**collate_series([series[number] for number in numbers]), "numbers": numbers}
         for numbers in batch_by_length(series.lengths(), slices)
     )
 
-    def forward(batch: dict) -> Any:
-        return model(batch["emb"], batch["mask"])
+    def forward(batch: dict) -> tuple[torch.Tensor, ...]:
+        outputs: list[torch.Tensor | None] = []
+        for model in models:
+            with amp.autocast(device, model.config.opt_level):
+                outputs += split_output(model(batch["emb"], batch["mask"]))
+        return tuple(output.float() for output in outputs if output is not None)
 
-    for batch, output in predict(forward, batches, device, model.config.opt_level):
-        mask, numbers = batch["mask"], batch["numbers"]
-        found, of_series = split_output(output)
-        finite = (torch.isfinite(found).all(dim=2) | ~mask).all(dim=1)
-        if of_series is not None:
-            finite &= torch.isfinite(of_series).all(dim=1)
-            pooled[numbers] = of_series.float()
+    for batch, outputs in predict(forward, batches, device, "O0"):
+        mask, numbers, rest = batch["mask"], batch["numbers"], iter(outputs)
+        finite = torch.ones(len(mask), dtype=torch.bool)
+        for number, model in enumerate(models):
+            found = next(rest)
+            finite &= (torch.isfinite(found).all(dim=2) | ~mask).all(dim=1)
+            logits[number, batch["embidx"].numpy()[mask.numpy()]] = found[mask]
+            if isinstance(model, SequenceGRU):
+                pooled[number, numbers] = of_series = next(rest)
+                finite &= torch.isfinite(of_series).all(dim=1)
         if not finite.all():
             worst = series.names[numbers[int(finite.to(torch.uint8).argmin())]]
             raise TrainingError(f"series {worst}: its logits are not finite")
-        logits[batch["embidx"].numpy()[mask.numpy()]] = found[mask].float()
-    return _blend_logits(model, series, logits, pooled)
+    return [
+        _blend_logits(model, series, *found)
+        for model, *found in zip(models, logits, pooled, strict=True)
+    ]
 
 
 def _blend_logits(

@@ -38,7 +38,7 @@ from kit.runs.directory import (
     read_recipe,
     require_file,
 )
-from kit.runs.members import predict_slices
+from kit.runs.members import predict_by_lstms
 from kit.runs.prediction import note_unreadable
 from kit.runs.provenance import adopt_classifier, is_adopted, is_synthetic
 from kit.runs.scoring import combine
@@ -204,11 +204,11 @@ def _predict_with_epochs(
     run: Run, fold: int | str, epoch: int, store: EmbeddingStore, slices: pd.DataFrame
 ) -> None:
     """Write the probabilities of `slices` by each of the last LSTM epochs."""
-    for lstm_epoch in list_lstm_epochs(read_recipe(run)):
-        path = run.predictions(fold, epoch, lstm_epoch)
-        if not path.exists():
-            weights = run.lstm(fold, epoch) / f"epoch{lstm_epoch}.safetensors"
-            write_frame(path, predict_slices(store, slices, weights).reset_index())
+    numbers = list_lstm_epochs(read_recipe(run))
+    left = [n for n in numbers if not run.predictions(fold, epoch, n).exists()]
+    weights = [run.lstm(fold, epoch) / f"epoch{n}.safetensors" for n in left]
+    for n, (found, _) in zip(left, predict_by_lstms(store, slices, weights), strict=True):
+        write_frame(run.predictions(fold, epoch, n), found.reset_index())
 
 
 def score(run: Run) -> pd.DataFrame:

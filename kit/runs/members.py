@@ -14,7 +14,7 @@ from kit import ensemble
 from kit.classifier import Classifier, load_classifier
 from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore, extract_embeddings, make_series
-from kit.lstm import load_lstm, predict_series
+from kit.lstm import SequenceModel, load_lstm, predict_by_all
 from kit.processes import choose_workers
 from kit.progress import format_count, log, track
 from kit.runs.directory import RunError
@@ -83,45 +83,72 @@ def bag_members(
 
     Returns those of slices and, if all members predict series too, those of series.
     """
-    pairs = [
-        (store, lstm)
-        for store, lstms in zip(stores, members.values(), strict=True)
-        for lstm in lstms
-    ]
     pooled = []
 
     def predict_each() -> Iterator[pd.DataFrame]:
-        for store, lstm in track(pairs, "LSTMs", unit="models"):
-            found, of_series = _predict_both(store, slices, lstm)
-            pooled.append(of_series)
-            yield found
+        for store, lstms in zip(stores, members.values(), strict=True):
+            for found, of_series in predict_by_lstms(store, slices, lstms):
+                pooled.append(of_series)
+                yield found
 
-    table = ensemble.bag(predict_each())
+    total = sum(map(len, members.values()))
+    table = ensemble.bag(track(predict_each(), "LSTMs", total, "models"))
     whole = [of_series for of_series in pooled if of_series is not None]
     return table, ensemble.bag(whole) if len(whole) == len(pooled) else None
 
 
 def predict_slices(store: EmbeddingStore, table: pd.DataFrame, weights: Path) -> pd.DataFrame:
     """Predict the slices that have an embedding by one LSTM: float32, by SOPInstanceUID."""
-    return _predict_both(store, table, weights)[0]
+    return next(predict_by_lstms(store, table, [weights]))[0]
 
 
-def _predict_both(
-    store: EmbeddingStore, table: pd.DataFrame, weights: Path
-) -> tuple[pd.DataFrame, pd.DataFrame | None]:
-    """As `predict_slices`; and by series, if the model predicts those too."""
-    model, series = load_lstm(weights).to(choose_device()), make_series(store, table)
+def predict_by_lstms(
+    store: EmbeddingStore, table: pd.DataFrame, weights: list[Path]
+) -> Iterator[tuple[pd.DataFrame, pd.DataFrame | None]]:
+    """As `predict_slices` by each of several LSTMs; and by series, where a model predicts those.
+
+    The embeddings are read once for as many LSTMs as the memory holds.
+    """
+    device, series = choose_device(), make_series(store, table)
+    index = pd.Index(table["SOPInstanceUID"], name="SOPInstanceUID")
+    for group in _group_by_size(weights, _choose_room(device)):
+        models = [_load_fitting(path, store).to(device) for path in group]
+        for logits, pooled in predict_by_all(models, series, device):
+            slices = _find_probabilities(logits, index).dropna()
+            if pooled is None:
+                yield slices, None
+            else:
+                yield slices, _find_probabilities(pooled, pd.Index(series.names, name="series"))
+
+
+def _load_fitting(weights: Path, store: EmbeddingStore) -> SequenceModel:
+    model = load_lstm(weights)
     given, taken = store.embeddings.shape[1], model.config.embedding_size
     if given != taken:
         raise RunError(
             f"{weights}: takes embeddings of {taken} numbers; the classifier's have {given}"
         )
-    logits, pooled = predict_series(model, series, choose_device())
-    index = pd.Index(table["SOPInstanceUID"], name="SOPInstanceUID")
-    slices = _find_probabilities(logits, index).dropna()
-    if pooled is None:
-        return slices, None
-    return slices, _find_probabilities(pooled, pd.Index(series.names, name="series"))
+    return model
+
+
+def _choose_room(device: torch.device) -> int:
+    """How many bytes of models are held at once: four of full size, or what a GPU has free."""
+    if device.type != "cuda":
+        return 1 << 32
+    return int(0.6 * torch.cuda.mem_get_info(device)[0])
+
+
+def _group_by_size(paths: list[Path], room: int) -> list[list[Path]]:
+    """Split a list of files into groups of at most `room` bytes, of one file at least."""
+    groups: list[list[Path]] = []
+    size = 0
+    for path in paths:
+        size += path.stat().st_size
+        if not groups or size > room:
+            groups.append([])
+            size = path.stat().st_size
+        groups[-1].append(path)
+    return groups
 
 
 def _find_probabilities(logits: np.ndarray, index: pd.Index) -> pd.DataFrame:

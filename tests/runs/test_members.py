@@ -7,12 +7,13 @@ import pandas as pd
 import pytest
 import torch
 
+from kit import lstm
 from kit.classifier import load_classifier
 from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore, make_series
 from kit.lstm import make_model, predict_series
 from kit.runs import members
-from kit.runs.members import bag_members, predict_slices
+from kit.runs.members import bag_members, predict_by_lstms, predict_slices
 from kit.runs.tables import read_slices
 from kit.training.checkpoints import save_weights
 from kit.training.config import LSTMConfig
@@ -78,3 +79,21 @@ def test_slices_are_mixed_with_the_logits_of_the_store(small_run, grus):
     np.testing.assert_allclose(found, expected[kept], atol=5e-3)  # bfloat16
     _, pooled = predict_series(model, dataset, torch.device("cpu"))
     assert pooled.shape == (len(dataset), 6)
+
+
+def test_one_pass_over_the_embeddings_serves_all_lstms_that_the_memory_holds(
+    small_run, grus, monkeypatch
+):
+    slices, store = read_slices(small_run).head(90), EmbeddingStore(small_run.store(0, 1))
+    paths = [small_run.lstm(0, 1) / "epoch1.safetensors", *grus]
+    alone = [predict_slices(store, slices, path) for path in paths]
+    read, sizes, collate = [], [path.stat().st_size for path in paths], lstm.collate_series
+    monkeypatch.setattr(lstm, "collate_series", lambda items: read.extend(items) or collate(items))
+    for room, passes in ((sum(sizes), 1), (sum(sizes[:2]), 2), (1, 3)):
+        monkeypatch.setattr(members, "_choose_room", lambda device, room=room: room)
+        together = list(predict_by_lstms(store, slices, paths))
+        assert len(read) == passes * slices["series"].nunique()
+        read.clear()
+        assert [pooled is None for _, pooled in together] == [True, False, False]
+        for (found, _), expected in zip(together, alone, strict=True):
+            pd.testing.assert_frame_equal(found, expected)
