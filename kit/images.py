@@ -18,7 +18,7 @@ from kit import InputError
 from kit.competition import LABELS
 from kit.dicom.parsing import DicomError, MissingError
 from kit.dicom.pixels import read_hounsfield
-from kit.processes import ScarcityError, find_scarcity, reading
+from kit.processes import blame_machine, reading
 from kit.windowing import InputConfig, render_image
 
 if TYPE_CHECKING:
@@ -70,8 +70,7 @@ class SliceDataset(torch.utils.data.Dataset):
         try:
             slices = [self._read_neighbour(row, offset) for offset in self.config.neighbours]
         except DicomError as error:
-            if isinstance(error.__cause__, OSError) and (lack := find_scarcity(error.__cause__)):
-                raise ScarcityError(lack) from error  # not the file's fault
+            blame_machine(error)
             missing = error.path if isinstance(error, MissingError) else None
             return {"row": int(row), "reason": error.reason, "code": error.code, "missing": missing}
         if self.transform is not None:

@@ -3,10 +3,10 @@
 from kit.processes.workers import (
     ScarcityError,
     WorkerError,
+    blame_machine,
     choose_workers,
     count_cores,
     explain_scarcity,
-    find_scarcity,
     limit_threads,
     restart_once,
     shield_workers,
@@ -15,10 +15,10 @@ from kit.processes.workers import (
 __all__ = [
     "ScarcityError",
     "WorkerError",
+    "blame_machine",
     "choose_workers",
     "count_cores",
     "explain_scarcity",
-    "find_scarcity",
     "limit_threads",
     "restart_once",
     "shield_workers",

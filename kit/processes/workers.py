@@ -47,12 +47,19 @@ _LACKS = {
 }
 
 
-def find_scarcity(error: BaseException) -> str | None:
+def blame_machine(error: Exception) -> None:
+    """Raise `ScarcityError` if an error with a file comes of what the machine lacks."""
+    cause = error.__cause__
+    if isinstance(cause, OSError) and (lack := _find_lack(cause)):
+        raise ScarcityError(lack) from error
+
+
+def _find_lack(error: MemoryError | OSError) -> str | None:
     """What the machine lacks and what to do, if that is what an error says."""
     if isinstance(error, MemoryError):
         return _LACKS[errno.ENOMEM]
-    if not isinstance(error, OSError) or (error.errno == errno.ENOSPC and error.filename):
-        return None  # the latter is a disk
+    if error.errno == errno.ENOSPC and error.filename:
+        return None  # that is a disk
     return _LACKS.get(error.errno or 0)
 
 
@@ -62,7 +69,7 @@ def explain_scarcity() -> Iterator[None]:
     try:
         yield
     except (MemoryError, OSError) as error:
-        if lack := find_scarcity(error):
+        if lack := _find_lack(error):
             raise ScarcityError(f"worker processes cannot work: {lack}") from error
         raise
 

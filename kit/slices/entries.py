@@ -17,6 +17,7 @@ from kit.dicom import header, pixels
 from kit.dicom.checks import show_numbers
 from kit.dicom.parsing import DicomError, parse_numbers
 from kit.files import Reason
+from kit.processes import blame_machine
 
 _parse_cached = lru_cache(maxsize=1024)(parse_numbers)  # most texts recur over a series
 
@@ -63,8 +64,8 @@ def refuse_entry(path: str, reason: Reason) -> tuple:
 def read_entry(path: str) -> tuple:
     """The `ENTRY_COLUMNS` of one file; None where not known.
 
-    `reason` and its `code` are None for a file that can be used. Nothing is raised: what is wrong
-    with the file is its reason.
+    `reason` and its `code` are None for a file that can be used. What is wrong with the file is its
+    reason; `ScarcityError` is raised for what is wrong with the machine.
     """
     shown = escape_controls(path)
     if shown != path:
@@ -73,6 +74,7 @@ def read_entry(path: str) -> tuple:
     try:
         found = header.read_header(path)
     except DicomError as error:
+        blame_machine(error)
         return refuse_entry(path, Reason(error.code, error.detail))
     reason = _check_identity(found.values) or _check_position(found.values)
     if reason:

@@ -1,11 +1,13 @@
 """What a header contributes to the table, and what leaves the file out."""
 
+import errno
 import os
 
 import numpy as np
 import pytest
 from dicom_files import reasons, replace_once, write_slice
 
+from kit.processes import ScarcityError
 from kit.slices.index import index_slices
 
 
@@ -137,3 +139,13 @@ def test_a_file_name_that_is_no_text_is_listed_and_can_be_written_down(tmp_path)
         "caf\\udce9.dcm": "file's name holds characters that are not text: rename it"
     }
     skipped.to_csv(tmp_path / "skipped.csv")
+
+
+def test_too_many_open_files_stop_the_index_instead_of_emptying_it(tmp_path, monkeypatch):
+    def fail(path):
+        raise OSError(errno.EMFILE, "Too many open files", str(path))
+
+    write_slice(tmp_path / "1.dcm")
+    monkeypatch.setattr("kit.dicom.parsing.open_file", fail)
+    with pytest.raises(ScarcityError, match="too many files are open: raise the limit"):
+        index_slices(tmp_path, 1)
