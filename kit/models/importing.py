@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -40,15 +40,13 @@ def import_model(
     release = found.read(source)
     if classifier_only:
         release = Release(release.classifiers)
-    part = out.with_name(out.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        _write_run(Run(part), release, next(name for name in KINDS if KINDS[name] is found))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
+        run = Run(Path(beside) / out.name)
+        _write_run(run, release, next(name for name in KINDS if KINDS[name] is found))
         if out.exists():
             out.rmdir()
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        run.path.rename(out)
     return Run(out)
 
 

@@ -131,7 +131,7 @@ def test_a_release_is_known_by_what_is_there_and_nothing_in_it_is_run(tmp_path, 
     }  # fmt: skip
     manifest = check_export(run.path)
     assert manifest["provenance"] == config["provenance"]
-    assert not list(tmp_path.glob("*.part"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "release"]
 
 
 def test_an_imported_model_is_exported_for_notebooks_and_predicts_the_same(
