@@ -16,7 +16,7 @@ class FetchError(InputError):
     """A released model cannot be downloaded; the text says why and what to do."""
 
 
-def fetch_model(name: str, out: Path, classifier_only: bool = False) -> Path:
+def fetch_model(name: str, out: Path, classifier_only: bool = False, opt_level: str = "O0") -> Path:
     """Download a released model and turn it into the run directory `out`; return that.
 
     A download goes on after a failure of the network; what an earlier call has downloaded whole is
@@ -29,10 +29,10 @@ def fetch_model(name: str, out: Path, classifier_only: bool = False) -> Path:
         by_hand = f" ({RELEASED[name].get})" if name in RELEASED else ""
         raise FetchError(f"kit fetch has no {name!r}{by_hand}; it has {known}")
     refuse_existing(out)
-    return _FETCHERS[name](out, classifier_only)
+    return _FETCHERS[name](out, classifier_only, opt_level)
 
 
-def _fetch_ianpan(out: Path, classifier_only: bool) -> Path:
+def _fetch_ianpan(out: Path, classifier_only: bool, opt_level: str) -> Path:
     files = ["classifier/model.safetensors", "sequence/model.safetensors"]
     entry = RELEASED["ianpan"]
     repository = entry.source.removeprefix("huggingface.co/")
@@ -44,7 +44,7 @@ def _fetch_ianpan(out: Path, classifier_only: bool) -> Path:
             (folder / file).resolve().unlink(missing_ok=True)
             (folder / file).unlink(missing_ok=True)
         raise
-    return import_model(folder, out, "ianpan", classifier_only).path
+    return import_model(folder, out, "ianpan", classifier_only, opt_level).path
 
 
 def _download_files(repository: str, revision: str, names: list[str]) -> Path:
@@ -72,4 +72,4 @@ def _download_files(repository: str, revision: str, names: list[str]) -> Path:
     return Path(paths[0].removesuffix(names[0]))
 
 
-_FETCHERS: dict[str, Callable[[Path, bool], Path]] = {"ianpan": _fetch_ianpan}
+_FETCHERS: dict[str, Callable[[Path, bool, str], Path]] = {"ianpan": _fetch_ianpan}

@@ -26,12 +26,17 @@ from kit.training.config import LSTMConfig
 
 
 def import_model(
-    source: Path, out: Path, kind: str | None = None, classifier_only: bool = False
+    source: Path,
+    out: Path,
+    kind: str | None = None,
+    classifier_only: bool = False,
+    opt_level: str = "O0",
 ) -> Run:
     """Turn a released model in a folder or file into the run directory `out`.
 
     `kind` is one of `KINDS`, by default found by what is there. Of a release with a model over
     series, `classifier_only` takes the classifier alone: its embeddings train the kit's own LSTM.
+    `opt_level` is the precision in which it will be computed, by default as released.
     Nothing in the release is executed or unpickled. Raises `InputError` where a file is missing,
     damaged, of another kind or does not fit, and where `out` is not empty.
     """
@@ -40,6 +45,8 @@ def import_model(
     release = found.read(source)
     if classifier_only:
         release = Release(release.classifiers)
+    for part in [*release.classifiers, *([release.sequence] if release.sequence else [])]:
+        part.config = replace(part.config, opt_level=opt_level)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as beside:
         run = Run(Path(beside) / out.name)

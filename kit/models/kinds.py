@@ -14,7 +14,7 @@ from kit.models.reading import check_sums, read_pickled, read_safetensors
 from kit.training.config import ClassifierConfig, LSTMConfig
 
 
-@dataclass(frozen=True)
+@dataclass
 class Part:
     """A file of a release: its tensors, and how they become those of a model of the kit.
 

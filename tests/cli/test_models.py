@@ -5,7 +5,9 @@ import json
 from conftest import shared
 from released_models import shrink_ianpan, write_ianpan
 
+from kit.classifier import load_classifier
 from kit.cli.commands import main
+from kit.runs.directory import Run
 
 
 def test_the_list_names_licence_size_source_labels_and_training_data(capsys):
@@ -35,6 +37,9 @@ def test_an_import_prints_where_the_model_is_from_and_what_comes_next(
     text = capsys.readouterr().out
     assert "Model: ianpan, huggingface.co/ianpan/ct-head-hemorrhage-detection" in text
     assert f"kit predict SCANS --run {out}" in text
-    flags = ["--out", str(tmp_path / "part"), "--classifier-only", "--json"]
+    flags = ["--out", str(tmp_path / "part"), "--classifier-only", "--json", "--opt-level", "O1"]
     assert main(["import-model", str(release), *flags]) == 0
+    for folder, level in ((out, "O0"), (tmp_path / "part", "O1")):
+        weights = Run(folder).classifier("all") / "epoch1.safetensors"
+        assert load_classifier(weights).config.opt_level == level
     assert json.loads(capsys.readouterr().out)["provenance"]["complete"] is False
