@@ -38,11 +38,12 @@ from kit.classifier import (
     load_classifier,
 )
 from kit.embeddings import extract_embeddings
-from kit.lstm import LSTMConfig, SequenceLSTM, sequence_loss
+from kit.lstm import LSTMConfig, SequenceLSTM, compute_loss
 from kit.sequences import SeriesDataset, collate_series
 from kit.training import amp
-from kit.training.inference import fuse_normalization, move_batch
-from kit.training.loop import make_optimizer, train_step, weighted_loss
+from kit.training.inference import fuse_normalization
+from kit.training.loop import make_optimizer, weighted_loss
+from kit.training.step import Stepper
 
 IMAGES, TEST_IMAGES, SERIES = 752_803, 121_232, 21_744  # of the competition's stage 2
 
@@ -225,7 +226,8 @@ def measure_training(device: torch.device, sizes: Sizes):
             forward = torch.compile(model) if compiled else model
             labels = torch.randint(0, 2, (batch, 6), device=device).float()
             data = {"image": make_images(batch, channels_last, device, sizes), "labels": labels}
-            return lambda: train_step(forward, optimizer, data, compute_image_loss, "benchmark")
+            stepper = Stepper(forward, optimizer, compute_image_loss, batch)
+            return lambda: stepper.take(data)
 
         rate, peak, batch = time_batches(make_step, device, sizes)
         yield Line(f"classifier training, {name}", rate, "images/s", operations, peak, batch)
@@ -339,18 +341,13 @@ def make_kit_step(embeddings, table, device, sizes: Sizes):
     config = LSTMConfig(embedding_size=sizes.hidden, hidden_size=sizes.hidden)
     model = SequenceLSTM(config).to(device).train()
     model, optimizer = amp.initialize(model, make_optimizer(model, config), "O1")
-
+    stepper = Stepper(model, optimizer, compute_loss, 4)
     draw = itertools.cycle(np.arange(len(dataset)).reshape(-1, 4))
 
     def step():
-        batch = move_batch(collate_series([dataset[number] for number in next(draw)]), device)
-        train_step(model, optimizer, batch, compute_sequence_loss, "benchmark")
+        stepper.take(collate_series([dataset[number] for number in next(draw)]))
 
     return step
-
-
-def compute_sequence_loss(model, batch: dict) -> torch.Tensor:
-    return sequence_loss(model(batch["emb"], batch["mask"]), batch["labels"], batch["mask"])
 
 
 def summarize(lines: dict[str, Line]) -> str:

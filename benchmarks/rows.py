@@ -237,7 +237,8 @@ def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> 
 def make_lstm_step(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
     """Three training steps, each on `amount` different series: forward, backward, Adam."""
     from kit.training import amp
-    from kit.training.loop import make_optimizer, train_step
+    from kit.training.loop import make_optimizer
+    from kit.training.step import Stepper
 
     def prepare(hidden, amount=amount, **options):
         """Three steps of the kit, of the reference and of a bare loop; each keeps its state."""
@@ -245,6 +246,7 @@ def make_lstm_step(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
         model, optimizer = amp.initialize(
             ours, make_optimizer(ours, ours.config), ours.config.opt_level
         )
+        stepper = Stepper(model, optimizer, compute_sequence_loss, amount)
         batches, expected = make_step_batches(amount, hidden)
         bare = make_optimizer(ours, ours.config)
         reference = published.make_optimizer(theirs)
@@ -256,10 +258,7 @@ def make_lstm_step(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
                 bare.step()
 
         def step_kit():
-            return [
-                train_step(model, optimizer, batch, compute_sequence_loss, "benchmark")
-                for batch in batches
-            ]
+            return [stepper.take(batch).read()[0] for batch in batches]
 
         def step_published():
             return [published.train_step(theirs, reference, batch) for batch in expected]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from kit.training.checkpoints import (
     load_weights,
 )
 from kit.training.config import ClassifierConfig
-from kit.training.inference import predict
+from kit.training.inference import move_batch, predict
 from kit.training.loop import Task, fit, seed_random, weighted_loss
 from kit.windowing import InputConfig
 
@@ -224,9 +225,6 @@ def train_classifier(
         dataset.epoch = epoch
         return _load_usable(dataset, batches, workers)
 
-    def compute_loss(model: nn.Module, batch: dict) -> torch.Tensor:
-        return weighted_loss(model(images.join_neighbours(batch)), batch["labels"])
-
     def validate(model: Classifier) -> dict:
         assert validation is not None
         loss = measure_loss(model, validation, device, workers)
@@ -237,7 +235,26 @@ def train_classifier(
     begun = (directory / "checkpoint.safetensors").exists()  # it replaces the initial weights
     with seed_random(config.seed, device):
         model = Classifier(config, load=not begun).to(device)
+        if config.activation_checkpointing:
+            checkpoint_activations(model)
         return fit(model, config, task, directory, description=description, deadline=deadline)
+
+
+def compute_loss(model: nn.Module, batch: dict) -> torch.Tensor:
+    """The loss on a batch of `load_batches`."""
+    batch = move_batch(batch, next(model.parameters()).device)
+    if len(batch["labels"]) == 1:  # twice: batch normalization takes no variance over one
+        batch.update({name: torch.cat([batch[name]] * 2) for name in ("parts", "labels")})
+    return weighted_loss(model(images.join_neighbours(batch)), batch["labels"])
+
+
+def checkpoint_activations(model: Classifier) -> None:
+    """Have the backward pass compute activations again. Raises `InputError` where timm cannot."""
+    try:
+        cast(Any, model.backbone).set_grad_checkpointing(True)
+    except (AttributeError, AssertionError) as error:
+        name = model.config.architecture
+        raise InputError(f"activation_checkpointing: timm does not offer it for {name}") from error
 
 
 def _load_usable(
@@ -251,8 +268,6 @@ def _load_usable(
     usable = sum(map(len, batches)) < min(32, len(dataset))
     for batch in images.load_batches(dataset, batches, workers):
         usable = usable or batch["image"] is not None
-        if len(batch["rows"]) == 1:  # twice: batch normalization takes no variance over one
-            batch.update({name: torch.cat([batch[name]] * 2) for name in ("parts", "labels")})
         yield batch if batch["image"] is not None else None
     if not usable:
         row, reason = batch["failed"][0]

@@ -23,8 +23,9 @@ from kit.sequences.layers import run_packed, run_padded
 from kit.training import amp
 from kit.training.checkpoints import TrainingError, fill_model, load_trained
 from kit.training.config import LSTMConfig
-from kit.training.inference import predict
-from kit.training.loop import Task, fit, seed_random, weighted_loss
+from kit.training.inference import move_batch, predict
+from kit.training.loop import Task, fit, measure_slices, seed_random, weighted_loss
+from kit.training.step import make_ahead
 
 _LOGIT_ENDS = np.log([1e-6, 1 - 1e-6]) - np.log([1 - 1e-6, 1e-6])  # of a probability
 
@@ -72,15 +73,15 @@ class SequenceLSTM(nn.Module):
         """Embeddings (B, T, E) and mask (B, T), True at real slices → logits (B, T, 6).
 
         With `packed` the logits of a series do not depend on the batch it is in, and those of
-        padded positions mean nothing.
+        padded positions mean nothing. Where the mask is on the CPU, no GPU is waited for.
         """
-        mask = mask.bool()
-        embeddings = embeddings.to(self.linear.weight.dtype)
+        mask, embeddings = mask.bool(), embeddings.to(self.linear.weight.dtype)
+        real = mask.to(embeddings.device, non_blocking=True)
         if self.config.standardize:
             embeddings = (embeddings - self.embedding_mean) * self.embedding_scale
-            embeddings = embeddings * mask[..., None]
+            embeddings = embeddings * real[..., None]
         embeddings = self.embedding_dropout(embeddings)
-        inputs = add_deltas(embeddings, mask) if self.config.deltas else embeddings
+        inputs = add_deltas(embeddings, real) if self.config.deltas else embeddings
         run_layer = run_packed if self.config.packed else run_padded
         hidden1 = run_layer(self.lstm1, inputs, mask)  # (B, T, 2H)
         hidden2 = run_layer(self.lstm2, hidden1, mask)
@@ -125,14 +126,23 @@ def split_output(output: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
 def sequence_loss(output: Any, labels: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """`weighted_loss` over the real slices: what a model returned, labels (B, T, 6), mask (B, T).
 
-    Of a model with logits for the series, plus that over the series.
+    Of a model with logits for the series, plus that of their series, so that every slice counts
+    alike whatever batch it is in.
     """
-    mask = mask.bool()
     slices, series = split_output(output)
-    loss = weighted_loss(slices[mask], labels[mask])
-    if series is None:
-        return loss
-    return loss + weighted_loss(series, (labels * mask[..., None]).amax(dim=1))
+    real = mask.bool().to(slices.device, non_blocking=True)
+    losses = measure_slices(slices, labels)
+    if series is not None:
+        of_series = measure_slices(series, (labels * real[..., None]).amax(dim=1))
+        losses = losses + of_series[:, None]
+    return torch.where(real, losses, 0).sum() / real.sum()
+
+
+def compute_loss(model: nn.Module, batch: dict) -> torch.Tensor:
+    """The loss on a batch of `collate_series`. Its mask stays on the CPU: no GPU is waited for."""
+    device = next(model.parameters()).device
+    moved = move_batch({name: batch[name] for name in ("emb", "labels")}, device)
+    return sequence_loss(model(moved["emb"], batch["mask"]), moved["labels"], batch["mask"])
 
 
 def train_lstm(
@@ -149,13 +159,14 @@ def train_lstm(
     With `validation` the history also has its loss after each epoch. Raises as `fit` does.
     """
 
-    def make_batches(epoch: int, batches: list[np.ndarray]) -> Iterable[dict]:
-        for numbers in batches:
-            batch = collate_series([training[number] for number in numbers])
-            yield {**batch, "names": [training.names[number] for number in numbers]}
+    def make_batch(numbers: np.ndarray) -> dict:
+        batch = collate_series([training[number] for number in numbers])
+        if device.type == "cuda":
+            batch = {name: value.pin_memory() for name, value in batch.items()}
+        return {**batch, "names": [training.names[number] for number in numbers]}
 
-    def compute_loss(model: nn.Module, batch: dict) -> torch.Tensor:
-        return sequence_loss(model(batch["emb"], batch["mask"]), batch["labels"], batch["mask"])
+    def make_batches(epoch: int, batches: list[np.ndarray]) -> Iterable[dict]:
+        return make_ahead(make_batch, batches, device)
 
     def validate(model: SequenceModel) -> dict:
         assert validation is not None

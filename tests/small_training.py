@@ -26,18 +26,24 @@ def make_data():
     return inputs, (inputs @ rng.normal(size=(5, 6)) > 0).astype(np.float32)
 
 
-def train(directory, config, stop_after=None, poison=None, **options):
-    """Fit the net; `stop_after` batches an error as of a killed process breaks it off."""
+def train(directory, config, stop_after=None, poison=None, poison_after=None, **options):
+    """Fit the net; `stop_after` batches an error as of a killed process breaks it off.
+
+    `poison` is the epoch and first example of a batch with a NaN; after `poison_after` batches all
+    have one.
+    """
     torch.manual_seed(config.seed)
     inputs, labels = make_data()
     served = itertools.count(1)
 
     def make_batches(epoch, batches):
         for batch in batches:
-            if next(served) == stop_after:
+            number = next(served)
+            if number == stop_after:
                 raise KeyboardInterrupt
             values = torch.from_numpy(inputs[batch].copy())
-            if poison == (epoch, int(batch[0])):
+            ill = poison_after is not None and number > poison_after
+            if ill or poison == (epoch, int(batch[0])):
                 values[0, 0] = torch.nan
             yield {
                 "values": values,

@@ -9,9 +9,11 @@ from dicom_files import write_slice
 from safetensors.torch import save_file
 from torch import nn
 
+from kit import InputError
 from kit.classifier import (
     Classifier,
     ClassifierConfig,
+    checkpoint_activations,
     load_classifier,
     measure_loss,
     train_classifier,
@@ -370,3 +372,25 @@ def test_weights_trained_on_other_images_are_loaded_with_a_warning(tmp_path, cap
     same = config(mean=(0.5, 0.5, 0.5), weights=str(tmp_path / "kit.safetensors"))
     Classifier(same, load=True)
     assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("architecture", "options"), [("resnext50_32x4d", SMALL_RESNEXT), ("convnext_atto", {})]
+)
+def test_recomputed_activations_give_the_same_gradients(architecture, options):
+    gradients = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        model = Classifier(config(architecture=architecture, architecture_options=options)).train()
+        if recompute:
+            checkpoint_activations(model)
+        model(make_images()).sum().backward()
+        gradients.append({name: value.grad for name, value in model.named_parameters()})
+    for name, value in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], value)
+
+
+def test_an_architecture_that_cannot_recompute_activations_is_named():
+    model = Classifier(config(architecture="vgg11", architecture_options={}))
+    with pytest.raises(InputError, match="activation_checkpointing: timm does not offer it for"):
+        checkpoint_activations(model)

@@ -5,16 +5,18 @@ import pytest
 import torch
 from torch import nn
 
-from kit.classifier import Classifier, ClassifierConfig
+from kit.classifier import Classifier, checkpoint_activations
+from kit.competition import LABELS
 from kit.embeddings import extract_embeddings
-from kit.lstm import LSTMConfig, SequenceLSTM, predict_logits
+from kit.lstm import LSTMConfig, SequenceLSTM, compute_loss, predict_logits, train_lstm
 from kit.recipes import SMALL_RESNEXT
-from kit.sequences import SeriesDataset
+from kit.sequences import SeriesDataset, collate_series
 from kit.training import amp, tuning
 from kit.training.checkpoints import load_weights, save_weights
-from kit.training.config import TrainingConfig
-from kit.training.inference import fuse_normalization
-from kit.training.loop import Task, fit, make_optimizer, train_step, weighted_loss
+from kit.training.config import ClassifierConfig, TrainingConfig
+from kit.training.inference import fuse_normalization, move_batch
+from kit.training.loop import Task, fit, make_optimizer, weighted_loss
+from kit.training.step import Stepper
 
 pytestmark = pytest.mark.gpu
 
@@ -67,7 +69,8 @@ def test_a_step_lowers_the_loss_as_on_the_cpu(opt_level):
         def compute_loss(model: nn.Module, batch: dict) -> torch.Tensor:
             return weighted_loss(model(batch["image"]), batch["labels"])
 
-        losses = [train_step(model, optimizer, batch, compute_loss, "test") for _ in range(8)]
+        stepper = Stepper(model, optimizer, compute_loss, 8)
+        losses = [stepper.take(batch).read()[0] for _ in range(8)]
         assert optimizer.amp.skipped < 4  # float16 overflows until the scale has come down
         return losses, model
 
@@ -77,6 +80,133 @@ def test_a_step_lowers_the_loss_as_on_the_cpu(opt_level):
     assert found[-1] < 0.9 * found[0]
     kinds = {parameter.dtype for parameter in model.parameters()}
     assert kinds == {torch.float32} if opt_level == "O1" else torch.float16 in kinds
+
+
+def make_step_batch(count: int) -> dict:
+    labels = (torch.arange(count * 6).reshape(count, 6) % 3 == 0).float()
+    return {"image": make_images(count), "labels": labels}
+
+
+def compute_image_loss(model: nn.Module, batch: dict) -> torch.Tensor:
+    batch = move_batch(batch, GPU)
+    return weighted_loss(model(batch["image"]), batch["labels"])
+
+
+def make_stepper(at_once: int, opt_level: str = "O1", **options) -> Stepper:
+    model = make_classifier(learning_rate=1e-3, **options).to(GPU).train()
+    optimizer = make_optimizer(model, model.config)
+    half = amp.choose_half(GPU, model.config.precision)
+    amp.initialize(model, optimizer, opt_level, half)
+    return Stepper(model, optimizer, compute_image_loss, at_once)
+
+
+@pytest.fixture
+def no_waiting():
+    """Every wait for the device raises, except for the reading of a step that is over."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("opt_level", ["O0", "O1", "O2"])
+def test_no_step_of_the_sequence_model_waits_for_the_device(opt_level, no_waiting):
+    torch.manual_seed(0)
+    config = LSTMConfig(embedding_size=32, hidden_size=64)
+    model = SequenceLSTM(config).to(GPU).train()
+    optimizer = make_optimizer(model, config)
+    amp.initialize(model, optimizer, opt_level)
+    stepper = Stepper(model, optimizer, compute_loss, 4)
+    rng = np.random.default_rng(0)
+    items = [
+        {"emb": rng.normal(size=(length, 32)).astype(np.float16), "embidx": np.arange(length),
+         "labels": np.zeros((length, 6), np.float32)}
+        for length in (3, 30, 41, 7)
+    ]  # fmt: skip
+    batch = {name: value.pin_memory() for name, value in collate_series(items).items()}
+    before = stepper.take(batch)  # the first step makes what the later ones keep
+    no_waiting()
+    for _ in range(5):
+        outcome = stepper.take(batch)
+        assert before.read()[0] > 0
+        before = outcome
+
+
+def test_no_step_of_the_classifier_waits_for_the_device(no_waiting):
+    stepper, batch = make_stepper(8), make_step_batch(8)
+    batch = {name: value.pin_memory() for name, value in batch.items()}
+    before = stepper.take(batch)
+    no_waiting()
+    for _ in range(3):
+        outcome = stepper.take(batch)
+        before.read()
+        before = outcome
+
+
+def test_the_examples_at_once_are_what_the_free_memory_holds(monkeypatch):
+    """What is reckoned for half a gigabyte stays within it, and fills more than a third of it."""
+    room = 2**29
+    stepper = make_stepper(4096)
+    monkeypatch.setattr(Stepper, "_count_free", lambda self: room)
+    before = {name: value.clone() for name, value in stepper.model.state_dict().items()}
+    stepper.fit_memory(make_step_batch(8))
+    for name, value in stepper.model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert 4 < stepper.at_once < 4096
+    torch.cuda.reset_peak_memory_stats(GPU)
+    held = torch.cuda.memory_allocated(GPU)
+    stepper.take(make_step_batch(stepper.at_once))
+    assert room / 3 < torch.cuda.max_memory_allocated(GPU) - held < room
+
+
+def test_a_card_whose_memory_runs_out_goes_on_with_smaller_parts(caplog):
+    whole = make_stepper(512, "O0")
+    held, total = torch.cuda.memory_reserved(GPU), torch.cuda.mem_get_info(GPU)[1]
+    torch.cuda.set_per_process_memory_fraction((held + 2**28) / total, GPU)
+    try:
+        outcome = whole.take(make_step_batch(512))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, GPU)
+    assert np.isfinite(outcome.read()[0])
+    assert whole.at_once < 512
+    assert "out of memory; going on with" in caplog.text
+
+
+@pytest.mark.parametrize("precision", ["float16", "bfloat16"])
+def test_either_half_precision_lowers_the_loss(precision):
+    if precision == "bfloat16" and torch.cuda.get_device_capability(GPU) < (8, 0):
+        pytest.skip("this GPU has no bfloat16")
+    stepper, batch = make_stepper(8, precision=precision), make_step_batch(8)
+    losses = [stepper.take(batch).read()[0] for _ in range(8)]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_recomputed_activations_take_less_memory():
+    peaks = []
+    for recompute in (False, True):
+        stepper, batch = make_stepper(64), make_step_batch(64)
+        if recompute:
+            checkpoint_activations(stepper.model)
+        stepper.take(batch)
+        torch.cuda.reset_peak_memory_stats(GPU)
+        held = torch.cuda.memory_allocated(GPU)
+        stepper.take(batch).read()
+        peaks.append(torch.cuda.max_memory_allocated(GPU) - held)
+    assert peaks[1] < 0.8 * peaks[0]
+
+
+def test_the_sequence_model_trains_to_the_losses_of_the_cpu(tmp_path):
+    pd = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 40, 24)
+    table = pd.DataFrame({"series": np.repeat([f"s{number}" for number in range(24)], lengths)})
+    table[list(LABELS)] = (rng.random((len(table), 6)) < 0.3).astype(np.float32)
+    embeddings = rng.normal(size=(len(table), 16)).astype(np.float16)
+    series = SeriesDataset(embeddings, table, np.arange(len(table)))
+    config = LSTMConfig(embedding_size=16, hidden_size=32, epochs=3, learning_rate=1e-3)
+    losses = [
+        [epoch["loss"] for epoch in train_lstm(series, config, tmp_path / device.type, device)]
+        for device in (CPU, GPU)
+    ]
+    np.testing.assert_allclose(losses[1], losses[0], rtol=0.02)
 
 
 def test_a_stopped_training_continues_to_the_same_losses(tmp_path):
@@ -106,6 +236,7 @@ def test_a_stopped_training_continues_to_the_same_losses(tmp_path):
                 yield {"values": inputs[batch], "labels": labels[batch]}
 
         def compute_loss(model: nn.Module, batch: dict) -> torch.Tensor:
+            batch = move_batch(batch, GPU)
             return weighted_loss(model(batch["values"]), batch["labels"])
 
         torch.manual_seed(0)

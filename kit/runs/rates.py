@@ -18,8 +18,10 @@ from torch import nn
 
 from kit import InputError, images
 from kit.classifier import Classifier
+from kit.classifier import compute_loss as compute_image_loss
 from kit.competition import LABELS
-from kit.lstm import make_model, predict_logits, sequence_loss
+from kit.lstm import compute_loss as compute_series_loss
+from kit.lstm import make_model, predict_logits
 from kit.recipes import Recipe
 from kit.sequences import SeriesDataset, collate_series
 from kit.slices.index import index_files
@@ -27,7 +29,7 @@ from kit.training import amp
 from kit.training.config import ClassifierConfig, TrainingConfig
 from kit.training.distributed import choose_device
 from kit.training.inference import fuse_normalization, predict
-from kit.training.loop import Task, fit, seed_random, weighted_loss
+from kit.training.loop import Task, fit, seed_random
 
 SERIES_SLICES = 34.6  # 752,803 slices of the competition's training part in 21,744 series
 _LENGTHS = (20, 60)  # the shortest and the longest series among 2,214 of the competition
@@ -133,11 +135,8 @@ def measure_classifier(
     model = Classifier(config).to(device)
     width, weight = model.embedding_size, _weigh(model)
 
-    def compute_loss(model: nn.Module, batch: dict) -> torch.Tensor:
-        return weighted_loss(model(images.join_neighbours(batch)), batch["labels"])
-
     batch = _read_batch(table, config, config.batch_size)
-    task = Task(config.batch_size, lambda *_: itertools.repeat(batch), compute_loss)
+    task = Task(config.batch_size, lambda *_: itertools.repeat(batch), compute_image_loss)
     trained = len(batch["rows"]) / _time_training(model, config, task, device, seconds)
     model = Classifier(config).to(device).eval()
     model.backbone = fuse_normalization(model.backbone)
@@ -181,10 +180,7 @@ def _measure_lstm(
     series = _draw_series(max(_SERIES, config.batch_size), embedding_size)
     batch = collate_series([series[number] for number in range(config.batch_size)])
 
-    def compute_loss(model: nn.Module, batch: dict) -> torch.Tensor:
-        return sequence_loss(model(batch["emb"], batch["mask"]), batch["labels"], batch["mask"])
-
-    task = Task(config.batch_size, lambda *_: itertools.repeat(batch), compute_loss)
+    task = Task(config.batch_size, lambda *_: itertools.repeat(batch), compute_series_loss)
     step = _time_training(model, config, task, device, seconds)
     model = make_model(config).to(device)  # training leaves it in its own precision
     meter = _Meter(device, seconds / 2, 1)

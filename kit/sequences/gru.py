@@ -43,29 +43,33 @@ class SequenceGRU(nn.Module):
 
         Neither depends on the other series of the batch. Logits of padded positions mean nothing.
         """
-        mask = mask.bool()
         embeddings = embeddings.to(self.slice_head.weight.dtype)
-        seen, nearest, places = self._place_slices(mask)
+        mask = mask.bool().cpu()
+        seen, *found = self._place_slices(mask)
+        device = embeddings.device
+        nearest, places = (array.to(device, non_blocking=True) for array in found)
         projected = self.projection(self.input_norm(embeddings))
         projected = self.projection_norm(nn.functional.gelu(projected))
         inputs = torch.cat([projected, places[..., None].to(projected.dtype)], dim=-1)
         hidden = run_packed(self.sequence, inputs, seen)  # (B, T, 2H)
         logits = self.slice_head(hidden)
         slices = logits.gather(1, nearest[..., None].expand_as(logits))
-        return slices, self.sequence_pool(hidden, seen)
+        return slices, self.sequence_pool(hidden, seen.to(device, non_blocking=True))
 
     def _place_slices(self, mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """The slices that are seen, the nearest seen one to each, its place from 0 to 1: (B, T)."""
+        """The slices that are seen, the nearest seen one to each, its place from 0 to 1: (B, T).
+
+        The mask and all of these are on the CPU.
+        """
         seen, nearest = np.zeros(mask.shape, bool), np.zeros(mask.shape, np.int64)
         places = np.zeros(mask.shape, np.float32)
-        for row, real in enumerate(mask.cpu().numpy()):
+        for row, real in enumerate(mask.numpy()):
             slices = np.flatnonzero(real)
             chosen = choose_slices(len(slices), self.config.longest_series)
             seen[row, slices[chosen]] = True
             nearest[row, slices] = slices[chosen[find_nearest(len(slices), chosen)]]
             places[row, slices] = np.arange(len(slices)) / max(1, len(slices) - 1)
-        found = [torch.from_numpy(array).to(mask.device) for array in (seen, nearest, places)]
-        return found[0], found[1], found[2]
+        return torch.from_numpy(seen), torch.from_numpy(nearest), torch.from_numpy(places)
 
 
 class AttentionPool(nn.Module):

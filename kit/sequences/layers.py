@@ -13,12 +13,13 @@ from torch.nn.utils.rnn import PackedSequence, pack_sequence
 def run_packed(layer: nn.RNNBase, inputs: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Run a layer over the real slices alone: (B, T, D), mask (B, T) → (B, T, 2H), zeros elsewhere.
 
-    The padding may be anywhere in a series; each series needs at least one real slice.
+    The padding may be anywhere in a series; each series needs at least one real slice. Where the
+    mask is on the CPU, no GPU is waited for.
     """
     positions = torch.arange(mask.numel()).view(mask.shape)
     series = [row[real] for row, real in zip(positions, mask.cpu(), strict=True)]
     order = pack_sequence(sorted(series, key=len, reverse=True))
-    rows = order.data.to(inputs.device)
+    rows = order.data.to(inputs.device, non_blocking=True)
     real = inputs.flatten(0, 1).index_select(0, rows)
     hidden = _call_layer(layer, PackedSequence(real, order.batch_sizes)).data
     outputs = hidden.new_zeros(mask.numel(), hidden.shape[1]).index_copy(0, rows, hidden)

@@ -5,7 +5,8 @@
         scaled.backward()
     optimizer.step()        # does nothing, and the scale is halved, where a gradient overflowed
 
-Half precision is float16 on CUDA and bfloat16 on the CPU, unless `dtype` names another type.
+Half precision is float16 on CUDA and bfloat16 on the CPU, unless `dtype` names another type. No
+call waits for the device, so that a GPU never stands still for the host.
 """
 
 from __future__ import annotations
@@ -45,11 +46,11 @@ def initialize(
     """
     if opt_level not in OPT_LEVELS:
         raise InputError(f"opt_level {opt_level!r} is none of {', '.join(OPT_LEVELS)}")
-    device = next(model.parameters()).device.type
-    dtype = dtype or (torch.float16 if device == "cuda" else torch.bfloat16)
+    device = next(model.parameters()).device
+    dtype = dtype or choose_half(device)
     masters: _Pairs = []
     if opt_level == "O1":
-        _autocast_forward(model, device, dtype)
+        _autocast_forward(model, device.type, dtype)
     elif opt_level in ("O2", "O3"):
         masters = _halve(model, optimizer, dtype, keep_normalization=opt_level == "O2")
     if optimizer is not None:
@@ -58,10 +59,22 @@ def initialize(
     return model, optimizer
 
 
+def choose_half(device: torch.device, precision: str = "float16") -> torch.dtype:
+    """The half-precision type on a device: bfloat16 on a CPU, on a GPU the one that is named.
+
+    Raises `InputError` for a GPU that has no bfloat16, such as a T4.
+    """
+    if device.type != "cuda":
+        return torch.bfloat16
+    if precision == "bfloat16" and torch.cuda.get_device_capability(device) < (8, 0):
+        name = torch.cuda.get_device_name(device)
+        raise InputError(f"precision bfloat16: the {name} has none; choose float16")
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}[precision]
+
+
 def autocast(device: torch.device, opt_level: str) -> torch.autocast:
     """Autocast for inference, at every opt level except O0."""
-    dtype = torch.float16 if device.type == "cuda" else torch.bfloat16
-    return torch.autocast(device.type, dtype=dtype, enabled=opt_level != "O0")
+    return torch.autocast(device.type, dtype=choose_half(device), enabled=opt_level != "O0")
 
 
 def choose_convolution_level(device: torch.device, opt_level: str) -> str:
@@ -81,11 +94,19 @@ def choose_convolution_level(device: torch.device, opt_level: str) -> str:
 
 
 @contextmanager
-def scale_loss(loss: torch.Tensor, optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
-    """Yield the scaled loss to call `backward` on; unscale the gradients on the way out."""
+def scale_loss(
+    loss: torch.Tensor, optimizer: torch.optim.Optimizer, delay_unscale: bool = False
+) -> Iterator[torch.Tensor]:
+    """Yield the scaled loss to call `backward` on; unscale the gradients on the way out.
+
+    With `delay_unscale` they stay scaled, and further backward passes add to them, until the last
+    pass or `unscale_gradients` of the optimizer's scaling.
+    """
     scaling = find_scaling(optimizer)
-    yield scaling.scaler.scale(loss.float())
-    scaling.unscale_gradients()
+    yield scaling.scale_loss(loss)
+    scaling.collect_gradients()
+    if not delay_unscale:
+        scaling.unscale_gradients()
 
 
 def find_scaling(optimizer: torch.optim.Optimizer) -> LossScaling:
@@ -96,15 +117,22 @@ def find_scaling(optimizer: torch.optim.Optimizer) -> LossScaling:
 def state_dict(optimizer: torch.optim.Optimizer) -> dict[str, float]:
     """What resuming needs beside the optimizer's own state: scale, growth, skipped steps."""
     scaling = find_scaling(optimizer)
-    return {**scaling.scaler.state_dict(), "skipped": scaling.skipped}
+    return {**scaling.scaler.state_dict(), "skipped": int(scaling.skipped)}
 
 
 def load_state_dict(optimizer: torch.optim.Optimizer, state: dict[str, float]) -> None:
     """Restore what `state_dict` returned."""
     scaling, state = find_scaling(optimizer), dict(state)
-    scaling.skipped = int(state.pop("skipped"))
+    scaling.skipped = torch.full_like(scaling.skipped, state.pop("skipped"))
     if state:
         scaling.scaler.load_state_dict(state)
+
+
+def list_masters(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The model's state dict, with the masters in place of its half-precision parameters."""
+    masters = dict(find_scaling(optimizer).masters)
+    weights = model.state_dict(keep_vars=True)
+    return {name: masters.get(value, value).detach() for name, value in weights.items()}
 
 
 class LossScaling:
@@ -113,17 +141,18 @@ class LossScaling:
     It acts in hooks before and after `optimizer.step`, which stays the optimizer's own. `masters`
     pairs each half-precision parameter of the model with its float32 master, on which the optimizer
     works; it is empty where the optimizer works on the model's own parameters. `skipped` counts the
-    steps that an overflow made void, `skipped_in_a_row` those since the last good one.
+    steps that an overflow made void, `skipped_in_a_row` those since the last good one; both are
+    counted on the device.
     """
 
     def __init__(
-        self, optimizer: torch.optim.Optimizer, device: str, enabled: bool, masters: _Pairs
+        self, optimizer: torch.optim.Optimizer, device: torch.device, enabled: bool, masters: _Pairs
     ):
         self.scaler = torch.amp.GradScaler(
-            device, init_scale=INITIAL_SCALE, growth_interval=GROWTH_INTERVAL, enabled=enabled
+            device.type, init_scale=INITIAL_SCALE, growth_interval=GROWTH_INTERVAL, enabled=enabled
         )
-        self.optimizer, self.masters = optimizer, masters
-        self.skipped = self.skipped_in_a_row = 0
+        self.optimizer, self.enabled, self.masters = optimizer, enabled, masters
+        self.skipped = self.skipped_in_a_row = torch.zeros((), device=device)
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
 
@@ -132,27 +161,44 @@ class LossScaling:
         """The present loss scale; 1 where losses are not scaled."""
         return self.scaler.get_scale()
 
+    def scale_loss(self, loss: torch.Tensor) -> torch.Tensor:
+        """Multiply the loss by the scale; all gradients of one that is not finite become NaN.
+
+        Without that they may be finite, as those of an infinite logit are.
+        """
+        loss = loss.float()
+        return self.scaler.scale(loss * (1 + 0 * loss.detach()) if self.enabled else loss)
+
+    def collect_gradients(self) -> None:
+        """Add the gradients of the half-precision parameters to those of their masters."""
+        for parameter, master in self.masters:
+            if parameter.grad is not None:
+                gradient = parameter.grad.float()
+                master.grad = gradient if master.grad is None else master.grad + gradient
+                parameter.grad = None
+
     def unscale_gradients(self) -> None:
         """Divide the gradients by the scale and note whether one overflowed."""
-        for parameter, master in self.masters:
-            master.grad = None if parameter.grad is None else parameter.grad.float()
-            parameter.grad = None
-        if self.scaler.is_enabled():
+        if self.enabled:
             self.scaler.unscale_(self.optimizer)
 
     def _before_step(self, *_) -> None:
-        """Adapt the scale; after an overflow drop the gradients, so that the step does nothing."""
-        scale = self.scale
-        self.scaler.update()
-        if self.scale >= scale:
-            self.skipped_in_a_row = 0
+        """Adapt the scale; have the step do nothing after an overflow."""
+        if not self.enabled:
             return
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        self.optimizer.zero_grad(set_to_none=True)
+        noted = self.scaler._found_inf_per_device(self.optimizer)
+        self.scaler.update()
+        (overflowed,) = noted.values()
+        self.skipped = self.skipped + overflowed
+        self.skipped_in_a_row = (self.skipped_in_a_row + overflowed) * overflowed
+        if self.optimizer.defaults.get("fused"):
+            vars(self.optimizer)["found_inf"] = overflowed  # read by the step, on the device
+        elif overflowed:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def _after_step(self, *_) -> None:
         """Copy the master weights into the model."""
+        vars(self.optimizer).pop("found_inf", None)
         with torch.no_grad():
             for parameter, master in self.masters:
                 parameter.copy_(master)

@@ -45,15 +45,23 @@ class Progress:
 
     epoch: int = 1
     step: int = 0
+    losses: int = 0  # how many steps gave the losses in `loss_sum`
     loss_sum: float = 0.0
     seconds: float = 0.0
+    at_once: int = 0  # examples that fit the card; 0 where that has not been found out
     history: list[dict] = field(default_factory=list)  # per epoch: loss, learning_rate, …
 
 
-def save_weights(path: Path, model: torch.nn.Module, **metadata) -> None:
-    """Write the model's weights with its configuration in the metadata."""
+def save_weights(
+    path: Path,
+    model: torch.nn.Module,
+    weights: dict[str, torch.Tensor] | None = None,
+    **metadata,
+) -> None:
+    """Write the model's weights, or others of its names, with its configuration in the metadata."""
     config: Any = model.config
-    save_tensors(path, model.state_dict(), {"config": asdict(config), **metadata})
+    weights = model.state_dict() if weights is None else weights
+    save_tensors(path, weights, {"config": asdict(config), **metadata})
 
 
 def load_weights(path: Path) -> tuple[dict[str, torch.Tensor], dict]:
@@ -184,7 +192,9 @@ def load_checkpoint(
             for number, (_, master) in enumerate(amp.find_scaling(optimizer).masters):
                 master.copy_(tensors[f"master.{number}"].view(master.shape))
         amp.load_state_dict(optimizer, metadata["amp"])
-        return _check_progress(Progress(**metadata["progress"]))
+        progress = metadata["progress"]
+        # Before 0.3 every step of an epoch counted in its loss.
+        return _check_progress(Progress(**{"losses": progress["step"], **progress}))
     except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
         raise TrainingError(f"{path}: not a checkpoint of this training ({error})") from error
 

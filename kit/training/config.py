@@ -81,7 +81,9 @@ class TrainingConfig:
     """
 
     epochs: int = option(5, "passes over the training part", (1, 1000))
-    batch_size: int = option(64, "examples per step, over all processes", (1, 65536))
+    batch_size: int = option(
+        64, "examples per step, over all processes and the parts that fit a card", (1, 65536)
+    )
     optimizer: str = option("adam", "adam or adamw", ("adam", "adamw"))
     learning_rate: float = option(2e-5, "highest rate of the schedule", (0, 100))
     schedule: str = option(
@@ -94,6 +96,9 @@ class TrainingConfig:
     )
     weight_decay: float = option(0.0, "applied to everything except biases", (0, 100))
     opt_level: str = option("O1", "apex's O0 (float32), O1, O2 or O3", ("O0", "O1", "O2", "O3"))
+    precision: str = option(
+        "float16", "half precision of O1 to O3 on a GPU", ("float16", "bfloat16")
+    )
     # The pipeline derives it from the recipe's seed and the fold.
     seed: int = field(default=0, metadata={"allowed": (0, 2**63 - 1)})
 
@@ -121,6 +126,9 @@ class ClassifierConfig(InputConfig, TrainingConfig):
     )
     augment: bool = option(True, "flip, shift, scale, rotate and transpose while training")
     prior_bias: bool = option(False, "start the head at the training prior")
+    activation_checkpointing: bool = option(
+        False, "compute activations twice: less memory, a third more time"
+    )
     test_augmentation: bool = option(True, "average embeddings over identity, flip and transpose")
 
     def __post_init__(self) -> None:

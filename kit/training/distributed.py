@@ -5,13 +5,22 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import time
-from collections.abc import Iterator
+import sys
+import threading
+from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from datetime import timedelta
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import distributed
+
+from kit import KitError
+
+_BUCKET = 2**25  # numbers exchanged at once; 128 MiB in float32
+_TAKE_DOWN_SECONDS = 20  # torchrun allows the others 30 more
+
+_alone: ContextVar[bool] = ContextVar("alone", default=False)
 
 
 def choose_device() -> torch.device:
@@ -21,33 +30,52 @@ def choose_device() -> torch.device:
     return torch.device("cpu")
 
 
+def is_joined() -> bool:
+    """Whether this process works together with others."""
+    return distributed.is_initialized() and not _alone.get()
+
+
 def rank() -> int:
-    """The number of this process under `torchrun`; 0 without."""
-    return distributed.get_rank() if distributed.is_initialized() else 0
+    """The number of this process under `torchrun`; 0 without, and while it works alone."""
+    return distributed.get_rank() if is_joined() else 0
 
 
 def world_size() -> int:
-    """How many processes `torchrun` started; 1 without."""
-    return distributed.get_world_size() if distributed.is_initialized() else 1
+    """How many processes `torchrun` started; 1 without, and while this one works alone."""
+    return distributed.get_world_size() if is_joined() else 1
 
 
 def wait_for_all() -> None:
     """Wait until every process of `torchrun` is here."""
-    if distributed.is_initialized():
+    if is_joined():
         distributed.barrier()
 
 
 @contextlib.contextmanager
+def work_alone() -> Iterator[None]:
+    """Let this process work as if it were the only one: each has work of its own."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
+
+
+@contextlib.contextmanager
 def join_processes() -> Iterator[None]:
-    """Join the processes that `torchrun` started, for as long as the context lasts."""
+    """Join the processes that `torchrun` started, for as long as the context lasts.
+
+    After an error this process ends within seconds even where the others wait for it in an
+    exchange, and `torchrun` then ends them.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) == 1 or distributed.is_initialized():
         yield
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(choose_device())
-    # DDP imports this, and its functions hold the group of that time as a default argument for
-    # good. A gloo group that is held keeps its threads, and they abort a process that ends while
-    # they let go of a gradient (https://github.com/pytorch/pytorch/issues/190489).
+    # torch's optimizers import this, and its functions hold the group of that time as a default
+    # argument for good. A gloo group that is held keeps its threads, and they abort a process that
+    # ends while they let go of a gradient (https://github.com/pytorch/pytorch/issues/190489).
     importlib.import_module("torch.distributed.nn.functional")
     # The first process works alone for hours where it indexes or predicts: the others must wait.
     distributed.init_process_group(
@@ -55,41 +83,82 @@ def join_processes() -> Iterator[None]:
     )
     try:
         yield
-    finally:
+    except BaseException as error:
+        # NCCL may wait here for the others, and they for this process.
+        guard = threading.Timer(_TAKE_DOWN_SECONDS, _end_process, [error])
+        guard.daemon = True
+        guard.start()
         distributed.destroy_process_group()
+        guard.cancel()
+        raise
+    distributed.destroy_process_group()
+
+
+def _end_process(error: BaseException) -> None:
+    """End this process as `error` would have, without waiting for anything."""
+    if isinstance(error, KitError | OSError):
+        print(f"kit: {error}", file=sys.stderr, flush=True)
+    else:
+        sys.excepthook(type(error), error, error.__traceback__)
+        sys.stderr.flush()
+    os._exit(getattr(error, "exit_code", 1))
 
 
 def all_have(mine: bool, device: torch.device) -> bool:
-    """Whether every process has a batch: gradients are exchanged by all or by none."""
-    if not distributed.is_initialized():
+    """Whether something holds in every process."""
+    if not is_joined():
         return mine
     least = torch.tensor(mine, dtype=torch.uint8, device=device)
     distributed.all_reduce(least, distributed.ReduceOp.MIN)
     return bool(least)
 
 
-def is_past(deadline: float | None, device: torch.device) -> bool:
-    """Whether the time is over, by the first process's clock: all must stop after the same step."""
-    if deadline is None:
-        return False
-    past = torch.tensor(time.monotonic() > deadline, dtype=torch.uint8, device=device)
-    if distributed.is_initialized():
-        distributed.broadcast(past, 0)
-    return bool(past)
+def all_agree(figures: list[float], device: torch.device) -> bool:
+    """Whether every process has the same figures, to a millionth."""
+    if not is_joined():
+        return True
+    least = torch.tensor(figures, dtype=torch.float64, device=device)
+    most = least.clone()
+    distributed.all_reduce(least, distributed.ReduceOp.MIN)
+    distributed.all_reduce(most, distributed.ReduceOp.MAX)
+    return torch.allclose(least, most, rtol=1e-6)
 
 
-def distribute_model(model: nn.Module) -> nn.Module:
-    if not distributed.is_initialized():
-        return model
-    device = next(model.parameters()).device
-    return nn.parallel.DistributedDataParallel(
-        model, device_ids=[device.index] if device.type == "cuda" else None
-    )
+def add_figures(figures: torch.Tensor) -> None:
+    """Replace figures by their sums over all processes, without waiting for the device."""
+    if is_joined():
+        distributed.all_reduce(figures)
+
+
+def add_gradients(parameters: Iterable[torch.Tensor], share: torch.Tensor) -> None:
+    """Replace every gradient by the sum over all processes of gradient times `share`.
+
+    Not by `DistributedDataParallel`, which exchanges during the backward pass: here a process may
+    go back when its memory is short, or have nothing in a step, while the others wait for it at
+    one place alone. A parameter without a gradient counts as one of zero.
+    """
+    if not is_joined():
+        return
+    bucket: list[torch.Tensor] = []
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        bucket.append(parameter.grad)
+        if sum(gradient.numel() for gradient in bucket) > _BUCKET:
+            _add_bucket(bucket, share)
+            bucket = []
+    if bucket:
+        _add_bucket(bucket, share)
+
+
+def _add_bucket(gradients: list[torch.Tensor], share: torch.Tensor) -> None:
+    joined = torch.cat([gradient.flatten() for gradient in gradients]) * share
+    distributed.all_reduce(joined)
+    parts = joined.split([gradient.numel() for gradient in gradients])
+    for gradient, part in zip(gradients, parts, strict=True):
+        gradient.copy_(part.view(gradient.shape))
 
 
 def share_batches(batches: list[np.ndarray]) -> list[np.ndarray]:
-    """This process's part of every batch; each process has a part, and all are of like size."""
-    if not distributed.is_initialized():
-        return batches
-    size = world_size()
-    return [batch[np.arange(rank(), max(len(batch), size), size) % len(batch)] for batch in batches]
+    """This process's part of every batch; it is empty where there are more processes."""
+    return [batch[rank() :: world_size()] for batch in batches]

@@ -21,13 +21,14 @@ from torch import nn
 from kit import InputError, KitError, progress
 from kit.competition import LABEL_WEIGHTS
 from kit.files import write_json
+from kit.progress import log
 from kit.training import amp, checkpoints, distributed
 from kit.training.checkpoints import TrainingError
 from kit.training.config import TrainingConfig, learning_rate_at
 from kit.training.events import write_events
-from kit.training.inference import move_batch
+from kit.training.step import Outcome, Stepper, list_parameters
 
-_MOST_OVERFLOWS = 30  # in a row; the scale has then fallen by 2^30, which no overflow explains
+_MOST_SKIPPED = 30  # in a row; the scale has then fallen by 2^30, which no overflow explains
 
 
 class OutOfTime(KitError, RuntimeError):
@@ -41,8 +42,10 @@ class Task:
     """What a model is trained on, and with which loss.
 
     `make_batches(epoch, indices)` yields a batch for each array of example numbers in `indices`;
-    a batch may be None where none of its examples could be read. `compute_loss(model, batch)`
-    returns the scalar loss. `validate(model)` returns figures for the history after each epoch.
+    a batch has `labels`, and may be None where none of its examples could be read.
+    `compute_loss(model, batch)` returns the mean loss over the slices of a batch, or of a part of
+    its examples, and moves it to the device. `validate(model)` returns figures for the history
+    after each epoch.
     """
 
     examples: int
@@ -56,11 +59,16 @@ def weighted_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 
     It equals (6·BCE_all + BCE_any) / 7, the loss of the reference implementation.
     """
-    weights = torch.tensor(LABEL_WEIGHTS, device=logits.device) / sum(LABEL_WEIGHTS)
+    return measure_slices(logits, labels).mean()
+
+
+def measure_slices(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """The competition's loss of each slice: (…, 6) logits and labels → (…)."""
+    weights = torch.tensor(LABEL_WEIGHTS) / sum(LABEL_WEIGHTS)
     losses = nn.functional.binary_cross_entropy_with_logits(
         logits.float(), labels.float(), reduction="none"
     )
-    return (losses.mean(dim=0) * weights).sum()
+    return (losses * weights.to(logits.device, non_blocking=True)).sum(dim=-1)
 
 
 def fit(
@@ -77,8 +85,10 @@ def fit(
 
     Writes `epoch{n}.safetensors` after every epoch, `history.json`, and `checkpoint.safetensors`
     after every epoch and every `checkpoint_seconds`. A second call continues from the checkpoint.
-    Raises `TrainingError` for a loss or weight that is not finite, and `OutOfTime` past `deadline`
-    (of `time.monotonic`).
+    Under O1 and O2 a step whose loss or gradients are not finite is skipped, and the loss scale
+    halved. Raises `TrainingError` for the thirtieth such step in a row, at the other levels for a
+    loss that is not finite, and for such weights; `OutOfTime` past `deadline` (of
+    `time.monotonic`).
     """
     training = _Training(model, config, task, directory)
     state = training.state
@@ -110,54 +120,107 @@ class _Training:
         self.device = next(model.parameters()).device
         directory.mkdir(parents=True, exist_ok=True)
         self.optimizer = make_optimizer(model, config)
-        amp.initialize(model, self.optimizer, config.opt_level)
+        half = amp.choose_half(self.device, config.precision)
+        amp.initialize(model, self.optimizer, config.opt_level, half)
         self.checkpoint = directory / "checkpoint.safetensors"
         self.state = checkpoints.load_checkpoint(self.checkpoint, model, self.optimizer)
-        self.wrapped = distributed.distribute_model(model)
+        self._check_start()
+        at_once = self.state.at_once or config.batch_size
+        self.stepper = Stepper(model, self.optimizer, task.compute_loss, at_once)
+        self.unread: Outcome | None = None  # the last step, which the device may still work on
+        self.past = False  # whether the time of any process is over
         self.counted = 0.0  # the time up to which `state.seconds` has been counted
+
+    def _check_start(self) -> None:
+        """Raise `TrainingError` unless all processes start from the same weights and step."""
+        weights = sum(
+            float(value.detach().double().abs().sum()) for value in list_parameters(self.optimizer)
+        )
+        if not distributed.all_agree([self.state.epoch, self.state.step, weights], self.device):
+            raise TrainingError(
+                f"{self.checkpoint}: the processes do not start from the same weights, as happens "
+                "where they do not share a folder"
+            )
 
     def run_epoch(
         self, description: str, deadline: float | None, checkpoint_seconds: float
     ) -> None:
         """Take the steps of one epoch, from `state.step` on."""
-        state, config, task = self.state, self.config, self.task
-        batches = shuffle_batches(task.examples, config.batch_size, config.seed, state.epoch)
+        state, config = self.state, self.config
+        batches = shuffle_batches(self.task.examples, config.batch_size, config.seed, state.epoch)
         self.counted = time.monotonic()
         self.model.train()
         shares = distributed.share_batches(batches[state.step :])
-        bar = progress.open_bar(description, len(batches), "batches", state.step)
-        with bar:
-            for batch in task.make_batches(state.epoch, shares):
+        with progress.open_bar(description, len(batches), "batches", state.step) as bar:
+            for batch in self._make_batches(shares):
                 rate = learning_rate_at(config, state.epoch, state.step, len(batches))
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
-                torch.manual_seed(_step_seed(config.seed, state.epoch, state.step))
-                if distributed.all_have(batch is not None, self.device):
-                    assert batch is not None
-                    batch = move_batch(batch, self.device)
-                    where = f"epoch {state.epoch}, step {state.step + 1}"
-                    state.loss_sum += train_step(
-                        self.wrapped, self.optimizer, batch, task.compute_loss, where
-                    )
+                if batch is not None and not state.at_once:
+                    self._fit_memory(batch)
+                seed = _step_seed(config.seed, state.epoch, state.step)
+                where = f"epoch {state.epoch}, step {state.step + 1}"
+                outcome = self.stepper.take(batch, seed, where, _is_past(deadline))
                 state.step += 1
-                bar.set_postfix(loss=f"{state.loss_sum / state.step:.4f}", refresh=False)
+                self._read_outcome()
+                self.unread = outcome
+                bar.set_postfix(loss=f"{state.loss_sum / max(1, state.losses):.4f}", refresh=False)
                 bar.update()
                 if state.step < len(batches):
                     self._save_in_time(description, deadline, checkpoint_seconds)
+        self._read_outcome()
         self._count_seconds()
+
+    def _make_batches(self, shares: list[np.ndarray]) -> Iterator[dict | None]:
+        """This process's batches; None for an empty share and where no example could be read."""
+        made = iter(
+            self.task.make_batches(self.state.epoch, [each for each in shares if len(each)])
+        )
+        for share in shares:
+            yield next(made) if len(share) else None
+        next(made, None)  # it may have something to say in the end
+
+    def _fit_memory(self, batch: dict) -> None:
+        self.stepper.fit_memory(batch)
+        share = -(-self.config.batch_size // distributed.world_size())
+        if self.stepper.at_once < share:
+            log.info(f"kit: {self.stepper.at_once} of {share} examples go through the card at once")
+        self.state.at_once = self.stepper.at_once
+
+    def _read_outcome(self) -> None:
+        """Note the loss of the step before; warn of one that was skipped, raise if many were.
+
+        It is read one step late, so that the device need not wait for the next one.
+        """
+        outcome, self.unread = self.unread, None
+        if outcome is None:
+            return
+        loss, own, skipped, past = outcome.read()
+        self.past, self.state.at_once = past > 0, self.stepper.at_once
+        finite = math.isfinite(loss)
+        if finite:
+            self.state.losses += 1
+            self.state.loss_sum += loss
+        names = "of another process" if math.isfinite(own) else _shorten(outcome.names)
+        fault = "gradients stay NaN or infinite" if finite else f"the loss is {loss}"
+        fault = f"{outcome.where}: {fault}" + ("" if finite else f"; in the batch: {names}")
+        if skipped >= _MOST_SKIPPED or not (finite or amp.find_scaling(self.optimizer).enabled):
+            raise TrainingError(fault)
+        if not finite and skipped == 1:
+            log.warning(f"kit: {fault}; the step is skipped")
 
     def finish_epoch(self) -> None:
         """Check the weights, note the epoch in the history, keep its weights, move on."""
         state, directory = self.state, self.directory
-        checkpoints.check_finite(self.model.state_dict(), f"epoch {state.epoch}")
+        weights = amp.list_masters(self.model, self.optimizer)
+        checkpoints.check_finite(weights, f"epoch {state.epoch}")
         scaling = amp.find_scaling(self.optimizer)
-        batches = -(-self.task.examples // self.config.batch_size)
         entry = {
             "epoch": state.epoch,
-            "loss": state.loss_sum / max(1, batches),
+            "loss": state.loss_sum / max(1, state.losses),
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             "loss_scale": scaling.scale,
-            "skipped_steps": scaling.skipped,
+            "skipped_steps": int(scaling.skipped),
             "seconds": round(state.seconds, 1),
         }
         if self.task.validate is not None:
@@ -166,16 +229,18 @@ class _Training:
         state.history.append(entry)
         if distributed.rank() == 0:
             path = directory / f"epoch{state.epoch}.safetensors"
-            checkpoints.save_weights(path, self.model, epoch=state.epoch)
+            checkpoints.save_weights(path, self.model, weights, epoch=state.epoch)
             write_events(directory / "events", entry)
-        state.epoch, state.step, state.loss_sum, state.seconds = state.epoch + 1, 0, 0.0, 0.0
+        state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
+        state.losses, state.loss_sum = 0, 0.0
         self._save_checkpoint()
         if distributed.rank() == 0:
             write_json(directory / "history.json", state.history)
 
     def _save_in_time(self, description: str, deadline: float | None, interval: float) -> None:
         """Write a checkpoint if the last is `interval` seconds old; at the deadline also stop."""
-        out_of_time = distributed.is_past(deadline, self.device)
+        # All processes stop after the same step: one step after any has said that its time is over.
+        out_of_time = self.past if distributed.is_joined() else _is_past(deadline)
         if out_of_time or time.monotonic() - self.counted > interval:
             self._count_seconds()
             self._save_checkpoint()
@@ -185,6 +250,7 @@ class _Training:
 
     def _save_checkpoint(self) -> None:
         if distributed.rank() == 0:
+            self._read_outcome()
             checkpoints.save_checkpoint(self.checkpoint, self.model, self.optimizer, self.state)
 
     def _count_seconds(self) -> None:
@@ -193,25 +259,9 @@ class _Training:
         self.counted = now
 
 
-def train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: dict,
-    compute_loss: Callable[[nn.Module, dict], torch.Tensor],
-    where: str,
-) -> float:
-    """Take one step; return the loss. Raises `TrainingError` naming `where` if it is not finite."""
-    optimizer.zero_grad(set_to_none=True)
-    loss = compute_loss(model, batch)
-    value = float(loss.detach())
-    if not math.isfinite(value):
-        raise TrainingError(f"{where}: the loss is {value}; in the batch: {_name_batch(batch)}")
-    with amp.scale_loss(loss, optimizer) as scaled:
-        scaled.backward()
-    optimizer.step()
-    if amp.find_scaling(optimizer).skipped_in_a_row >= _MOST_OVERFLOWS:
-        raise TrainingError(f"{where}: gradients stay NaN or infinite")
-    return value
+def _is_past(deadline: float | None) -> bool:
+    """Whether a deadline of `time.monotonic` is over."""
+    return deadline is not None and time.monotonic() > deadline
 
 
 def shuffle_batches(examples: int, batch_size: int, seed: int, epoch: int) -> list[np.ndarray]:
@@ -244,6 +294,5 @@ def _step_seed(seed: int, epoch: int, step: int) -> int:
     )
 
 
-def _name_batch(batch: dict) -> str:
-    names = batch.get("names") or ["unknown"]
-    return ", ".join(map(str, names[:8])) + (" …" if len(names) > 8 else "")
+def _shorten(names: list[str]) -> str:
+    return ", ".join(names[:8] or ["unknown"]) + (" …" if len(names) > 8 else "")

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from kit import InputError
 from kit.training import amp
 
 
@@ -74,6 +75,55 @@ def test_an_overflow_skips_the_step_and_halves_the_scale(opt_level):
     optimizer.step()
     assert torch.allclose(net.weight.float(), before.float() - 0.1, atol=4e-3)
     assert optimizer.amp.skipped == 1
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_an_infinite_loss_with_finite_gradients_skips_the_step_too(fused):
+    net = nn.Linear(3, 1)
+    optimizer = torch.optim.Adam(net.parameters(), 0.1, fused=fused)
+    net, optimizer = amp.initialize(net, optimizer, "O1")
+    before = net.weight.detach().clone()
+    for _ in range(3):
+        optimizer.zero_grad()
+        with amp.scale_loss(net(torch.ones(1, 3)).sum() + torch.inf, optimizer) as scaled:
+            scaled.backward()
+        optimizer.step()
+    assert torch.equal(net.weight, before)
+    assert optimizer.amp.scale == amp.INITIAL_SCALE / 8
+    assert optimizer.amp.skipped == optimizer.amp.skipped_in_a_row == 3
+    optimizer.zero_grad()
+    with amp.scale_loss(net(torch.ones(1, 3)).sum(), optimizer) as scaled:
+        scaled.backward()
+    optimizer.step()
+    torch.testing.assert_close(net.weight, before - 0.1)  # Adam's first step is the rate itself
+    assert (optimizer.amp.skipped, optimizer.amp.skipped_in_a_row) == (3, 0)
+
+
+@pytest.mark.parametrize("opt_level", amp.OPT_LEVELS)
+def test_gradients_add_up_while_their_unscaling_is_delayed(opt_level):
+    torch.manual_seed(0)
+    net = nn.Linear(3, 2)
+    net, optimizer = amp.initialize(net, torch.optim.SGD(net.parameters(), 0.5), opt_level)
+    before = net.weight.detach().float().clone()
+    for values in ([1.0, 0.0, 2.0], [0.0, 4.0, 1.0], [2.0, 2.0, 2.0]):
+        with amp.scale_loss(net(torch.tensor([values])).sum(), optimizer, True) as scaled:
+            scaled.backward()
+    amp.find_scaling(optimizer).unscale_gradients()
+    optimizer.step()
+    moved = before - net.weight.detach().float()
+    torch.testing.assert_close(moved, torch.tensor([[1.5, 3, 2.5]] * 2), atol=0.02, rtol=0)
+
+
+def test_a_gpu_without_bfloat16_says_so(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla T4")
+    device = torch.device("cuda", 0)
+    assert amp.choose_half(device) == amp.choose_half(device, "float16") == torch.float16
+    with pytest.raises(InputError, match="precision bfloat16: the Tesla T4 has none; choose float"):
+        amp.choose_half(device, "bfloat16")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    assert amp.choose_half(device, "bfloat16") == torch.bfloat16
+    assert amp.choose_half(torch.device("cpu"), "float16") == torch.bfloat16
 
 
 def test_the_scale_doubles_after_the_growth_interval(monkeypatch):

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import pytest
 import torch
 from conftest import ROOT
 
@@ -73,6 +75,104 @@ checkpoints.save_checkpoint = lambda *arguments: (time.sleep(12), save(*argument
     body = TWO_PROCESSES.replace("fit(net, chosen, task, Path(sys.argv[1]))", budget)
     script.write_text(slow + body)
     done = run_two(script, tmp_path / "two")
-    assert "stopped in time after step 1" in done.stderr
+    assert "stopped in time after step 2" in done.stderr  # one step after both knew of it
     _, metadata = load_weights(tmp_path / "two" / "checkpoint.safetensors")
-    assert metadata["progress"]["step"] == 1
+    assert metadata["progress"]["step"] == 2
+
+
+IN_PARTS = """
+import sys, torch
+from pathlib import Path
+import numpy as np
+sys.path.insert(0, "tests")
+from training.test_step import make_series
+from kit.classifier import train_classifier
+from kit.lstm import LSTMConfig, train_lstm
+from kit.runs.directory import Run, read_slices
+from kit.training import loop
+from kit.training.checkpoints import load_weights
+from kit.training.config import ClassifierConfig
+from kit.training.distributed import join_processes, rank, work_alone
+from kit.training.step import Stepper
+run, out, cpu = Run(Path(sys.argv[1])), Path(sys.argv[2]), torch.device("cpu")
+table = read_slices(run)
+table = table[table["split"] == "train"].iloc[:23]  # batches of 10, 10 and 3
+# Without batch normalization, which sees the images of a part alone.
+classifier = ClassifierConfig(
+    architecture="convnext_atto", architecture_options={"depths": [1] * 4, "dims": [8, 8, 16, 16]},
+    image_size=64, batch_size=10, epochs=2, learning_rate=1e-3, opt_level="O0", crop=False)
+series = make_series([1, 30, 2, 7, 60, 1, 3, 20, 5, 9, 40, 1, 2])  # batches of 10 and 3
+lstm = LSTMConfig(embedding_size=6, hidden_size=6, learning_rate=1e-2, epochs=3, batch_size=10,
+                  opt_level="O0")
+stages = {"classifier": lambda path: train_classifier(table, classifier, path, cpu, 0),
+          "lstm": lambda path: train_lstm(series, lstm, path, cpu)}
+with join_processes():
+    me = rank()
+    for name, train in stages.items():
+        loop.Stepper = Stepper
+        with work_alone():
+            expected = train(out / f"{name} alone {me}")
+        epoch = f"epoch{len(expected)}.safetensors"
+        alone, _ = load_weights(out / f"{name} alone {me}" / epoch)
+        first, _ = load_weights(out / f"{name} alone {me}" / "epoch1.safetensors")
+        assert min((alone[key] - first[key]).abs().max() for key in alone) > 1e-4
+        for at_once in (10, 3, 1):  # the share of a process, five examples, in 1, 2 and 5 parts
+            loop.Stepper = lambda *given: Stepper(*given[:3], at_once)
+            found = train(out / f"{name} {at_once}")
+            torch.distributed.barrier()
+            together, _ = load_weights(out / f"{name} {at_once}" / epoch)
+            for key, value in alone.items():
+                torch.testing.assert_close(together[key], value, atol=1e-5, rtol=0)
+            for one, other in zip(found, expected):
+                assert abs(one["loss"] - other["loss"]) < 1e-6, (name, at_once, one, other)
+            print(f"process {me}: {name} {at_once} is equal", flush=True)
+"""
+
+
+def test_two_processes_in_parts_train_to_the_weights_of_one(small_run, tmp_path):
+    """Unequal series, a file that cannot be read, an odd last batch: the loss is that of all."""
+    script = tmp_path / "train.py"
+    script.write_text(IN_PARTS)
+    done = run_two(script, small_run.path, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is equal") == 2 * 2 * 3
+
+
+FAILING = """
+import sys, time, torch
+from kit.training import distributed
+from kit.training.checkpoints import TrainingError
+distributed._TAKE_DOWN_SECONDS = 5
+stuck = sys.argv[1] == "stuck"
+with distributed.join_processes():
+    figures = torch.ones(3)
+    distributed.add_figures(figures)
+    if distributed.rank() == 1:
+        if stuck:  # as NCCL may be where the others still wait
+            torch.distributed.destroy_process_group = lambda: time.sleep(600)
+        raise TrainingError("epoch 1, step 2: this process failed")
+    if stuck:
+        time.sleep(600)  # what no signal of gloo's reaches
+    distributed.add_figures(figures)
+"""
+
+
+@pytest.mark.parametrize("kind", ["plain", "stuck"])
+def test_an_error_of_one_process_ends_all_within_a_minute(kind, tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(FAILING)
+    begun = time.monotonic()
+    done = run_two(script, kind)
+    assert time.monotonic() - begun < 60
+    assert done.returncode != 0
+    assert "epoch 1, step 2: this process failed" in done.stderr
+
+
+def test_processes_that_start_from_different_weights_are_refused(tmp_path):
+    """As on two nodes that do not share the folder of the checkpoint."""
+    script = tmp_path / "train.py"
+    apart = 'torch.manual_seed(int(__import__("os").environ["RANK"]))'
+    script.write_text(TWO_PROCESSES.replace("torch.manual_seed(0)", apart))
+    done = run_two(script, tmp_path / "two")
+    assert done.returncode != 0
+    assert "the processes do not start from the same weights" in done.stderr

@@ -6,7 +6,7 @@ import torch
 from small_training import Net, config, make_data, train
 from torch import nn
 
-from kit.lstm import LSTMConfig, SequenceLSTM
+from kit.lstm import LSTMConfig
 from kit.training import loop as training
 from kit.training.checkpoints import TrainingError, load_weights
 from kit.training.loop import OutOfTime, Task, fit, shuffle_batches, weighted_loss
@@ -67,7 +67,35 @@ def test_the_time_budget_stops_it_saved(tmp_path):
 def test_a_nan_stops_it_naming_epoch_step_and_batch(tmp_path):
     poisoned = int(shuffle_batches(50, 8, 0, 2)[3][0])
     with pytest.raises(TrainingError, match=rf"epoch 2, step 4: the loss is nan.*slice{poisoned}"):
-        train(tmp_path, config(), poison=(2, poisoned))
+        train(tmp_path, config(opt_level="O0"), poison=(2, poisoned), checkpoint_seconds=0)
+    _, metadata = load_weights(tmp_path / "checkpoint.safetensors")
+    assert metadata["progress"]["step"] == 3  # what the NaN has spoiled is not saved
+
+
+@pytest.mark.parametrize("opt_level", ["O1", "O2"])
+def test_one_loss_that_is_not_finite_costs_its_step_alone(tmp_path, opt_level, caplog):
+    poisoned = int(shuffle_batches(50, 8, 0, 2)[3][0])
+    _, history = train(tmp_path, config(opt_level=opt_level), poison=(2, poisoned))
+    assert [entry["skipped_steps"] for entry in history] == [0, 1, 1]
+    assert [entry["loss_scale"] for entry in history] == [2.0**16, 2.0**15, 2.0**15]
+    assert history[2]["loss"] < history[1]["loss"] < history[0]["loss"]
+    (message,) = [record.message for record in caplog.records]
+    assert message.startswith(
+        f"kit: epoch 2, step 4: the loss is nan; in the batch: slice{poisoned}"
+    )
+    assert message.endswith("the step is skipped")
+
+
+@pytest.mark.parametrize("opt_level", ["O1", "O2"])
+def test_thirty_losses_that_are_not_finite_stop_it_naming_the_batch(tmp_path, opt_level):
+    chosen = config(opt_level=opt_level, batch_size=1)
+    name = f"slice{shuffle_batches(50, 1, 0, 1)[30][0]}"
+    fault = rf"epoch 1, step 31: the loss is nan; in the batch: {name}$"
+    with pytest.raises(TrainingError, match=fault):
+        train(tmp_path, chosen, poison_after=1)
+    with pytest.raises(TrainingError, match=fault):  # from the beginning: nothing was saved
+        train(tmp_path, chosen, poison_after=1)
+    train(tmp_path, chosen)  # and nothing is left of it
 
 
 def train_with_nan_gradients(directory, config):
@@ -115,16 +143,34 @@ def test_biases_are_not_decayed():
     assert decays == {2: 0.1, 1: 0.0}
 
 
-def test_the_lstm_refuses_an_embedding_that_is_not_finite(tmp_path):
+@pytest.mark.parametrize(
+    ("opt_level", "fault"),
+    [("O0", r"epoch 1, step \d: the loss is nan; in the batch: b"),
+     ("O1", r"epoch 15, step \d: the loss is nan; in the batch: [ab]")],
+)  # fmt: skip
+def test_the_lstm_refuses_an_embedding_that_is_not_finite(tmp_path, opt_level, fault):
     from kit.lstm import train_lstm
     from kit.sequences import SeriesDataset
 
     pd = pytest.importorskip("pandas")
     embeddings = np.ones((6, 4), np.float16)
-    embeddings[4, 1] = np.inf
+    embeddings[4 if opt_level == "O0" else slice(None), 1] = np.inf
     table = pd.DataFrame({"series": list("aaabbb")})
     series = SeriesDataset(embeddings, table, np.arange(6))
-    chosen = LSTMConfig(embedding_size=4, hidden_size=4, batch_size=1, epochs=1)
-    with pytest.raises(TrainingError, match=r"epoch 1, step \d: the loss is nan; in the batch: b"):
+    sizes = {"embedding_size": 4, "hidden_size": 4, "batch_size": 1, "epochs": 20}
+    chosen = LSTMConfig(**sizes, opt_level=opt_level)
+    with pytest.raises(TrainingError, match=fault):
         train_lstm(series, chosen, tmp_path, torch.device("cpu"))
-    assert SequenceLSTM(chosen).config == chosen
+
+
+def test_o2_saves_the_master_weights(tmp_path):
+    net, _ = train(tmp_path, config(opt_level="O2", learning_rate=1e-4))
+    weights, _ = load_weights(tmp_path / "epoch3.safetensors")
+    rounded = {name: value for name, value in net.state_dict().items()}
+    assert {value.dtype for value in rounded.values()} == {torch.bfloat16}
+    for name, value in weights.items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value.bfloat16(), rounded[name])
+    checkpoint, _ = load_weights(tmp_path / "checkpoint.safetensors")
+    assert torch.equal(weights["layers.0.weight"], checkpoint["master.0"])
+    assert not torch.equal(weights["layers.0.weight"], checkpoint["model.layers.0.weight"].float())

@@ -1,0 +1,147 @@
+"""A step in parts, on one process; memory that is short."""
+
+import numpy as np
+import pytest
+import torch
+from small_training import Net, config, make_data, train
+from torch import nn
+
+from kit.competition import LABELS
+from kit.lstm import LSTMConfig, SequenceLSTM, compute_loss
+from kit.sequences import SeriesDataset, collate_series
+from kit.training import amp
+from kit.training.checkpoints import TrainingError, load_weights
+from kit.training.loop import make_optimizer, weighted_loss
+from kit.training.step import Stepper, count_fitting, count_slices, split_batch
+
+
+def make_series(lengths, size=6):
+    pd = pytest.importorskip("pandas")
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"series": np.repeat([f"s{n}" for n in range(len(lengths))], lengths)})
+    table[list(LABELS)] = (rng.random((len(table), 6)) < 0.4).astype(np.float32)
+    embeddings = rng.normal(size=(len(table), size)).astype(np.float32)
+    return SeriesDataset(embeddings, table, np.arange(len(table)))
+
+
+def take_plain_steps(model, optimizer, batches, loss):
+    """What the steps must equal: the joined batch at once, without any of the kit's loop."""
+    for batch in batches:
+        optimizer.zero_grad()
+        loss(model, batch).backward()
+        optimizer.step()
+
+
+@pytest.mark.parametrize("opt_level", ["O0", "O1", "O2"])
+@pytest.mark.parametrize("at_once", [10, 5, 2])  # in 1, 2 and 5 parts
+def test_parts_of_unequal_series_step_as_the_joined_batch(at_once, opt_level):
+    lengths = [1, 30, 2, 7, 60, 1, 3, 20, 5, 9, 40, 1, 2]
+    series = make_series(lengths)
+    batches = [
+        collate_series([series[number] for number in numbers])
+        for numbers in (range(10), range(10, 13))  # an odd last batch
+    ]
+
+    def make_model():
+        torch.manual_seed(0)
+        chosen = LSTMConfig(embedding_size=6, hidden_size=6, learning_rate=1e-2)
+        model = SequenceLSTM(chosen)
+        return model, make_optimizer(model, chosen)
+
+    expected, optimizer = make_model()
+    take_plain_steps(expected, optimizer, batches * 3, compute_loss)
+    model, optimizer = make_model()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    amp.initialize(model, optimizer, opt_level)
+    stepper = Stepper(model, optimizer, compute_loss, at_once)
+    losses = [stepper.take(batch).read()[0] for batch in batches * 3]
+    weights = amp.list_masters(model, optimizer)
+    moved = [(weights[name] - value).abs().max() for name, value in before.items()]
+    assert min(moved) > 1e-3
+    for name, value in expected.state_dict().items():
+        tolerance = 1e-5 if opt_level == "O0" else 0.02
+        torch.testing.assert_close(weights[name], value, atol=tolerance, rtol=0)
+    first, _ = make_model()
+    assert losses[0] == pytest.approx(compute_loss(first, batches[0]).item(), rel=0.02)
+
+
+def test_parts_are_few_and_of_like_size():
+    batch = {"labels": torch.arange(11), "image": torch.arange(11), "names": list("abcdefghijk")}
+    sizes = {at_once: [len(part["labels"]) for part in split_batch(batch, at_once)]
+             for at_once in (11, 10, 4, 1)}  # fmt: skip
+    assert sizes == {11: [11], 10: [5, 6], 4: [3, 4, 4], 1: [1] * 11}
+    assert torch.cat([part["image"] for part in split_batch(batch, 4)]).tolist() == list(range(11))
+
+
+def test_slices_are_images_or_the_real_places_of_series():
+    assert count_slices({"labels": torch.zeros(5, 6)}) == 5
+    mask = torch.tensor([[0, 0, 1], [1, 1, 1]]).bool()
+    assert count_slices({"labels": torch.zeros(2, 3, 6), "mask": mask}) == 4
+
+
+def test_the_images_that_fit_are_reckoned_from_two_and_four():
+    gigabyte = 2**30
+    # 0.6 GB an image and 1 GB whatever their number: 0.9 · 13 GB hold 17.
+    two, four = int(2.2 * gigabyte), int(3.4 * gigabyte)
+    assert count_fitting(13 * gigabyte, two, four) == 17
+    assert count_fitting(gigabyte, two, four) == 1
+
+
+def run_short(directory, chosen, most, monkeypatch):
+    """A real training on a card that holds at most so many examples."""
+    seen = []
+    loss = weighted_loss
+
+    def compute(logits, labels):
+        seen.append(len(logits))
+        if len(logits) > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
+        return loss(logits, labels)
+
+    monkeypatch.setattr("small_training.weighted_loss", compute)
+    train(directory, chosen)
+    return seen
+
+
+def test_a_card_that_is_too_small_gets_half_as_many_examples_at_once(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(nn.Dropout, "forward", lambda _, values: values)
+    chosen = config(opt_level="O0", batch_size=10, epochs=2)
+    train(tmp_path / "enough", chosen)
+    seen = run_short(tmp_path / "short", chosen, 3, monkeypatch)
+    assert seen[:10] == [10, 5, 2, 3, 2, 3, 2, 3, 2, 3]
+    assert seen[4:] == [3, 2, 3, 2] * 0 + seen[4:]
+    assert max(seen[2:]) == 3
+    messages = [record.message for record in caplog.records]
+    assert messages == [
+        "kit: epoch 1, step 1: out of memory; going on with 5 at once",
+        "kit: epoch 1, step 1: out of memory; going on with 3 at once",
+    ]
+    expected, _ = load_weights(tmp_path / "enough" / "epoch2.safetensors")
+    found, _ = load_weights(tmp_path / "short" / "epoch2.safetensors")
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0)
+    _, metadata = load_weights(tmp_path / "short" / "checkpoint.safetensors")
+    assert metadata["progress"]["at_once"] == 3  # a second call does not run out again
+
+
+def test_a_card_that_cannot_hold_one_example_is_told_so(tmp_path, monkeypatch):
+    sentence = r"epoch 1, step 1: the card cannot hold the model with one example; smaller images"
+    with pytest.raises(TrainingError, match=sentence):
+        run_short(tmp_path, config(), 0, monkeypatch)
+
+
+def test_a_step_in_which_no_file_could_be_read_changes_nothing():
+    model = Net(config())
+    optimizer = make_optimizer(model, model.config)
+    amp.initialize(model, optimizer, "O1")
+    inputs, labels = map(torch.from_numpy, make_data())
+
+    def compute(model, batch):
+        return weighted_loss(model(batch["values"]), batch["labels"])
+
+    stepper = Stepper(model, optimizer, compute, 50)
+    assert stepper.take({"values": inputs, "labels": labels}) is not None
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert stepper.take(None) is None
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
