@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from kit import KitError
-from kit.files import MAX_MEMBER_BYTES, list_archive, open_file, split_archive
+from kit.files import MAX_MEMBER_BYTES, list_archive, open_file, open_whole, split_archive
 
 SLUG = "rsna-intracranial-hemorrhage-detection"
 LABELS = ("epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any")
@@ -186,7 +186,7 @@ def _open_csv(csv: str | Path) -> BinaryIO:
             raise LabelError(f"{csv}: holds {len(members)} files, not one")
         return open_file(members[0])
     if not str(csv).lower().endswith(".gz"):
-        return open_file(str(csv))
+        return open_whole(str(csv))
     with gzip.open(open_file(str(csv))) as file:
         content = file.read(MAX_MEMBER_BYTES + 1)
     if len(content) > MAX_MEMBER_BYTES:

@@ -137,11 +137,22 @@ def name_errors(path: Path, *others: Path) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
+def open_whole(path: str | Path) -> BinaryIO:
+    """As `open_file`, of a file that is read into memory as a whole: a text or a table.
+
+    Raises `FileError` for one of more than `MAX_MEMBER_BYTES` too.
+    """
+    file = open_file(path)
+    size = file_size(path, file)
+    if size > MAX_MEMBER_BYTES:
+        file.close()
+        raise FileError(path, "larger than any text or table", f"{size / 1e6:.0f} MB")
+    return file
+
+
 def read_text(path: str | Path) -> str:
-    """Read a text file, as `open_file` opens it. Raises `OSError`, or `InputError` naming it."""
-    with open_file(path) as file:
-        if file_size(path, file) > MAX_MEMBER_BYTES:
-            raise InputError(f"{path}: larger than any text that kit writes")
+    """Read a text file. Raises `OSError`, or `InputError` naming it."""
+    with open_whole(path) as file:
         content = file.read()
     try:
         return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()

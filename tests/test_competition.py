@@ -48,6 +48,15 @@ def test_a_packed_file_that_inflates_without_end_or_is_cut_short_is_refused(tmp_
         read_labels(cut)
 
 
+def test_a_file_that_would_fill_the_memory_is_refused(tmp_path):
+    path = tmp_path / "l.csv"
+    with open(path, "wb") as file:
+        file.write(b"ID,Label\n")
+        file.truncate(1 << 40)
+    with pytest.raises(LabelError, match=r"l\.csv: .*larger than any text or table"):
+        read_labels(path)
+
+
 def write_zip(path, members: dict[str, bytes], locked: bool = False):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, content in members.items():

@@ -6,7 +6,8 @@ import subprocess
 
 import pytest
 
-from kit.files import name_errors, read_commit, replace_file
+from kit import InputError
+from kit.files import FileError, name_errors, read_commit, read_json, read_text, replace_file
 
 
 def test_the_content_is_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
@@ -52,6 +53,34 @@ def test_an_error_names_the_file_unless_it_names_another(tmp_path):
         assert str(caught.value.filename) == str(named)
     with pytest.raises(OSError, match=rf"^{path}: no number$"), name_errors(path):
         raise OSError("no number")
+
+
+def test_a_file_that_is_no_text_is_named_and_not_read(tmp_path):
+    path = tmp_path / "file"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)  # a terabyte of zeros, none of them on the disk
+    with pytest.raises(FileError, match=f"^{path}: larger than any text or table: 1099512 MB$"):
+        read_text(path)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(FileError, match=f"^{path}: not a regular file$"):
+        read_text(path)
+    path.unlink()
+    path.write_bytes(b"\xff")
+    with pytest.raises(InputError, match=f"^{path}: not UTF-8 text"):
+        read_text(path)
+    path.write_text("[" * 100_000)
+    with pytest.raises(InputError, match=f"^{path}: not JSON that can be read"):
+        read_json(path)
+
+
+def test_a_link_in_the_place_of_the_part_is_not_followed(tmp_path):
+    other, path = tmp_path / "other", tmp_path / "file"
+    other.write_text("mine")
+    (tmp_path / "file.part").symlink_to(other)
+    with replace_file(path) as part:
+        part.write_text("whole")
+    assert (path.read_text(), other.read_text()) == ("whole", "mine")
 
 
 def test_the_commit_is_that_of_the_folder_and_says_where_files_differ(tmp_path):

@@ -16,7 +16,7 @@ import pandas as pd
 
 from kit import InputError
 from kit.embeddings import EmbeddingStore, create_array, seal_store
-from kit.files import hash_file, open_file
+from kit.files import hash_file, open_file, open_whole
 from kit.progress import format_count
 from kit.runs.directory import Run, RunError, list_folds, read_recipe
 from kit.runs.status import list_stores
@@ -136,7 +136,7 @@ def _copy_rows(npz: Path, store: np.ndarray) -> None:
 
 def _read_ids(csv: Path) -> np.ndarray:
     try:
-        with open_file(csv) as file:
+        with open_whole(csv) as file:
             table = pd.read_csv(file, dtype=str, keep_default_na=False)
     except ValueError as error:
         raise InputError(f"{csv}: not a CSV that can be read ({error})") from error

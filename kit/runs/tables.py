@@ -11,7 +11,7 @@ from pyarrow import ArrowException, parquet
 
 from kit.competition import LABELS
 from kit.ensemble import MODELS, name_columns
-from kit.files import open_file, replace_file
+from kit.files import open_whole, replace_file
 from kit.runs.directory import Run, RunError, require_file
 
 # What reading a damaged table raises, in pandas and in Arrow.
@@ -70,7 +70,7 @@ def _read_frame(
     Raises `OSError`, or `RunError` where it is damaged, lacks one of these columns or `other`, or
     has texts for numbers or the reverse.
     """
-    with open_file(path) as file:
+    with open_whole(path) as file:
         try:
             if path.suffix == ".parquet":
                 arrow = parquet.read_table(file)

@@ -9,6 +9,7 @@ import pandas as pd
 
 from kit import InputError
 from kit.competition import LABELS
+from kit.files import open_whole
 from kit.progress import format_count
 
 
@@ -80,7 +81,8 @@ def check_training(
 def _read_folds(fold_table: str | Path, patients: pd.Series, folds: int) -> np.ndarray:
     """Read the fold of each of `patients` from a CSV; `InputError` says what is wrong with it."""
     try:
-        given = pd.read_csv(fold_table, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with open_whole(fold_table) as file:
+            given = pd.read_csv(file, dtype=str, keep_default_na=False, encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         raise InputError(f"{fold_table}: not a CSV file that can be read: {error}") from error
     if not {"PatientID", "fold"} <= set(given.columns):
