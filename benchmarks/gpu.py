@@ -1,28 +1,28 @@
-"""Speed and memory on a GPU: one table. Without a GPU it says so and exits with 0.
+"""Speed and memory on a GPU: a table, and the hours of whole recipes. Without a GPU it says so.
 
-    python benchmarks/gpu.py [--batch 32] [--workers 16] [--files 4096]
+    python benchmarks/gpu.py [--out TABLE.md] [--memory 15] [--minutes 5.5]
 
-It measures classifier training and extraction with ResNeXt-101 32x8d at 480 px: the reference
-implementation in float32 (for whose convolutions cards from Ampere on use TF32), the kit's O1 in
-the plain and the channels-last layout (for extraction with fused normalization), and O1 compiled.
-It compares extraction fed from DICOM files by worker processes with the bare forward pass, and an
-epoch of the LSTM over as many series as the competition has with the reference implementation in
-the same mixed precision; both load their data in the training process. Rates are also given as a
-share of the card's own float16 matrix rate, which is measured first. A batch of training or of the
-bare forward pass that does not fit is halved. The last lines give the hours that the whole of stage
-2 would take on this card if its files are read as fast as it trains.
+Rows come in the order of what they are worth; one that fails says so, and after `--minutes` the
+rest are left out, which is said too. Without `--out` the table takes its place in RESULTS.md.
+
+Extraction and training from files are the package's own functions with DICOM files of 512×512 and
+reading processes. "On the device" means batches that are there already. What computes within
+`--memory` GB, as a T4 has, takes its batch of 64 in parts. Rates are also given as a share of the
+card's own float16 matrix rate. The hours at the end follow from the rates above them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import itertools
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import date
 from pathlib import Path
 
 import numpy as np
@@ -32,83 +32,171 @@ import samples
 import torch
 from torch import nn
 
-from kit.classifier import (
-    Classifier,
-    ClassifierConfig,
-    load_classifier,
-)
+from kit.classifier import Classifier, load_classifier, train_classifier
+from kit.competition import LABELS
 from kit.embeddings import extract_embeddings
-from kit.lstm import LSTMConfig, SequenceLSTM, compute_loss
+from kit.embeddings.writer import StoreWriter
+from kit.files import read_commit
+from kit.images import SliceDataset, load_batches
+from kit.lstm import SequenceLSTM, compute_loss
+from kit.recipes import RECIPES, Recipe
 from kit.sequences import SeriesDataset, collate_series
-from kit.training import amp
-from kit.training.inference import fuse_normalization
+from kit.training import amp, tuning
+from kit.training.checkpoints import save_weights
+from kit.training.config import ClassifierConfig, LSTMConfig
+from kit.training.inference import move_batch
 from kit.training.loop import make_optimizer, weighted_loss
 from kit.training.step import Stepper
+from kit.training.tuning import Tuning, search_algorithms
 
 IMAGES, TEST_IMAGES, SERIES = 752_803, 121_232, 21_744  # of the competition's stage 2
+PLACE = Path(__file__).with_name("RESULTS.md")
+MARKS = "<!-- gpu table -->", "<!-- end of gpu table -->"
 
-
-@dataclass
-class Sizes:
-    """How much is measured; the test of this script on a CPU uses small sizes."""
-
-    image: int = 480
-    batch: int = 32
-    hidden: int = 2048
-    architecture: str = "resnext101_32x8d"
-    matrix: int = 8192
-    steps: int = 20
-    files: int = 4096
-    workers: int = 16
+# What a row may fail by: too little memory, a missing compiler, a changed function.
+_FAILURES = (RuntimeError, OSError, ImportError, LookupError, TypeError, ValueError, AttributeError)
 
 
 @dataclass
 class Line:
-    """One line of the table: items per second, operations per item, peak bytes."""
+    """One line of the table: items per second, operations per item, peak bytes, a remark."""
 
-    work: str
     rate: float
     unit: str
     operations: float = 0.0
     peak: int = 0
-    batch: int = 0
+    note: str = ""
 
 
-def main() -> None:
-    """Measure and print everything."""
+@dataclass
+class Bench:
+    """What is measured, how much of it, and where; `quick` amounts run anywhere in a minute."""
+
+    device: torch.device
+    folder: Path
+    architecture: str = "resnext101_32x8d"
+    image: int = 480
+    smaller: tuple[int, ...] = (256, 384)
+    batch: int = 64
+    hidden: tuple[int, ...] = (2048, 1024)
+    matrix: int = 8192
+    steps: int = 10
+    files: int = 8192
+    workers: int = 16
+    memory: float = 15.0
+    lines: dict[str, Line] = field(default_factory=dict)
+
+    @property
+    def half(self) -> torch.dtype:
+        """The half precision of the kit's O1."""
+        return torch.float16 if self.device.type == "cuda" else torch.bfloat16
+
+
+def quicken(bench: Bench) -> Bench:
+    bench.architecture, bench.image, bench.smaller, bench.batch = "resnet10t", 32, (24,), 4
+    bench.hidden, bench.matrix, bench.steps, bench.files, bench.workers = (16,), 64, 1, 24, 1
+    return bench
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Measure and write everything."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=Sizes.batch, help="images at once")
-    parser.add_argument("--workers", type=int, default=Sizes.workers)
-    parser.add_argument("--files", type=int, default=Sizes.files, help="DICOM files to embed")
-    parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)  # on any device
-    options = parser.parse_args()
-    if not torch.cuda.is_available() and not options.tiny:
+    parser.add_argument("--out", type=Path, help="the table's file (default: within RESULTS.md)")
+    parser.add_argument("--memory", type=float, default=15.0, help="GB of the small card")
+    parser.add_argument("--minutes", type=float, default=5.5, help="begin no row after this")
+    parser.add_argument("--workers", type=int, default=16)
+    parser.add_argument("--commit", help="what is measured (default: what git says)")
+    parser.add_argument("--quick", action="store_true", help="tiny amounts, on any device")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available() and not options.quick:
         print("No GPU is at hand: nothing measured. Every other benchmark runs without one.")
         return
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    sizes = Sizes(batch=options.batch, workers=options.workers, files=options.files)
-    if options.tiny:
-        sizes = Sizes(32, 2, 16, "resnext50_32x4d", 64, 1, 4, 0)
-    print(describe(device), "\n")
-    print("| work | batch | rate | share of the matrix rate | peak memory |\n" + "|---" * 5 + "|")
-    matrix = {}
-    for dtype in (torch.bfloat16, half(device)):
-        matrix[dtype] = measure_matrix_rate(device, sizes, dtype)
-        name = str(dtype).removeprefix("torch.")
-        print(f"| {name} matrix product | | {matrix[dtype] / 1e12:.1f} TFLOPS | | |", flush=True)
-    lines = {}
-    for measure in (measure_training, measure_forward, measure_extraction, measure_sequences):
-        for line in measure(device, sizes):
-            lines[line.work] = line
-            print(format_line(line, matrix[half(device)]), flush=True)
-    print("\n" + summarize(lines))
+    commit = options.commit or read_commit(PLACE.parent) or "unknown"
+    with tempfile.TemporaryDirectory() as scratch:
+        bench = Bench(device, Path(scratch), memory=options.memory, workers=options.workers)
+        bench = quicken(bench) if options.quick else bench
+        title = f"{date.today()}, {describe(device)}, commit {commit[:10]}"
+        text = title + "\n\n| work | rate | share of the matrix rate | peak memory |  |\n"
+        text += "|---" * 5 + "|\n"
+        for row in measure_rows(bench, time.monotonic() + 60 * options.minutes):
+            print(row, flush=True)
+            text += row + "\n"
+            # As it stands: what comes later may be cut off.
+            record(f"{text}\n{summarize(bench.lines)}\n", options.out)
+    print(summarize(bench.lines))
 
 
-def format_line(line: Line, matrix: float) -> str:
-    share = f"{line.rate * line.operations / matrix:.1%}" if line.operations else ""
-    memory = f"{line.peak / 1e9:.2f} GB" if line.peak else ""
-    rate = f"{line.rate:.1f} {line.unit}"
-    return "| " + " | ".join([line.work, str(line.batch or ""), rate, share, memory]) + " |"
+def record(text: str, out: Path | None) -> None:
+    """Write the table to `out`, or between the marks in RESULTS.md."""
+    if out is not None:
+        out.write_text(text, encoding="utf-8")
+        return
+    before, _, rest = PLACE.read_text(encoding="utf-8").partition(MARKS[0])
+    after = rest.partition(MARKS[1])[2]
+    whole = f"{before}{MARKS[0]}\n{text.rstrip()}\n{MARKS[1]}{after}"
+    PLACE.write_text(whole, encoding="utf-8")
+
+
+def measure_rows(bench: Bench, until: float) -> Iterator[str]:
+    """Measure row after row; yield the lines of the table, also for what fails or is left out."""
+    for work, measure in list_rows(bench).items():
+        if time.monotonic() > until:
+            yield f"| {work} | left out: the time is over | | | |"
+            continue
+        free_memory(bench.device)
+        try:
+            bench.lines[work] = measure()
+        except _FAILURES as error:
+            reason = str(error).partition("\n")[0].replace("|", "/")[:160]
+            yield f"| {work} | failed: {type(error).__name__}: {reason} | | | |"
+            continue
+        yield format_line(work, bench)
+
+
+def list_rows(bench: Bench) -> dict[str, Callable[[], Line]]:
+    size, smaller = bench.image, bench.smaller
+    rows: dict[str, Callable[[], Line]] = {"matrix product": lambda: measure_matrix(bench)}
+    rows["reading files"] = lambda: measure_reading(bench)
+    rows[f"extraction from files, {size} px, three views"] = lambda: measure_extraction(bench)
+    rows[name_training(size)] = lambda: measure_training(bench, size, Tuning())
+    rows[f"training from files, {size} px"] = lambda: measure_training_from_files(bench)
+    for hidden in bench.hidden:
+        rows[f"LSTM {hidden}"] = lambda hidden=hidden: measure_lstm(bench, hidden)
+    rows[f"LSTM {bench.hidden[0]}, on the device"] = lambda: measure_lstm(
+        bench, bench.hidden[0], moved=True
+    )
+    for small in smaller:
+        rows[name_training(small)] = lambda small=small: measure_training(bench, small, Tuning())
+    for side in (size, *smaller):
+        rows[f"training within {bench.memory:g} GB, {side} px"] = lambda side=side: (
+            measure_training(bench, side, Tuning(), limited=True)
+        )
+    for side in (size, *smaller):
+        rows[f"forward pass, {side} px"] = lambda side=side: measure_forward(bench, side)
+    if bench.device.type == "cuda":  # on a CPU it takes a C++ compiler and minutes
+        rows[f"{name_training(size)}, compiled"] = lambda: measure_training(
+            bench, size, Tuning(compiled=True)
+        )
+    rows[f"{name_training(size)}, contiguous"] = lambda: measure_training(
+        bench, size, Tuning(channels_last=False)
+    )
+    rows["LSTM, reference implementation"] = lambda: measure_published_lstm(bench)
+    rows[f"{name_training(size)}, reference (float32)"] = lambda: measure_training(
+        bench, size, Tuning(channels_last=False), "O0"
+    )
+    return rows
+
+
+def name_training(size: int) -> str:
+    return f"training on the device, {size} px"
+
+
+def format_line(work: str, bench: Bench) -> str:
+    line, matrix = bench.lines[work], bench.lines["matrix product"].rate
+    share = f"{line.rate * line.operations / matrix / 1e12:.1%}" if line.operations else ""
+    memory = f"{line.peak / 1e9:.1f} GB" if line.peak else ""
+    return f"| {work} | {line.rate:.1f} {line.unit} | {share} | {memory} | {line.note} |"
 
 
 def describe(device: torch.device) -> str:
@@ -118,257 +206,295 @@ def describe(device: torch.device) -> str:
     return f"{card.name}, {card.total_memory / 1e9:.0f} GB, torch {torch.__version__}"
 
 
-def half(device: torch.device) -> torch.dtype:
-    """The half precision of the kit's O1."""
-    return torch.float16 if device.type == "cuda" else torch.bfloat16
-
-
-def time_calls(work, device: torch.device, calls: int) -> tuple[float, int]:
-    """Seconds per call, after two warm-up calls, and the peak of the device's memory."""
-    for _ in range(2):
-        work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-    started = time.perf_counter()
-    for _ in range(calls):
-        work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    seconds = (time.perf_counter() - started) / calls
-    return seconds, torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-
-
 def free_memory(device: torch.device) -> None:
-    """Free what the last line held, so that the next is measured on its own."""
+    """Free what the last row held, so that the next is measured on its own."""
     torch._dynamo.reset()  # otherwise it keeps the compiled model
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
 
-def time_batches(
-    make_step: Callable[[int], Callable], device: torch.device, sizes: Sizes
-) -> tuple[float, int, int]:
-    """Items per second, peak bytes, and the batch, halved from `sizes.batch` until it fits."""
-    batch = sizes.batch
-    while True:
-        try:
-            seconds, peak = time_calls(make_step(batch), device, sizes.steps)
-            return batch / seconds, peak, batch
-        except torch.cuda.OutOfMemoryError:
-            if batch == 1:
-                raise
-        finally:
-            free_memory(device)
-        batch //= 2
+def read_peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
-def measure_matrix_rate(device: torch.device, sizes: Sizes, dtype: torch.dtype) -> float:
+def time_calls(work: Callable[[], object], device: torch.device, calls: int) -> float:
+    """Seconds per call, after two calls to warm up."""
+    for _ in range(2):
+        work()
+    wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    wait()
+    started = time.perf_counter()
+    for _ in range(calls):
+        work()
+    wait()
+    return (time.perf_counter() - started) / calls
+
+
+@contextlib.contextmanager
+def watch_calls(owner: type, name: str) -> Iterator[list[float]]:
+    """The times at which a method returned, while the block lasts."""
+    times: list[float] = []
+    method = getattr(owner, name)
+
+    def watched(*arguments, **options):
+        result = method(*arguments, **options)
+        times.append(time.perf_counter())
+        return result
+
+    setattr(owner, name, watched)
+    try:
+        yield times
+    finally:
+        setattr(owner, name, method)
+
+
+def count_rate(times: list[float], items: int) -> float:
+    """Items per second of calls of so many items, without the first quarter: readers start."""
+    times = times[len(times) // 4 :]
+    return items * (len(times) - 1) / (times[-1] - times[0])
+
+
+def measure_matrix(bench: Bench) -> Line:
     """Operations per second of a large square matrix product."""
     left, right = (
-        torch.randn(sizes.matrix, sizes.matrix, device=device, dtype=dtype) for _ in "ab"
+        torch.randn(bench.matrix, bench.matrix, device=bench.device, dtype=bench.half) for _ in "ab"
     )
-    seconds, _ = time_calls(lambda: left @ right, device, 20)
-    return 2 * sizes.matrix**3 / seconds
+    seconds = time_calls(lambda: left @ right, bench.device, 20)
+    return Line(2 * bench.matrix**3 / seconds / 1e12, "TFLOPS")
 
 
-def make_classifier(device: torch.device, sizes: Sizes) -> Classifier:
+def make_config(bench: Bench, size: int, **options) -> ClassifierConfig:
+    return ClassifierConfig(architecture=bench.architecture, image_size=size, **options)
+
+
+def make_classifier(bench: Bench, size: int) -> Classifier:
     torch.manual_seed(0)
-    config = ClassifierConfig(architecture=sizes.architecture, image_size=sizes.image)
-    return Classifier(config).to(device)
+    return Classifier(make_config(bench, size)).to(bench.device)
 
 
-def count_operations(model: Classifier, device: torch.device, sizes: Sizes) -> float:
+def count_operations(model: Classifier) -> float:
     """Floating-point operations of the forward pass of one image."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    image = torch.zeros(1, sizes.image, sizes.image, 3, dtype=torch.uint8, device=device)
+    size, device = model.config.image_size, model.mean.device
+    image = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.eval()(image)
     return counter.get_total_flops()
 
 
-# name: (opt level, channels last, compiled)
-LAYOUTS = {
-    "reference (float32)": ("O0", False, False),
-    "O1, contiguous": ("O1", False, False),
-    "O1, channels last": ("O1", True, False),
-    "O1, channels last, compiled": ("O1", True, True),
-}
+def make_table(bench: Bench, files: int) -> pd.DataFrame:
+    """So many full-size slices, few files in turn: they come from the system's cache."""
+    paths = samples.write_slices(bench.folder, min(64, files))
+    paths = (paths * (files // len(paths) + 1))[:files]
+    table = pd.DataFrame({"path": paths, "SOPInstanceUID": samples.name_images(len(paths))})
+    labels = np.random.default_rng(0).integers(0, 2, (files, len(LABELS)))
+    return table.join(pd.DataFrame(labels, columns=list(LABELS)))
 
 
-def make_images(batch: int, channels_last: bool, device: torch.device, sizes: Sizes):
-    """uint8 images as the kit's model takes them, or normalized and channels first as published."""
-    if channels_last:
-        shape = (batch, sizes.image, sizes.image, 3)
-        return torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
-    return torch.randn(batch, 3, sizes.image, sizes.image, device=device)
+def measure_reading(bench: Bench) -> Line:
+    """Images per second from files to batches, nothing computed."""
+    table = make_table(bench, bench.files // 2)
+    dataset = SliceDataset(table, make_config(bench, bench.image))
+    rows = np.split(np.arange(len(table)), range(32, len(table), 32))
+    times = [time.perf_counter() for _ in load_batches(dataset, rows, bench.workers)]
+    rate = count_rate(times, 32) if len(times) > 4 else len(table)
+    return Line(rate, "images/s", note=f"{bench.workers} processes")
 
 
-def lay_out(model: Classifier, channels_last: bool) -> nn.Module:
-    """The kit's model, or its backbone and head in the plain layout."""
-    if channels_last:
-        return model
-    return nn.Sequential(model.backbone.to(memory_format=torch.contiguous_format), model.head)
+def measure_extraction(bench: Bench) -> Line:
+    """The package's extraction with all that a long one tries; bare batches are of its trials."""
+    weights = bench.folder / "classifier.safetensors"
+    save_weights(weights, make_classifier(bench, bench.image), epoch=1)
+    operations = count_operations(load_classifier(weights).to(bench.device))
+    batch = min(32, bench.batch)
+    with watch_calls(StoreWriter, "write") as times, try_everything():
+        store = extract_embeddings(
+            make_table(bench, bench.files),
+            weights,
+            bench.folder / "store",
+            bench.device,
+            bench.workers,
+            batch,
+        )
+    rate, notes = 3 * count_rate(times, batch), ""
+    if speed := store.provenance.get("speed"):
+        bare = {way: 3000 * batch / spent for way, spent in speed["milliseconds"].items()}
+        notes = "; ".join(f"{way} {views:.0f} views/s" for way, views in bare.items())
+        notes = f"{rate / bare[speed['way']]:.1%} of the bare batches ({notes})"
+    return Line(rate, "views/s", operations, read_peak(bench.device), notes)
 
 
-def measure_training(device: torch.device, sizes: Sizes):
-    """A training step of the classifier on batches that are already on the device."""
-    operations = 3 * count_operations(make_classifier(device, sizes), device, sizes)
-    for name, (opt_level, channels_last, compiled) in LAYOUTS.items():
-
-        def make_step(batch, opt_level=opt_level, channels_last=channels_last, compiled=compiled):
-            classifier = make_classifier(device, sizes)
-            model = lay_out(classifier, channels_last).train()
-            optimizer = make_optimizer(model, classifier.config)
-            model, optimizer = amp.initialize(model, optimizer, opt_level)
-            forward = torch.compile(model) if compiled else model
-            labels = torch.randint(0, 2, (batch, 6), device=device).float()
-            data = {"image": make_images(batch, channels_last, device, sizes), "labels": labels}
-            stepper = Stepper(forward, optimizer, compute_image_loss, batch)
-            return lambda: stepper.take(data)
-
-        rate, peak, batch = time_batches(make_step, device, sizes)
-        yield Line(f"classifier training, {name}", rate, "images/s", operations, peak, batch)
+@contextlib.contextmanager
+def try_everything() -> Iterator[None]:
+    """Let a short stage try and compile what only a long one is worth."""
+    worth = tuning.WORTH_TRIALS, tuning.WORTH_COMPILING
+    tuning.WORTH_TRIALS = tuning.WORTH_COMPILING = 0.0
+    try:
+        yield
+    finally:
+        tuning.WORTH_TRIALS, tuning.WORTH_COMPILING = worth
 
 
-def compute_image_loss(model, batch: dict) -> torch.Tensor:
+def measure_forward(bench: Bench, size: int) -> Line:
+    """One view to its embedding, as extraction computes it where it is not compiled."""
+    model = make_classifier(bench, size)
+    operations = count_operations(model)
+    shape = (bench.batch, size, size, 3)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=bench.device)
+
+    def forward() -> None:
+        with torch.inference_mode(), amp.autocast(bench.device, "O1"):
+            model.embed(images)
+
+    rate = bench.batch / time_calls(forward, bench.device, bench.steps)
+    return Line(rate, "views/s", operations, read_peak(bench.device))
+
+
+def measure_training(
+    bench: Bench, size: int, way: Tuning, opt_level: str = "O1", limited: bool = False
+) -> Line:
+    """A step of the classifier on a batch that is on the device, within the small card's memory."""
+    classifier = make_classifier(bench, size)
+    operations = 3 * count_operations(classifier)
+    classifier.lay_out(way.layout)
+    model: nn.Module = classifier.train()
+    optimizer = make_optimizer(model, classifier.config)
+    amp.initialize(model, optimizer, opt_level)
+    if way.compiled:
+        model = torch.compile(model)
+    shape = (bench.batch, size, size, 3)
+    batch = {
+        "image": torch.randint(0, 256, shape, dtype=torch.uint8, device=bench.device),
+        "labels": torch.randint(0, 2, (bench.batch, 6), device=bench.device).float(),
+    }
+    with hold_memory(bench if limited else None):
+        stepper = Stepper(model, optimizer, compute_image_loss, bench.batch)
+        with search_algorithms(way):
+            seconds = time_calls(lambda: stepper.take(batch), bench.device, bench.steps)
+    note = f"{bench.batch} images, {stepper.at_once} at once"
+    rate = bench.batch / seconds
+    return Line(rate, "images/s", operations, read_peak(bench.device), note)
+
+
+def compute_image_loss(model: nn.Module, batch: dict) -> torch.Tensor:
     return weighted_loss(model(batch["image"]), batch["labels"])
 
 
-def measure_forward(device: torch.device, sizes: Sizes):
-    """The bare forward pass to the embedding, for one view."""
-    operations = count_operations(make_classifier(device, sizes), device, sizes)
-    for name, (level, channels_last, compiled) in LAYOUTS.items():
-
-        def make_step(batch, level=level, channels_last=channels_last, compiled=compiled):
-            model = make_classifier(device, sizes).eval()
-            if channels_last:
-                model.backbone = fuse_normalization(model.backbone)  # as extraction does
-            embed = model.embed if channels_last else lay_out(model, False)[0]
-            embed = torch.compile(embed) if compiled else embed
-            images = make_images(batch, channels_last, device, sizes)
-
-            def forward():
-                with torch.inference_mode(), amp.autocast(device, level):
-                    embed(images)
-
-            return forward
-
-        rate, peak, batch = time_batches(make_step, device, sizes)
-        yield Line(f"bare forward pass, {name}", rate, "views/s", operations, peak, batch)
+@contextlib.contextmanager
+def hold_memory(bench: Bench | None) -> Iterator[None]:
+    """Let the device give no more than `bench.memory` GB in the block."""
+    if bench is None or bench.device.type != "cuda":
+        yield
+        return
+    total = torch.cuda.get_device_properties(bench.device).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, bench.memory * 1e9 / total), bench.device)
+    try:
+        yield
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
 
 
-def measure_extraction(device: torch.device, sizes: Sizes):
-    """From DICOM files to embeddings of three views; the reference reads the files three times."""
-    with tempfile.TemporaryDirectory() as scratch:
-        directory = Path(scratch)
-        paths = samples.write_slices(directory, min(64, sizes.files))
-        paths = (paths * (sizes.files // len(paths) + 1))[: sizes.files]
-        table = pd.DataFrame({"path": paths, "SOPInstanceUID": samples.name_images(len(paths))})
-        weights = samples.write_classifier(directory, sizes.image, sizes.architecture)
-        operations = count_operations(load_classifier(weights).to(device), device, sizes)
-        image, workers = sizes.image, sizes.workers
-
-        def extract_published(batch: int):
-            backbone = published.load_backbone(weights, sizes.architecture).to(device)
-            published.extract_embeddings(backbone, paths, image, device, workers, batch)
-
-        def extract(batch: int):
-            extract_embeddings(table, weights, directory / f"{batch}", device, workers, batch)
-
-        for name, work in (("reference (float32)", extract_published), ("O1", extract)):
-            seconds, peak = time_once(lambda work=work: work(sizes.batch), device)
-            rate = 3 * len(paths) / seconds
-            yield Line(
-                f"extraction from files, {name}", rate, "views/s", operations, peak, sizes.batch
-            )
+def measure_training_from_files(bench: Bench) -> Line:
+    """An epoch by the package's training: read, augmented, one step after the other."""
+    files = max(bench.files // 2, 3 * bench.batch)
+    config = make_config(bench, bench.image, epochs=1, batch_size=bench.batch)
+    with watch_calls(Stepper, "take") as times:
+        train_classifier(
+            make_table(bench, files), config, bench.folder / "trained", bench.device, bench.workers
+        )
+    rate = count_rate(times, bench.batch)
+    notes = f"{rate / bench.lines[name_training(bench.image)].rate:.1%} of that on the device"
+    return Line(rate, "images/s", peak=read_peak(bench.device), note=notes)
 
 
-def time_once(work: Callable, device: torch.device) -> tuple[float, int]:
-    """Seconds of one call and the peak of the device's memory."""
-    free_memory(device)
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-    started = time.perf_counter()
-    work()
-    peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
-    return time.perf_counter() - started, peak
-
-
-def measure_sequences(device: torch.device, sizes: Sizes):
-    """Series per second in training, 4 per batch from the host's memory, and the device's peak."""
-    embeddings, table = samples.make_series(4 * sizes.steps, sizes.hidden)
-    operations = 3 * count_sequence_operations(sizes.hidden) * len(table) / (4 * sizes.steps)
-    for name, make_step in (
-        ("LSTM training, reference (mixed)", make_published_step),
-        ("LSTM training, O1", make_kit_step),
-    ):
-        step = make_step(embeddings, table, device, sizes)
-        seconds, peak = time_calls(step, device, sizes.steps)
-        yield Line(name, 4 / seconds, "series/s", operations, peak, 4)
-        del step
-        free_memory(device)
-
-
-def count_sequence_operations(hidden: int) -> float:
-    """Floating-point operations of the LSTM's forward pass for one slice, with E = H."""
-    layers = 2 * 4 * hidden * (3 + 1) * hidden + 2 * 4 * hidden * (2 + 1) * hidden
-    return 2.0 * (layers + 2 * (2 * hidden) ** 2 + 2 * hidden * 6)
-
-
-def make_published_step(embeddings, table, device, sizes: Sizes):
-    """A step of the reference in apex's O1, by torch's own AMP."""
-    dataset = published.SeriesDataset(embeddings.astype(np.float32), table)
-    model = published.make_lstm(sizes.hidden, sizes.hidden).to(device).train()
-    optimizer, scaler = published.make_optimizer(model), torch.amp.GradScaler(device.type)
-
-    # Mixed precision is measured on a GPU; many CPUs cannot run an `nn.LSTM` in bfloat16.
-    mixed = torch.float16 if device.type == "cuda" else None
-    draw = itertools.cycle(np.arange(len(dataset)).reshape(-1, 4))
-
-    def step():
-        batch = published.load_batch(dataset, next(draw), device)
-        published.train_step(model, optimizer, batch, mixed, scaler)
-
-    return step
-
-
-def make_kit_step(embeddings, table, device, sizes: Sizes):
-    """A step as `kit.lstm.train_lstm` makes it."""
+def measure_lstm(bench: Bench, hidden: int, moved: bool = False) -> Line:
+    """Series per second in training, 4 a step, from the host's memory or already on the device."""
+    embeddings, table = samples.make_series(4 * bench.steps, bench.hidden[0])
     dataset = SeriesDataset(embeddings, table, table["embidx"])
-    config = LSTMConfig(embedding_size=sizes.hidden, hidden_size=sizes.hidden)
-    model = SequenceLSTM(config).to(device).train()
+    config = LSTMConfig(embedding_size=bench.hidden[0], hidden_size=hidden)
+    model = SequenceLSTM(config).to(bench.device).train()
     model, optimizer = amp.initialize(model, make_optimizer(model, config), "O1")
     stepper = Stepper(model, optimizer, compute_loss, 4)
     draw = itertools.cycle(np.arange(len(dataset)).reshape(-1, 4))
+    given = collate_series([dataset[number] for number in next(draw)])
+    given = move_batch(given, bench.device)
 
-    def step():
-        stepper.take(collate_series([dataset[number] for number in next(draw)]))
+    def step() -> None:
+        batch = given
+        if not moved:
+            batch = collate_series([dataset[number] for number in next(draw)])
+        stepper.take(batch)
 
-    return step
+    seconds = time_calls(step, bench.device, 4 * bench.steps)
+    operations = 3 * count_sequence_operations(hidden, bench.hidden[0])
+    operations *= len(table) / len(dataset)
+    note = f"{1000 * seconds:.1f} ms a step of 4 series"
+    return Line(4 / seconds, "series/s", operations, read_peak(bench.device), note)
+
+
+def count_sequence_operations(hidden: int, embedding: int) -> float:
+    """Floating-point operations of the LSTM's forward pass for one slice."""
+    layers = 2 * 4 * hidden * (3 * embedding + hidden) + 2 * 4 * hidden * (2 * hidden + hidden)
+    skip = 0 if hidden == embedding else 2 * embedding * 2 * hidden
+    return 2.0 * (layers + 2 * (2 * hidden) ** 2 + 2 * hidden * 6 + skip)
+
+
+def measure_published_lstm(bench: Bench) -> Line:
+    """A step of the reference in apex's O1, by torch's own AMP."""
+    hidden = bench.hidden[0]
+    embeddings, table = samples.make_series(4 * bench.steps, hidden)
+    dataset = published.SeriesDataset(embeddings.astype(np.float32), table)
+    model = published.make_lstm(hidden, hidden).to(bench.device).train()
+    optimizer = published.make_optimizer(model)
+    scaler = torch.amp.GradScaler(bench.device.type)
+    # Mixed precision is measured on a GPU; many CPUs cannot run an `nn.LSTM` in bfloat16.
+    mixed = torch.float16 if bench.device.type == "cuda" else None
+    draw = itertools.cycle(np.arange(len(dataset)).reshape(-1, 4))
+
+    def step() -> None:
+        batch = published.load_batch(dataset, next(draw), bench.device)
+        published.train_step(model, optimizer, batch, mixed, scaler)
+
+    seconds = time_calls(step, bench.device, bench.steps)
+    note = f"{1000 * seconds:.1f} ms a step of 4 series"
+    return Line(4 / seconds, "series/s", peak=read_peak(bench.device), note=note)
 
 
 def summarize(lines: dict[str, Line]) -> str:
-    """Ratios, and the hours of the cheapest published route: 3 epochs, each with its own LSTM."""
-    training = lines["classifier training, O1, channels last"].rate
-    fed = lines["extraction from files, O1"].rate
-    bare = lines["bare forward pass, O1, channels last"].rate
-    ours, theirs = (lines[f"LSTM training, {name}"].rate for name in ("O1", "reference (mixed)"))
-    hours = [
-        3 * IMAGES / training / 3600,
-        3 * (IMAGES + TEST_IMAGES) / fed / 3600,
-        3 * 12 * SERIES / ours / 3600,
-    ]
-    return (
-        f"Extraction fed from files reaches {fed / bare:.1%} of the bare forward pass.\n"
-        f"An LSTM epoch of {SERIES} series: {SERIES / ours:.0f} s, "
-        f"reference implementation {SERIES / theirs:.0f} s.\n"
-        f"The whole of stage 2 by the recipe `single` on this one card, from these rates: "
-        f"{sum(hours):.1f} h ({hours[0]:.1f} h classifier, {hours[1]:.1f} h embeddings, "
-        f"{hours[2]:.1f} h LSTM); with three views {sum(hours) + 2 * hours[1]:.1f} h."
-    )
+    """The hours of whole recipes on this one card, where their rates were measured."""
+    said = []
+    for name in ("single", "tonight"):
+        if name in RECIPES and (hours := count_hours(RECIPES[name], lines)):
+            parts = ", ".join(f"{spent:.1f} h {stage}" for stage, spent in hours.items())
+            size = RECIPES[name].classifier.image_size
+            said.append(
+                f"The recipe `{name}` at {size} px on this one card: {sum(hours.values()):.1f} h "
+                f"({parts})."
+            )
+    return "\n".join(said) or "Too little was measured to tell the hours of a recipe."
+
+
+def count_hours(recipe: Recipe, lines: dict[str, Line]) -> dict[str, float]:
+    """Hours of each stage, or {} if a rate is missing. Rates of 480 px are scaled by the pixels."""
+    size, hidden = recipe.classifier.image_size, recipe.lstm.hidden_size
+    training = lines.get(name_training(size))
+    views = lines.get("extraction from files, 480 px, three views")
+    series = lines.get(f"LSTM {hidden}")
+    if not (training and views and series):
+        return {}
+    models = max(1, len(recipe.train_folds))
+    part = (recipe.folds - 1) / recipe.folds if recipe.train_folds else 1
+    stores = models * recipe.bag_classifier_epochs
+    each = 3 if recipe.classifier.test_augmentation else 1
+    at_size = views.rate * (480 / size) ** 2
+    return {
+        "classifier": models * part * recipe.classifier.epochs * IMAGES / training.rate / 3600,
+        "embeddings": stores * each * (IMAGES + TEST_IMAGES) / at_size / 3600,
+        "LSTM": stores * part * recipe.lstm.epochs * SERIES / series.rate / 3600,
+    }
 
 
 if __name__ == "__main__":

@@ -18,6 +18,8 @@ import published
 import rows
 import samples
 
+from kit.recipes import find_recipe
+
 
 @pytest.fixture(scope="module")
 def scratch(tmp_path_factory):
@@ -190,58 +192,85 @@ def test_without_a_gpu_the_script_says_so():
     assert done.stdout.startswith("No GPU is at hand")
 
 
-def test_the_gpu_script_counts_operations_and_measures_anywhere():
-    sizes = gpu.Sizes(32, 2, 16, "resnet18", 64, 1, 4, 0)
-    device = torch.device("cpu")
-    assert gpu.measure_matrix_rate(device, sizes, torch.bfloat16) > 0
-    lines = list(gpu.measure_sequences(device, sizes))
-    assert [line.unit for line in lines] == ["series/s"] * 2
+def test_the_gpu_script_counts_operations():
     # Of the published model: lstm1 2·2·8192·8192, lstm2 2·2·8192·6144, linear1 and 2, linear
     expected = 268_435_456 + 201_326_592 + 2 * 2 * 4096**2 + 2 * 4096 * 6
-    assert gpu.count_sequence_operations(2048) == expected
-    model = gpu.make_classifier(device, sizes)
+    assert gpu.count_sequence_operations(2048, 2048) == expected
+    bench_ = gpu.Bench(torch.device("cpu"), None, architecture="resnet18")
     # resnet18: 1.81 GMAC at 224 px (He et al., 2015), twice that in operations, and the head
-    operations = gpu.count_operations(model, device, gpu.Sizes(image=224, architecture="resnet18"))
+    operations = gpu.count_operations(gpu.make_classifier(bench_, 224))
     assert operations == pytest.approx(3.63e9, rel=0.01)
 
 
-def test_a_batch_that_does_not_fit_the_gpu_is_halved():
-    tried = []
-
-    def make_step(batch):
-        tried.append(batch)
-        if batch > 2:
-            raise torch.cuda.OutOfMemoryError("too little")
-        return lambda: None
-
-    sizes = gpu.Sizes(batch=8, steps=1)
-    rate, _, batch = gpu.time_batches(make_step, torch.device("cpu"), sizes)
-    assert (tried, batch) == ([8, 4, 2], 2)
-    assert rate > 0
+@pytest.fixture
+def small_files(small_data, monkeypatch):
+    """The phantom's small files in place of drawn ones of full size."""
+    paths = sorted(str(path) for path in small_data.rglob("*.dcm"))
+    monkeypatch.setattr(samples, "write_slices", lambda _, count: paths[:count])
 
 
-@pytest.mark.slow
-def test_the_whole_gpu_script_runs_on_a_cpu_with_small_sizes():
-    command = [sys.executable, str(ROOT / "benchmarks" / "gpu.py"), "--tiny"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert (
-        done.stdout.count("classifier training, ") == done.stdout.count("bare forward pass, ") == 4
+def test_the_gpu_script_measures_on_a_cpu_too_past_a_row_that_fails(
+    small_files, tmp_path, monkeypatch, capsys
+):
+    def fail(_):
+        raise RuntimeError("too little | of everything\nin detail")
+
+    monkeypatch.setattr(gpu, "measure_reading", fail)
+    gpu.main(["--quick", "--out", str(tmp_path / "table.md"), "--commit", "abc"])
+    text = (tmp_path / "table.md").read_text()
+    assert ", commit abc\n" in text
+    rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")][1:]
+    works = {cells[0].removeprefix("| "): cells[1] for cells in rows}
+    assert works.pop("reading files") == "failed: RuntimeError: too little / of everything"
+    for work, unit in (
+        ("matrix product", "TFLOPS"),
+        ("extraction from files, 32 px, three views", "views/s"),
+        ("training on the device, 32 px", "images/s"),
+        ("training from files, 32 px", "images/s"),
+        ("training within 15 GB, 24 px", "images/s"),
+        ("forward pass, 24 px", "views/s"),
+        ("LSTM 16", "series/s"),
+        ("LSTM, reference implementation", "series/s"),
+    ):
+        assert works[work].endswith(f" {unit}"), works[work]
+        assert float(works[work].split()[0]) >= 0
+    assert not [said for said in works.values() if "failed" in said]
+    assert "Too little was measured" in capsys.readouterr().out
+
+
+def test_the_gpu_script_begins_no_row_after_its_time(tmp_path):
+    gpu.main(["--quick", "--out", str(tmp_path / "table.md"), "--minutes", "0"])
+    text = (tmp_path / "table.md").read_text()
+    assert text.count("left out: the time is over") == len(
+        gpu.list_rows(gpu.quicken(gpu.Bench(torch.device("cpu"), tmp_path)))
     )
-    assert done.stdout.count("extraction from files, ") == done.stdout.count("LSTM training, ") == 2
-    assert "of the bare forward pass" in done.stdout
-    assert "The whole of stage 2" in done.stdout
 
 
-def test_the_hours_of_stage_2_follow_from_the_rates():
+def test_the_gpu_table_takes_its_place_among_the_results(tmp_path, monkeypatch):
+    results = (ROOT / "benchmarks" / "RESULTS.md").read_text()
+    monkeypatch.setattr(gpu, "PLACE", tmp_path / "RESULTS.md")
+    gpu.PLACE.write_text(results)
+    gpu.record("the table\n", None)
+    written = gpu.PLACE.read_text()
+    before, after = results.split(gpu.MARKS[0])[0], results.split(gpu.MARKS[1])[1]
+    assert written == f"{before}{gpu.MARKS[0]}\nthe table\n{gpu.MARKS[1]}{after}"
+
+
+def test_the_hours_of_a_recipe_follow_from_the_rates():
     rates = {
-        "classifier training, O1, channels last": 3 * 752_803 / 3600,
-        "extraction from files, O1": 874_035 / 7200,
-        "bare forward pass, O1, channels last": 874_035 / 7200 / 0.95,
-        "LSTM training, O1": 21_744 / 100,
-        "LSTM training, reference (mixed)": 21_744 / 300,
+        "training on the device, 480 px": 3 * 752_803 / 3600,
+        "training on the device, 240 px": 752_803 / 3600,
+        "extraction from files, 480 px, three views": 874_035 / 7200,
+        "LSTM 2048": 21_744 / 100,
     }
-    lines = {name: gpu.Line(name, rate, "") for name, rate in rates.items()}
-    text = gpu.summarize(lines)
-    assert "95.0%" in text
-    assert "100 s, reference implementation 300 s" in text
-    assert "3.3 h (1.0 h classifier, 2.0 h embeddings, 0.3 h LSTM); with three views 7.3 h" in text
+    lines = {name: gpu.Line(rate, "") for name, rate in rates.items()}
+    single = find_recipe("single", {"lstm.epochs": 12, "bag_classifier_epochs": 1})
+    hours = gpu.count_hours(single, lines)
+    assert hours == pytest.approx({"classifier": 1.0, "embeddings": 2.0, "LSTM": 1 / 3})
+    # Four fifths of the images, two models of one epoch; a quarter of the pixels, three views.
+    changes = {"train_folds": (0, 1), "classifier.image_size": 240, "classifier.epochs": 1}
+    changes |= {"classifier.test_augmentation": True, "lstm.epochs": 12}
+    hours = gpu.count_hours(find_recipe("single", changes), lines)
+    assert hours == pytest.approx({"classifier": 1.6, "embeddings": 3.0, "LSTM": 8 / 15})
+    assert gpu.count_hours(find_recipe("demo"), lines) == {}
+    assert "`single` at 480 px on this one card" in gpu.summarize(lines)
