@@ -14,14 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from kit.classifier import train_classifier
 from kit.competition import LABELS
-from kit.embeddings import EmbeddingStore, extract_embeddings, make_series
-from kit.files import write_json
-from kit.lstm import train_lstm
+from kit.embeddings import extract_embeddings
 from kit.processes import choose_workers
 from kit.recipes import Recipe
 from kit.report.run_page import write_report
@@ -29,16 +26,14 @@ from kit.runs import status
 from kit.runs.directory import (
     ALL_DATA,
     Run,
-    RunError,
     begin_run,
+    change_tables,
     list_classifier_epochs,
     list_folds,
-    list_lstm_epochs,
-    read_document,
     read_recipe,
     require_file,
 )
-from kit.runs.members import predict_by_lstms
+from kit.runs.lstms import derive_seed, fit_lstms, is_held_out, is_training
 from kit.runs.prediction import note_unreadable
 from kit.runs.provenance import adopt_classifier, is_adopted, is_synthetic
 from kit.runs.scoring import combine
@@ -64,10 +59,11 @@ def run_recipe(
     `RunError` if the run was begun with another recipe or on other data.
     """
     index(data, recipe, run, workers=workers, fold_table=fold_table)
-    for fold in list_folds(read_recipe(run)):
+    folds = list_folds(read_recipe(run))
+    for fold in folds:
         fit_classifier(run, fold, workers=workers, deadline=deadline)
         embed(run, fold, workers=workers, deadline=deadline)
-        fit_lstm(run, fold, deadline=deadline)
+    fit_lstms(run, folds, deadline=deadline)
     scores = score(run)
     report(run)
     return scores
@@ -118,17 +114,17 @@ def fit_classifier(
     """
     recipe, slices = read_recipe(run), read_slices(run)
     directory = run.classifier(fold)
-    config = replace(recipe.classifier, seed=_derive_seed(recipe, fold, 0))
+    config = replace(recipe.classifier, seed=derive_seed(recipe, fold, 0))
     imported = status.is_imported(run, recipe, fold) or is_adopted(run)
     if not imported and not status.is_trained(directory, config.epochs):
         with time_stage(run, f"fold{fold} classifier", directory):
             train_classifier(
-                slices[_is_training(slices, fold)],
+                slices[is_training(slices, fold)],
                 config,
                 directory,
                 choose_device(),
                 choose_workers(workers),
-                slices[_is_held_out(slices, fold)],
+                slices[is_held_out(slices, fold)],
                 f"Fold {fold} classifier",
                 deadline,
             )
@@ -159,56 +155,15 @@ def embed(
                 deadline=deadline,
             )
         if rank() == 0:
-            note_unreadable(run.skipped, slices, store)
+            with change_tables(run):
+                note_unreadable(run.skipped, slices, store)
     wait_for_all()
     return status.list_stores(run, fold)
 
 
 def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> pd.DataFrame:
-    """Train the LSTM of a fold on each of its embeddings, and predict held-out and test slices.
-
-    Returns the histories, one row per epoch; `classifier_epoch` names the embeddings.
-    """
-    recipe, slices, histories = read_recipe(run), read_slices(run), []
-    for number, epoch in enumerate(list_classifier_epochs(recipe), start=1):
-        require_file(run.store(fold, epoch) / "store.json", f"kit embed {run} --fold {fold}")
-        store, directory = EmbeddingStore(run.store(fold, epoch)), run.lstm(fold, epoch)
-        config = replace(
-            recipe.lstm,
-            seed=_derive_seed(recipe, fold, number),
-            embedding_size=store.embeddings.shape[1],
-        )
-        _check_source(directory, store)
-        if not status.is_trained(directory, config.epochs):
-            with time_stage(run, f"fold{fold} LSTM", directory):
-                # The bag must not average what an earlier training predicted.
-                for stale in directory.glob("predictions*.parquet") if rank() == 0 else ():
-                    stale.unlink()
-                train_lstm(
-                    make_series(store, slices[_is_training(slices, fold)]),
-                    config,
-                    directory,
-                    choose_device(),
-                    make_series(store, slices[_is_held_out(slices, fold)]),
-                    f"Fold {fold} LSTM on {epoch}",
-                    deadline,
-                )
-        if rank() == 0:
-            _predict_with_epochs(run, fold, epoch, store, slices[~_is_training(slices, fold)])
-        histories.append(status.read_history(directory).assign(classifier_epoch=epoch))
-    wait_for_all()
-    return pd.concat(histories, ignore_index=True)
-
-
-def _predict_with_epochs(
-    run: Run, fold: int | str, epoch: int, store: EmbeddingStore, slices: pd.DataFrame
-) -> None:
-    """Write the probabilities of `slices` by each of the last LSTM epochs."""
-    numbers = list_lstm_epochs(read_recipe(run))
-    left = [n for n in numbers if not run.predictions(fold, epoch, n).exists()]
-    weights = [run.lstm(fold, epoch) / f"epoch{n}.safetensors" for n in left]
-    for n, (found, _) in zip(left, predict_by_lstms(store, slices, weights), strict=True):
-        write_frame(run.predictions(fold, epoch, n), found.reset_index())
+    """Train the LSTM of a fold on each of its embeddings, as `fit_lstms` does."""
+    return fit_lstms(run, [fold], deadline=deadline)
 
 
 def score(run: Run) -> pd.DataFrame:
@@ -269,31 +224,3 @@ def list_stages(run: Run) -> list[tuple[str, str]]:
     order += [("ensemble", ALL_DATA), ("report", ALL_DATA)]
     outputs = [o for name, fold in order for o in STAGES[name].list_outputs(run, recipe, fold)]
     return [(output.name, status.describe_output(output)) for output in outputs]
-
-
-def _is_training(slices: pd.DataFrame, fold: int | str) -> pd.Series:
-    labeled = slices["split"] == "train"
-    return labeled if fold == ALL_DATA else labeled & (slices["fold"] != fold)
-
-
-def _is_held_out(slices: pd.DataFrame, fold: int | str) -> pd.Series:
-    return (slices["split"] == "train") & ~_is_training(slices, fold)
-
-
-def _derive_seed(recipe: Recipe, fold: int | str, part: int) -> int:
-    number = recipe.folds if fold == ALL_DATA else int(fold)
-    return int(np.random.SeedSequence([recipe.seed, number, part]).generate_state(1)[0] >> 1)
-
-
-def _check_source(directory: Path, store: EmbeddingStore) -> None:
-    """Note beside an LSTM which embeddings it is trained on; refuse others later."""
-    source, path = store.provenance["weights_sha256"], directory / "source.json"
-    if not path.exists():
-        directory.mkdir(parents=True, exist_ok=True)
-        if rank() == 0:
-            write_json(path, {"embeddings_from": source})
-    elif read_document(path).get("embeddings_from") != source:
-        raise RunError(
-            f"{directory} was trained on other embeddings than {store.directory} now holds: "
-            "remove it to train again"
-        )

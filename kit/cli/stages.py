@@ -167,9 +167,22 @@ def import_published(options: argparse.Namespace) -> Result:
     return Result(text, {"stores": rows})
 
 
-@COMMANDS.add("train-lstm", "stage 4: train the LSTM on the embeddings", RUN, _FOLD, _HOURS)
+@COMMANDS.add(
+    "train-lstm",
+    "stage 4: train the LSTM on the embeddings",
+    RUN,
+    _FOLD,
+    argument("--epoch", type=int, help="one classifier epoch, on whose embeddings to train"),
+    _HOURS,
+)
 def train_lstm(options: argparse.Namespace) -> Result:
-    return _run_stage("train-lstm", options)
+    folds = _choose_folds(options)
+
+    from kit.runs.lstms import fit_lstms
+
+    with _work_on(options.run, lock=False):
+        fit_lstms(options.run, folds, options.epoch, _set_deadline(options.hours))
+    return _list_folders(options.run, folds, "lstm")
 
 
 @COMMANDS.add(
@@ -236,24 +249,30 @@ def _read_new(options: argparse.Namespace) -> Any:
 
 def _run_stage(name: str, options: argparse.Namespace, **arguments: Any) -> Result:
     """Run a stage for the fold asked for, or for every fold; tell where each has written."""
-    from kit.runs.directory import list_folds, read_recipe
-
-    run = options.run
-    folds = list_folds(read_recipe(run))
-    if options.fold is not None:
-        chosen = [fold for fold in folds if str(fold) == options.fold]
-        if not chosen:
-            raise InputError(f"--fold {options.fold}: the run has {', '.join(map(str, folds))}")
-        folds = chosen
+    run, folds = options.run, _choose_folds(options)
 
     from kit.pipeline import STAGES
 
     stage = STAGES[name]
-    with _work_on(run):
+    with _work_on(run, lock=False):
         deadline = _set_deadline(options.hours)
         for fold in folds:
             stage.execute(run, fold, deadline=deadline, **arguments)
-    paths = [str(run.path / f"fold{fold}" / stage.folder) for fold in folds]
+    return _list_folders(run, folds, stage.folder)
+
+
+def _choose_folds(options: argparse.Namespace) -> list[int | str]:
+    from kit.runs.directory import list_folds, read_recipe
+
+    folds = list_folds(read_recipe(options.run))
+    chosen = [fold for fold in folds if options.fold in (None, str(fold))]
+    if not chosen:
+        raise InputError(f"--fold {options.fold}: the run has {', '.join(map(str, folds))}")
+    return chosen
+
+
+def _list_folders(run: Any, folds: list[int | str], folder: str) -> Result:
+    paths = [str(run.path / f"fold{fold}" / folder) for fold in folds]
     return Result("\n".join(paths), {"folders": paths})
 
 
@@ -263,15 +282,17 @@ def _set_deadline(hours: float | None) -> float | None:
 
 
 @contextlib.contextmanager
-def _work_on(run: Any, new: Any = None) -> Iterator[None]:
+def _work_on(run: Any, new: Any = None, lock: bool = True) -> Iterator[None]:
     """Lock a run directory, join the processes of `torchrun`, choose the number of threads.
 
-    `new` is the recipe of a run whose directory may have to be made first.
+    `new` is the recipe of a run whose directory may have to be made first. Without `lock` the stage
+    locks the outputs that it writes, and others may go on beside it.
     """
     from kit.processes import limit_threads
     from kit.runs.directory import lock_run, read_recipe
     from kit.training.distributed import join_processes
 
-    with lock_run(run, new is not None), join_processes():
+    locked = lock_run(run, new is not None) if lock else contextlib.nullcontext()
+    with locked, join_processes():
         limit_threads((new or read_recipe(run)).classifier.image_size)
         yield

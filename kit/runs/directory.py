@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 
 import kit
 from kit import KitError, recipes
@@ -214,14 +214,31 @@ def lock_run(run: Run, new: bool = False) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def lock_folder(folder: Path) -> Iterator[None]:
+def lock_part(run: Run, path: Path) -> contextlib.AbstractContextManager[None]:
+    """Keep other processes out of one output of a run; others are worked on side by side.
+
+    Raises `RunError` where another process is at work on it.
+    """
+    name = "-".join(path.relative_to(run.path).parts)
+    return _hold(FileLock(run.path / f".{name}.lock"), path)
+
+
+def lock_folder(folder: Path) -> contextlib.AbstractContextManager[None]:
     """Keep other processes out of a folder. Raises `RunError` where one is at work there."""
-    lock = FileLock(folder / ".lock")
+    return _hold(FileLock(folder / ".lock"), folder)
+
+
+def change_tables(run: Run) -> contextlib.AbstractContextManager:
+    """Wait for a turn to change what stages that go side by side share: costs, skipped files."""
+    return FileLock(run.path / ".tables.lock")
+
+
+@contextlib.contextmanager
+def _hold(lock: BaseFileLock, place: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
-        raise RunError(f"{folder}: another process is at work here; wait for it") from error
+        raise RunError(f"{place}: another process is at work here; wait for it") from error
     try:
         yield
     finally:

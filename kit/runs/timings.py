@@ -10,7 +10,7 @@ from pathlib import Path
 
 from kit import progress
 from kit.files import write_json
-from kit.runs.directory import Run, RunError, read_document
+from kit.runs.directory import Run, RunError, change_tables, lock_part, read_document
 from kit.training.distributed import choose_device, rank, world_size
 
 _COSTS = ("seconds", "processor_seconds", "gpu_seconds")
@@ -28,16 +28,17 @@ def read_timings(run: Run) -> dict[str, dict[str, float]]:
 
 @contextlib.contextmanager
 def time_stage(run: Run, stage: str, writes: Path) -> Iterator[None]:
-    """Announce where a stage writes, and add what it costs to `timings.json`.
+    """Announce where a stage writes, keep others out, add what it costs to `timings.json`.
 
     Costs are wall-clock seconds, processor seconds (of the first process and the workers it has
     waited for) and GPU seconds.
     """
-    if rank() == 0:
-        progress.announce(f"{stage} → {writes}")
     clock, processors = time.monotonic(), _processor_seconds()
     try:
-        yield
+        with lock_part(run, writes) if rank() == 0 else contextlib.nullcontext():
+            if rank() == 0:
+                progress.announce(f"{stage} → {writes}")
+            yield
     except BaseException:
         with contextlib.suppress(OSError):  # a full disk is reported by what failed first
             _add_cost(run, stage, clock, processors)
@@ -60,7 +61,8 @@ def _add_cost(run: Run, stage: str, clock: float, processors: float) -> None:
             "processor_seconds": _processor_seconds() - processors,
             "gpu_seconds": seconds * (choose_device().type == "cuda") * world_size(),
         }
-        timings = read_timings(run)
-        before = timings.get(stage, dict.fromkeys(cost, 0.0))
-        timings[stage] = {name: round(before[name] + value, 2) for name, value in cost.items()}
-        write_json(run.timings, timings)
+        with change_tables(run):
+            timings = read_timings(run)
+            before = timings.get(stage, dict.fromkeys(cost, 0.0))
+            timings[stage] = {name: round(before[name] + value, 2) for name, value in cost.items()}
+            write_json(run.timings, timings)
