@@ -14,6 +14,7 @@ VERSION = next(
 DECODERS = ["pylibjpeg>=2.0", "pylibjpeg-libjpeg>=2.1", "pylibjpeg-openjpeg>=2.3"]
 TEST = [
     *DECODERS,
+    "distributed>=2024.4",
     "hypothesis>=6.100",
     "ipykernel>=6.29",
     "matplotlib>=3.8",

@@ -1,37 +1,64 @@
 """One command in several processes, as `torchrun` starts them, with the exit code of the command.
 
+    python -m kit.cli.launch 4 run DATA --run RUN
+    python -m kit.cli.launch --nodes 2 --meet HOST:PORT 4 run DATA --run RUN      # on both machines
+
 `python -m torch.distributed.run` exits with 1 whatever the exit code of its processes is. This one
 keeps it, so that "stopped in time" (3) can be told from an error.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
+from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 
-def main(processes: str, *words: str) -> int:
-    """Run `kit WORDS` in so many processes; return 0, or the highest of their exit codes."""
+def main(words: Sequence[str] | None = None) -> int:
+    """Run a command of kit in several processes; return 0, or the highest of their exit codes."""
+    options = _parse(words)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does: the processes share the cores
     config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=int(processes),
+        min_nodes=options.nodes,
+        max_nodes=options.nodes,
+        nproc_per_node=options.processes,
         run_id="kit",
         rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        rdzv_endpoint=options.meet,
         max_restarts=0,
     )
     try:
-        elastic_launch(config, sys.executable)("-m", "kit", *words)
+        elastic_launch(config, sys.executable)("-m", "kit", *options.command)
     except ChildFailedError as error:
         # The others were ended by a signal, which is a negative code.
         return max(1, *(failure.exitcode for failure in error.failures.values()))
     return 0
 
 
+def _parse(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m kit.cli.launch", description="Run a command of kit in several processes."
+    )
+    parser.add_argument("--nodes", type=int, default=1, help="machines, each with this command")
+    parser.add_argument(
+        "--meet",
+        metavar="HOST:PORT",
+        default="localhost:0",
+        help="a free port of one of the machines, the same on all of them",
+    )
+    parser.add_argument("processes", type=int, help="processes on this machine, one for each GPU")
+    parser.add_argument("command", nargs=argparse.REMAINDER, help="what would follow `kit`")
+    options = parser.parse_args(words)
+    if options.nodes > 1 and options.meet == "localhost:0":
+        parser.error("several nodes need --meet HOST:PORT, where they find one another")
+    if not options.command:
+        parser.error("name the command of kit that the processes run")
+    return options
+
+
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    sys.exit(main())
