@@ -50,13 +50,13 @@ def read_hounsfield(path: str | Path, repair: bool = True) -> np.ndarray:
     short or not decodable, or values that cannot be Hounsfield units.
     """
     header, cells, stored = _read_stored(path)
-    slope, intercept = (float(header.values[f"Rescale{name}"]) for name in ("Slope", "Intercept"))
+    slope, intercept = _find_rescale(header)
     if repair and may_have_wrong_intercept(header) and _has_wrapped_air(stored):
         stored, intercept = _unwrap(stored), 0.0
     hounsfield = _rescale(stored, slope, intercept)
     padded = _find_padding(header, cells, stored)
     if padded is not None:
-        hounsfield[padded] = np.minimum(hounsfield[padded], AIR)
+        np.minimum(hounsfield, AIR, out=hounsfield, where=padded)
     return hounsfield
 
 
@@ -70,8 +70,7 @@ def may_have_wrong_intercept(header: Header) -> bool:
     return (
         values["BitsStored"] == 12
         and values["PixelRepresentation"] == 0
-        and float(values["RescaleSlope"]) == 1
-        and float(values["RescaleIntercept"]) in (0, 1)
+        and _find_rescale(header) in ((1, 0), (1, 1))
     )
 
 
@@ -226,7 +225,7 @@ def _extract_values(cells: np.ndarray, header: Header, path: str | Path) -> np.n
 
 
 def _find_padding(header: Header, cells: np.ndarray, stored: np.ndarray) -> np.ndarray | None:
-    """Which pixels are padding, (rows, cols) bool; None where no corner is.
+    """Which pixels are padding, (rows, cols) bool; None where no corner is, or all is below air.
 
     A value that stands in no corner is no padding of this image: it may be tissue's.
     """
@@ -234,15 +233,21 @@ def _find_padding(header: Header, cells: np.ndarray, stored: np.ndarray) -> np.n
     if value is None:
         return None
     # Known as 16 or 32 bits without a sign: as the pixels are.
-    low, high = (
-        int(np.array(number).astype(np.uint32).astype(cells.dtype))
-        for number in (value, value if limit is None else limit)
-    )
-    if low > high:
-        low, high = high, low
+    ends = np.array([value, value if limit is None else limit], np.uint32).astype(cells.dtype)
+    low, high = ends.min(), ends.max()
+    slope, intercept = _find_rescale(header)
+    if cells is stored and high * slope + intercept <= AIR:  # as most scanners write it
+        return None
     # A value of more bits than are stored is in the cells alone.
-    padded = ((cells >= low) & (cells <= high)) | ((stored >= low) & (stored <= high))
-    return padded if padded[_CORNERS].any() else None
+    images = (cells,) if cells is stored else (cells, stored)
+    if not any(((low <= image[_CORNERS]) & (image[_CORNERS] <= high)).any() for image in images):
+        return None
+    padded = [(low <= image) & (image <= high) if low < high else image == low for image in images]
+    return padded[0] if len(padded) == 1 else padded[0] | padded[1]
+
+
+def _find_rescale(header: Header) -> tuple[float, float]:
+    return float(header.values["RescaleSlope"]), float(header.values["RescaleIntercept"])
 
 
 def _rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
