@@ -6,6 +6,7 @@ import os
 import struct
 from collections.abc import Iterable
 from pathlib import Path
+from tokenize import TokenError
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,9 @@ from kit import InputError
 from kit.competition import LABELS
 from kit.files import name_errors, open_file, read_json, read_text, replace_file, write_json
 from kit.sequences import SeriesDataset
+
+# What numpy raises for a header that is none, beside what is caught where it reads.
+_MISREAD = (EOFError, SyntaxError, TokenError, LookupError, ArithmeticError, MemoryError)
 
 PAGE = 4096  # bytes: a page of memory, and a block of most file systems
 
@@ -72,7 +76,7 @@ def open_array(path: Path, dtype: DTypeLike, mode: Literal["r", "r+"] = "r") -> 
     open_file(path).close()  # not a pipe, which would wait for ever
     try:
         values = np.lib.format.open_memmap(path, mode=mode)
-    except (EOFError, SyntaxError, LookupError, ArithmeticError, MemoryError) as error:
+    except _MISREAD as error:
         raise ValueError(f"{path.name} is no array ({error})") from error
     if values.dtype != dtype or values.ndim != 2:
         raise ValueError(f"{path.name} is no {np.dtype(dtype)} table")
