@@ -420,7 +420,7 @@ def measure_lstm(bench: Bench, hidden: int, moved: bool = False) -> Line:
     stepper = Stepper(model, optimizer, compute_loss, 4)
     draw = itertools.cycle(np.arange(len(dataset)).reshape(-1, 4))
     given = collate_series([dataset[number] for number in next(draw)])
-    given = move_batch(given, bench.device)
+    given = {**move_batch(given, bench.device), "mask": given["mask"]}  # as training has it
 
     def step() -> None:
         batch = given

@@ -230,25 +230,28 @@ def predict_by_all(
         slices = 1
     logits = np.full((len(models), len(series.rows), len(LABELS)), np.nan, dtype=np.float32)
     pooled = np.full((len(models), len(series), len(LABELS)), np.nan, dtype=np.float32)
-    batches = (
-        {**collate_series([series[number] for number in numbers]), "numbers": numbers}
+    made = (
+        (numbers, collate_series([series[number] for number in numbers]))
         for numbers in batch_by_length(series.lengths(), slices)
     )
+    # The mask stays on the CPU: no GPU is waited for.
+    batches = ({"emb": one["emb"], "kept": (numbers, one)} for numbers, one in made)
 
     def forward(batch: dict) -> tuple[torch.Tensor, ...]:
         outputs: list[torch.Tensor | None] = []
         for model in models:
             with amp.autocast(device, model.config.opt_level):
-                outputs += split_output(model(batch["emb"], batch["mask"]))
+                outputs += split_output(model(batch["emb"], batch["kept"][1]["mask"]))
         return tuple(output.float() for output in outputs if output is not None)
 
     for batch, outputs in predict(forward, batches, device, "O0"):
-        mask, numbers, rest = batch["mask"], batch["numbers"], iter(outputs)
+        (numbers, one), rest = batch["kept"], iter(outputs)
+        mask, rows = one["mask"], one["embidx"].numpy()[one["mask"].numpy()]
         finite = torch.ones(len(mask), dtype=torch.bool)
         for number, model in enumerate(models):
             found = next(rest)
             finite &= (torch.isfinite(found).all(dim=2) | ~mask).all(dim=1)
-            logits[number, batch["embidx"].numpy()[mask.numpy()]] = found[mask]
+            logits[number, rows] = found[mask]
             if isinstance(model, SequenceGRU):
                 pooled[number, numbers] = of_series = next(rest)
                 finite &= torch.isfinite(of_series).all(dim=1)
