@@ -19,7 +19,8 @@ from kit.competition import LABELS
 from kit.dicom.parsing import DicomError, MissingError
 from kit.dicom.pixels import read_hounsfield
 from kit.processes import blame_machine, reading
-from kit.windowing import InputConfig, render_image
+from kit.windowing.config import InputConfig
+from kit.windowing.render import render_image
 
 if TYPE_CHECKING:
     import albumentations

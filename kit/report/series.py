@@ -17,7 +17,8 @@ from kit.ensemble import MODELS, name_columns
 from kit.evaluation.intervals import slice_losses
 from kit.images import SliceDataset, join_neighbours, stack_slices
 from kit.report.ranking import rank_series
-from kit.windowing import WINDOWS, quantize_image
+from kit.windowing.config import WINDOWS
+from kit.windowing.render import quantize_image
 
 _SERIES_SHOWN = 50
 IMAGE_BYTES = 18_000_000  # of all images and maps on a page, to keep the page under 20 MB

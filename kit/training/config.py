@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, get_args, get_origin, get_type_hints
 
 from kit import InputError
-from kit.windowing import InputConfig
+from kit.windowing.config import InputConfig
 
 # What numbers in the options of a timm model may add up to, and how many values there may be: far
 # more than any real model has, and too few for a small file to make one that is built for minutes.
