@@ -17,7 +17,6 @@ TEST = [
     "distributed>=2024.4",
     "hypothesis>=6.100",
     "ipykernel>=6.29",
-    "matplotlib>=3.8",
     "nbclient>=0.10",
     "nbformat>=5.9",
     "pytest>=8",
@@ -25,6 +24,7 @@ TEST = [
     "pytest-xdist>=3.5",
     "selenium>=4.20",
     "SimpleITK>=2.4",
+    "statsmodels>=0.14.2",
     "tensorboard>=2.17",
 ]
 
@@ -47,6 +47,8 @@ setup(
         "pyarrow>=15",
         "pydicom>=3.0.1",
         "scikit-learn>=1.4",
+        "scipy>=1.11.2",
+        "matplotlib>=3.8",
         "joblib>=1.3",
         "albumentations>=2.0.8,<3",
         "safetensors>=0.4.3",
