@@ -78,10 +78,9 @@ def start_seed(seed: int, options) -> subprocess.Popen:
 
 
 def study_seed(seed: int, patients: int, directory: Path) -> None:
-    """Phantom, run and variants of one seed; writes the weighted log losses to `study.json`."""
+    """Phantom, run and variants of one seed; writes what `measure_models` returns, `study.json`."""
     import pandas as pd
 
-    from kit.competition import LABELS, weighted_log_loss
     from kit.ensemble import name_columns, rolling_mean
     from kit.phantom.write import write_phantom
     from kit.pipeline import run_recipe
@@ -94,7 +93,6 @@ def study_seed(seed: int, patients: int, directory: Path) -> None:
     recipe, run = replace(RECIPES["demo"], seed=seed), Run(directory / "run")
     run_recipe(directory / "data", recipe, run, workers=0)
     oof = pd.read_parquet(run.oof)
-    labels = oof[list(LABELS)].to_numpy()
     predictions = {
         model: oof[name_columns(model)].to_numpy()
         for model in ("classifier", "rolling_mean", "lstm", "bag")
@@ -107,8 +105,34 @@ def study_seed(seed: int, patients: int, directory: Path) -> None:
     predictions["recalibrated"] = recalibrate(oof, predictions["rolling_mean"])
     for name in ("shuffled", "no_deltas", "no_tta"):
         predictions[name] = train_variant(run, recipe, oof, name, directory / name)
-    losses = {name: weighted_log_loss(labels, values) for name, values in predictions.items()}
-    (directory / "study.json").write_text(json.dumps({"slices": len(oof), **losses}))
+    measured = measure_models(oof, predictions)
+    (directory / "study.json").write_text(json.dumps({"slices": len(oof), **measured}))
+
+
+def measure_models(oof, predictions: dict) -> dict[str, list[float]]:
+    """Measure each model by kit's evaluation: its weighted log loss, and its change.
+
+    The change is relative to the 3-slice rolling mean, with the 95 % interval of a bootstrap over
+    patients: {model: [loss, change, low, high]}.
+    """
+    import pandas as pd
+
+    from kit.competition import LABELS
+    from kit.evaluation.cases import Cases
+    from kit.evaluation.inputs import WHOLE
+    from kit.evaluation.measures import measure_weighted
+    from kit.evaluation.settings import Settings
+
+    ids, patients = oof["SOPInstanceUID"].to_numpy(), oof["PatientID"].to_numpy()
+    labels, models = oof[list(LABELS)].to_numpy(float), {WHOLE: predictions["rolling_mean"]}
+    nothing = pd.DataFrame()
+    cases = Cases("slice", ids, patients, True, labels, models | predictions, nothing, nothing, [])
+    rows = pd.DataFrame(measure_weighted(cases, Settings())).set_index("model")
+    base = rows.loc[WHOLE, "value"]
+    changes = rows[["value", "low", "high"]] / base
+    return {
+        name: [rows.loc[name, "value"], *changes.loc[f"{name} − {WHOLE}"]] for name in predictions
+    }
 
 
 def predict_prior(oof):
@@ -200,12 +224,13 @@ def extract_one_view(run, recipe, fold, slices, directory: Path):
 
 
 def format_table(results: dict, patients: int, seconds: float) -> str:
-    """Losses per seed, and their change relative to the rolling mean of the same seed."""
+    """Losses per seed, and their change relative to the rolling mean, as `measure_models` does."""
     lines = [
         "# The gain of the sequence model on the phantom",
         "",
         f"Out-of-fold weighted log loss; {patients} patients per seed at 64 px, three folds. In "
-        "brackets: the change relative to the 3-slice rolling mean. "
+        "brackets: the change relative to the 3-slice rolling mean, with its 95 % interval over "
+        "patients, in per cent. "
         f"`make study`, {seconds / 60:.0f} minutes.",
         "",
         "| | " + " | ".join(f"seed {seed}" for seed in results) + " |",
@@ -214,8 +239,9 @@ def format_table(results: dict, patients: int, seconds: float) -> str:
     for name, text in ROWS.items():
         cells = []
         for values in results.values():
-            change = values[name] / values["rolling_mean"] - 1
-            cells.append(f"{values[name]:.4f} ({change:+.1%})".replace("-", "−"))
+            loss, *shares = values[name]
+            change, low, high = (f"{100 * share:+.1f}" for share in shares)
+            cells.append(f"{loss:.4f} ({change}; {low} to {high})".replace("-", "−"))
         lines.append(f"| {text} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -237,7 +263,7 @@ def draw_results(results: dict, path: Path) -> None:
     names = [name for name in ROWS if name != "prior"]  # far off; it would compress the others
     places = range(len(names), 0, -1)
     for (seed, values), marker in zip(results.items(), "osD^v<>", strict=False):
-        losses = [values[name] for name in names]
+        losses = [values[name][0] for name in names]
         axes.plot(losses, places, marker, markersize=6, label=f"seed {seed}")
     axes.set_yticks(list(places), [ROWS[name] for name in names])
     axes.set_xlabel("weighted log loss out of fold (lower is better)")

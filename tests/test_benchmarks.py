@@ -17,7 +17,9 @@ import limits
 import published
 import rows
 import samples
+import study
 
+from kit.competition import LABELS, weighted_log_loss
 from kit.recipes import find_recipe
 
 
@@ -274,3 +276,21 @@ def test_the_hours_of_a_recipe_follow_from_the_rates():
     assert hours == pytest.approx({"classifier": 1.6, "embeddings": 3.0, "LSTM": 8 / 15})
     assert gpu.count_hours(find_recipe("demo"), lines) == {}
     assert "`single` at 480 px on this one card" in gpu.summarize(lines)
+
+
+def test_the_studys_table_is_made_by_the_evaluation():
+    random = np.random.default_rng(0)
+    labels = pd.DataFrame(random.integers(0, 2, (90, 6)), columns=list(LABELS))
+    oof = labels.assign(PatientID=np.repeat(np.arange(9), 10), SOPInstanceUID=np.arange(90))
+    predictions = {name: random.uniform(0.1, 0.9, (90, 6)) for name in study.ROWS}
+    found = study.measure_models(oof, predictions)
+    scores = {name: weighted_log_loss(labels, values) for name, values in predictions.items()}
+    for name, (loss, change, low, high) in found.items():
+        assert loss == pytest.approx(scores[name])
+        assert change == pytest.approx(scores[name] / scores["rolling_mean"] - 1, abs=1e-12)
+        assert low <= change <= high
+    assert found["lstm"][3] - found["lstm"][2] > 0.01
+    table = study.format_table({11: {"slices": 90, **found}}, 9, 60.0)
+    loss, change, low, high = found["lstm"]
+    cell = f"{loss:.4f} ({100 * change:+.1f}; {100 * low:+.1f} to {100 * high:+.1f})"
+    assert f"| LSTM | {cell.replace('-', '−')} |" in table
