@@ -34,6 +34,7 @@ from kit.runs.directory import (
     require_file,
 )
 from kit.runs.lstms import derive_seed, fit_lstms, is_held_out, is_training
+from kit.runs.patients import write_patients
 from kit.runs.prediction import note_unreadable
 from kit.runs.provenance import adopt_classifier, is_adopted, is_synthetic
 from kit.runs.scoring import combine
@@ -78,8 +79,7 @@ def index(
     fold_table: Path | None = None,
 ) -> pd.DataFrame:
     """Begin a run: `config.json`, the slice table with labels and folds, `skipped.csv`."""
-    data = Path(data).absolute()
-    recipe = _locate_weights(adopt_classifier(recipe, run), run)
+    data, recipe = Path(data).absolute(), _locate_weights(adopt_classifier(recipe, run), run)
     begin_run(run, recipe, data, fold_table, is_synthetic(data))
     if rank() == 0 and not run.slices.exists():
         with time_stage(run, "index", run.slices):
@@ -89,6 +89,7 @@ def index(
             folds = recipe.folds if recipe.train_folds or fold_table else 1
             slices["fold"] = assign_folds(slices, folds, recipe.seed, fold_table)
             check_training(data, slices, skipped, list_folds(recipe))
+            write_patients(run, slices)
             write_frame(run.slices, slices)
     wait_for_all()
     return read_slices(run)

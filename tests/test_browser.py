@@ -204,6 +204,59 @@ def test_search_finds_a_series_by_a_part_of_its_name(opened, hostile_run):
     assert find(opened, "#found").text == "No series name contains this."
 
 
+def test_a_page_opens_at_the_series_and_slice_of_its_address(browser, scans_page):
+    table = pd.read_csv(scans_page.with_suffix(".csv"), dtype={"SOPInstanceUID": str})
+    slice_ = table.iloc[len(table) // 2]
+    series = table[table["SeriesInstanceUID"] == slice_["SeriesInstanceUID"]]
+    place = series["SOPInstanceUID"].tolist().index(slice_["SOPInstanceUID"])
+    named = f"series={slice_['SeriesInstanceUID']}&slice={slice_['SOPInstanceUID']}"
+    browser.get("about:blank")
+    browser.get(f"{scans_page.as_uri()}#{named}")
+    assert slice_["SeriesInstanceUID"] in find(browser, "#series-name").text
+    assert slice_number(browser) == place
+    assert find(browser, "#address").text == ""
+    browser.get(f"{scans_page.as_uri()}#series=nowhere")
+    assert "does not draw the series nowhere" in find(browser, "#address").text
+    assert browser.get_log("browser") == []
+
+
+@pytest.fixture(scope="module")
+def evaluation_page(scans_page, small_data):
+    """The page of an evaluation of the page of scans, whose labels are drawn, beside it."""
+    from kit.cli.commands import main
+
+    out = scans_page.with_suffix("")
+    table = pd.read_csv(scans_page.with_suffix(".csv"), dtype={"SOPInstanceUID": str})
+    labels = table[["SOPInstanceUID"]].assign(any=np.arange(len(table)) % 5 // 3)
+    labels.to_csv(out.with_name("labels.csv"), index=False)
+    command = ["evaluate", scans_page.with_suffix(".csv"), out.with_name("labels.csv")]
+    assert main([*map(str, command), "--out", str(out), "--resamples", "100", "--quiet"]) == 0
+    return out / "evaluation.html"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_of_an_evaluation_fits_and_its_worst_cases_lead_to_their_slices(
+    browser, evaluation_page, scheme
+):
+    browser.set_window_size(1200, 900)
+    browser.get(evaluation_page.as_uri())
+    with as_phone(browser, scheme):
+        width = "return document.documentElement.scrollWidth"
+        assert browser.execute_script(width) <= 390
+        drawn = "return [...document.images].every((i) => i.complete && i.naturalWidth > 100)"
+        assert len(find_all(browser, "figure img")) == 4
+        assert browser.execute_script(drawn)
+    assert "Not a medical device" in find(browser, "header").text
+    link = find(browser, "td.text a")
+    name = link.text
+    browser.execute_script("arguments[0].click()", link)
+    table = pd.read_csv(evaluation_page.parent.with_suffix(".csv"), dtype={"SOPInstanceUID": str})
+    row = table[table["SOPInstanceUID"] == name].iloc[0]
+    assert row["SeriesInstanceUID"] in find(browser, "#series-name").text
+    assert slice_number(browser) == row["seq"] - 1
+    assert browser.get_log("browser") == []
+
+
 def test_a_hostile_patient_stays_text(opened):
     find(opened, "#search").send_keys("<script>")
     find(opened, "#found button").click()

@@ -25,7 +25,12 @@ from kit.recipes import SMALL_RESNEXT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # The page's name: how many commands it has at least.
-READING_ORDER = {"README.md": 6, "docs/real-data.md": 14, "docs/own-scans.md": 7}
+READING_ORDER = {
+    "README.md": 6,
+    "docs/real-data.md": 14,
+    "docs/own-scans.md": 7,
+    "docs/evaluate.md": 9,
+}
 
 SMALL = {
     "classifier-architecture": "resnext50_32x4d",

@@ -13,7 +13,7 @@ from functools import partial
 
 import kit
 from kit import KitError, escape_controls, progress
-from kit.cli import kaggle, models, scans, stages
+from kit.cli import evaluation, kaggle, models, scans, stages
 
 _DESCRIPTION = """\
 Intracranial hemorrhage on head CT, slice by slice: the 2nd-place solution of
@@ -38,6 +38,7 @@ COMMANDS = {
     **stages.COMMANDS,
     **models.COMMANDS,
     **scans.COMMANDS,
+    **evaluation.COMMANDS,
     **kaggle.COMMANDS,
 }  # in the order of the help
 

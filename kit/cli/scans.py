@@ -40,6 +40,11 @@ COMMANDS = Commands()
         help="lowest probability of a slice that --by series and --report count as positive "
         "(default: 0.5)",
     ),
+    argument(
+        "--calibrated",
+        action="store_true",
+        help="apply the run's temperatures (kit calibrate RUN) to the table",
+    ),
     argument("--report", action="store_true", help="also write a page with Grad-CAM images"),
     argument("--pseudonymize", action="store_true", help="replace PatientIDs by running numbers"),
     argument(
@@ -63,15 +68,15 @@ def predict(options: argparse.Namespace) -> Result:
         workers=options.workers,
         skip_unreadable=options.skip_unreadable,
     ) as found:
-        write_predictions(found, out, options.by, threshold)
+        write_predictions(found, out, options.by, threshold, options.calibrated)
         if options.report:  # last: if it fails, the predictions are written
             from kit.report.scans_page import write_scan_report
 
             write_scan_report(found, page, list(model.members)[-1], threshold)
-    return _describe(found, out, page if options.report else None)
+    return _describe(found, out, page if options.report else None, options.calibrated)
 
 
-def _describe(found: Predictions, out: Path, page: Path | None) -> Result:
+def _describe(found: Predictions, out: Path, page: Path | None, calibrated: bool) -> Result:
     from kit.cli.tables import describe_prediction
     from kit.runs.provenance import describe_provenance, read_provenance
 
@@ -82,13 +87,15 @@ def _describe(found: Predictions, out: Path, page: Path | None) -> Result:
         "skipped_list": out.with_name(f"{out.stem}.skipped.csv"),
         **({"page": page} if page else {}),
     }
+    text = describe_prediction(out, table, len(found.skipped), calibrated)
     return Result(
-        f"{describe_provenance(provenance)}\n{describe_prediction(out, table, len(found.skipped))}",
+        f"{describe_provenance(provenance)}\n{text}",
         {
             "slices": len(table),
             "series": table["series"].nunique(),
             "skipped": len(found.skipped),
             "repaired": int(table["repaired"].sum()),
+            "calibrated": calibrated,
             "provenance": provenance,
             **{name: str(path) for name, path in files.items()},
         },
@@ -97,12 +104,15 @@ def _describe(found: Predictions, out: Path, page: Path | None) -> Result:
 
 def _check_options(options: argparse.Namespace) -> float:
     """Refuse what cannot be predicted before torch is loaded; return the threshold."""
+    from kit.runs.calibration import read_calibration
     from kit.runs.directory import read_recipe
     from kit.runs.work import check_name
 
     check_name(options.out)
     require_data(options.folder)
     read_recipe(options.run)
+    if options.calibrated:
+        read_calibration(options.run, options.by)
     if options.threshold is None:
         return 0.5
     if options.by != "series" and not options.report:

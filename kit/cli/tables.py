@@ -9,6 +9,9 @@ import pandas as pd
 
 from kit.competition import LABELS
 from kit.ensemble import MODELS
+from kit.evaluation.inputs import WHOLE
+from kit.evaluation.methods import Evaluation, list_limits
+from kit.evaluation.tables import format_cell
 from kit.progress import format_count, format_duration
 from kit.recipes import format_flags, list_changes
 from kit.runs.directory import Run, read_config, read_recipe
@@ -104,11 +107,40 @@ def describe_intercepts(run: Run) -> str:
     return f"files with a wrong rescale intercept: {count}, {ending}"
 
 
-def describe_prediction(out: Path, table: pd.DataFrame, skipped: int) -> str:
+def describe_prediction(
+    out: Path, table: pd.DataFrame, skipped: int, calibrated: bool = False
+) -> str:
     """What `kit predict` wrote to `out`: slices, corrected and skipped files."""
     corrected = int(table["repaired"].sum())
     middle = f"{format_count(corrected, 'wrong intercept')} corrected, " if corrected else ""
     return (
         f"{out}: {format_count(len(table), 'slice')} in {table['series'].nunique()} series, "
-        f"{middle}{format_count(skipped, 'file')} skipped. Not a medical device."
+        f"{middle}{format_count(skipped, 'file')} skipped. "
+        f"{'Calibrated by the temperatures of the run. ' * calibrated}Not a medical device."
     )
+
+
+def format_evaluation(evaluation: Evaluation) -> str:
+    """The area of each finding and model, and what a reader has to know before it."""
+    table, cases = evaluation.statements, evaluation.cases
+    areas = table[(table["section"] == "discrimination") & (table["interval"] == "DeLong")]
+    lines = [f"{len(cases.ids)} cases by {cases.unit}, {len(cases.unmatched)} ids without a match"]
+    for _, row in areas.iterrows():
+        name = row["finding"] if row["model"] == WHOLE else f"  {row['model']}"
+        lines.append(f"{name:<30} AUC {format_cell(row)}")
+    return "\n".join([*lines, *list_limits(evaluation), "Not a medical device."])
+
+
+def format_calibration(document: dict) -> str:
+    """The temperature and the thresholds of `any`, by unit."""
+    lines = [f"{'any, by':<10}{'n':>8}{'temperature':>13}  operating points"]
+    for unit, found in document["units"].items():
+        temperature = found["temperatures"]["any"]
+        shown = "none" if temperature is None else f"{temperature:.3f}"
+        points = ", ".join(
+            f"{name} {values['any']:.3f}"
+            for name, values in found["points"].items()
+            if "any" in values
+        )
+        lines.append(f"{unit:<10}{found['n']:>8}{shown:>13}  {points}")
+    return "\n".join(lines)

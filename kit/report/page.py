@@ -37,11 +37,11 @@ def render_page(data: dict) -> str:
     The page's content security policy lets the browser run this script alone and load nothing
     from the network.
     """
-    style = _read_asset("report.css")
-    script = "\n".join(map(_read_asset, _SCRIPTS))
+    style = read_asset("report.css")
+    script = "\n".join(map(read_asset, _SCRIPTS))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    page = _read_asset("report.html")
+    page = read_asset("report.html")
     # The data go in last, so that nothing in them is taken for a placeholder.
     for name, value in (
         ("digest", digest),
@@ -53,5 +53,6 @@ def render_page(data: dict) -> str:
     return page
 
 
-def _read_asset(name: str) -> str:
+def read_asset(name: str) -> str:
+    """Read the text of a file of `assets`."""
     return resources.files("kit.report").joinpath("assets", name).read_text(encoding="utf-8")

@@ -36,6 +36,7 @@ def write_scan_report(
     table, skipped = predictions.table, predictions.skipped
     summary = summarize_series(table, threshold, predictions.series)
     summary["series"] = table["series"].unique()
+    table = table.drop(columns=name_columns("classifier"), errors="ignore")
     table = table.rename(columns=dict(zip(LABELS, name_columns("bag"), strict=True)))
     chosen, rates = choose_series(table, held_out=False)
     data = {

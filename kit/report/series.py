@@ -67,6 +67,7 @@ def _describe_series(part: pd.DataFrame) -> dict:
     return {
         "name": str(part["series"].iloc[0]),
         "patient": str(part["PatientID"].iloc[0]),
+        "slices": part["SOPInstanceUID"].astype(str).tolist(),
         "fold": int(part["fold"].iloc[0]) if "fold" in part else None,
         "x": np.round(positions - positions[0], 2).tolist(),
         "axis": "instance number" if missing else "mm above the lowest slice",

@@ -52,6 +52,8 @@ class Run:
     timings = _File("timings.json")
     submission = _File("submission.csv")
     report = _File("report.html")
+    patients = _File("patients.json")
+    calibration = _File("calibration.json")
 
     def __str__(self) -> str:
         return str(self.path)

@@ -16,8 +16,16 @@ import kit
 from kit import progress, recipes
 from kit.competition import LABELS, TRAINING_PRIOR
 from kit.files import hash_file, read_json, write_json
-from kit.runs.directory import Run, RunError, list_folds, list_members, read_recipe
+from kit.runs.directory import (
+    Run,
+    RunError,
+    list_folds,
+    list_members,
+    read_document,
+    read_recipe,
+)
 from kit.runs.metrics import read_out_of_fold
+from kit.runs.patients import read_patients
 from kit.runs.provenance import read_provenance
 from kit.runs.tables import read_slices
 from kit.training.checkpoints import load_weights, save_tensors
@@ -46,7 +54,7 @@ def export_runs(runs: list[Run], directory: Path) -> dict:
     config = {"kit": kit.__version__, "recipe": recipes.to_dict(recipe)}
     provenance = {**read_provenance(runs[0]), "complete": True}
     write_json(Run(directory).config, {**config, "provenance": provenance})
-    names = sorted(["config.json", *map(str, files)])
+    names = sorted(["config.json", *map(str, files), *_copy_records(runs, Run(directory))])
     manifest = {
         "kit": kit.__version__,
         "recipe": recipe.name,
@@ -58,6 +66,22 @@ def export_runs(runs: list[Run], directory: Path) -> dict:
     }
     write_json(directory / MANIFEST, manifest)
     return manifest
+
+
+def _copy_records(runs: list[Run], target: Run) -> list[str]:
+    """Copy what an evaluation asks of a run: training patients, and one run's calibration.
+
+    Returns the names of those that an export must have: its owner may delete the patients.
+    """
+    known = [read_patients(run) for run in runs]
+    for path in (target.patients, target.calibration):
+        path.unlink(missing_ok=True)
+    if all(patients is not None for patients in known):
+        write_json(target.patients, {"sha256": sorted(frozenset().union(*filter(None, known)))})
+    if len(runs) == 1 and runs[0].calibration.exists():
+        write_json(target.calibration, read_document(runs[0].calibration))
+        return [target.calibration.name]
+    return []
 
 
 def check_export(directory: Path) -> dict:

@@ -97,6 +97,11 @@ def bag_members(
     return table, ensemble.bag(whole) if len(whole) == len(pooled) else None
 
 
+def average_classifiers(stores: list[EmbeddingStore], ids: pd.Series) -> np.ndarray:
+    """Average the classifiers' own probabilities of slices, (len(ids), 6)."""
+    return np.mean([store.probabilities(ids) for store in stores], axis=0)
+
+
 def predict_slices(store: EmbeddingStore, table: pd.DataFrame, weights: Path) -> pd.DataFrame:
     """Predict the slices that have an embedding by one LSTM: float32, by SOPInstanceUID."""
     return next(predict_by_lstms(store, table, [weights]))[0]

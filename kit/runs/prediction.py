@@ -15,12 +15,13 @@ import pandas as pd
 
 from kit import InputError
 from kit.embeddings import EmbeddingStore
+from kit.ensemble import name_columns
 from kit.processes import restart_once
 from kit.progress import format_count, log
 from kit.recipes import Recipe
 from kit.runs.directory import Run, list_members, read_recipe
-from kit.runs.members import bag_members, embed_members
-from kit.runs.scans import count_reasons, summarize_series, write_manifest
+from kit.runs.members import average_classifiers, bag_members, embed_members
+from kit.runs.scans import count_reasons, tabulate, write_manifest
 from kit.runs.scoring import list_places
 from kit.runs.tables import read_placed, read_skipped, write_frame
 from kit.runs.work import check_name, hash_states, keep_work, leave_own, open_work
@@ -55,9 +56,10 @@ class TrainedModel:
 class Predictions:
     """The predicted slices of a folder, the files that were skipped, and what predicted them.
 
-    `table` has one row per slice, in the order of the series, with the six probabilities;
-    `repaired` says that a wrong rescale intercept was corrected. `series` has the probabilities
-    by series of a model that pools a series by itself, otherwise it is None.
+    `table` has one row per slice, in the order of the series, with the six probabilities and, as
+    `classifier_{label}`, those of the classifiers alone; `repaired` says that a wrong rescale
+    intercept was corrected. `series` has the probabilities by series of a model that pools a series
+    by itself, otherwise it is None.
     """
 
     table: pd.DataFrame
@@ -69,7 +71,7 @@ class Predictions:
     @property
     def slices(self) -> pd.DataFrame:
         """The columns of `table` that are written to the CSV."""
-        return self.table.drop(columns=["series", "ImagePositionPatient"])
+        return tabulate(self.table)
 
 
 def load_model(path: str | Path) -> TrainedModel:
@@ -93,10 +95,11 @@ def predict(
     """Predict every CT slice in a folder or zip of DICOM files. Not a medical device.
 
     `model` is a run directory or what `load_model` returned. Returns one row per slice, in the
-    order of the series: the slice's identity, `seq`, `position` (mm), `path`, `repaired` and a
-    probability per label. With `out`, a name ending in .csv, the table is also written there, and
-    the skipped files and a manifest beside it, as `kit predict` does. With `skip_unreadable`, a
-    folder below `scans` that cannot be listed is skipped too.
+    order of the series: the slice's identity, `seq`, `position` (mm), `path`, `repaired`, a
+    probability per label, and as `classifier_{label}` those of the classifiers alone. With `out`,
+    a name ending in .csv, the table is also written there, and the skipped files and a manifest
+    beside it, as `kit predict` does. With `skip_unreadable`, a folder below `scans` that cannot be
+    listed is skipped too.
 
     Raises `RunError` where the run is not complete, `InputError` where there is no usable slice.
     """
@@ -152,6 +155,7 @@ def predict_scans(
         probabilities, series = bag_members(slices, model.members, stores)
         skipped = pd.concat([skipped, _list_failed(slices, stores[0])[skipped.columns]])
         table = slices[_COLUMNS].join(probabilities, on="SOPInstanceUID", how="inner")
+        table[name_columns("classifier")] = average_classifiers(stores, table["SOPInstanceUID"])
         table["SOPInstanceUID"] = names[table.index]
         yield Predictions(table, series, skipped, model, time.monotonic() - started)
 
@@ -168,21 +172,24 @@ def _make_ids_unique(slices: pd.DataFrame) -> pd.Series:
 
 
 def write_predictions(
-    predictions: Predictions, out: Path, by: str = "slice", threshold: float = 0.5
+    predictions: Predictions,
+    out: Path,
+    by: str = "slice",
+    threshold: float = 0.5,
+    calibrated: bool = False,
 ) -> None:
     """Write the CSV `out`, and beside it the skipped files `*.skipped.csv` and the manifest.
 
     With `by="series"` the CSV has one row per series (see `scans.summarize_series`, which takes
-    `threshold`) instead of one per slice.
+    `threshold`) instead of one per slice. With `calibrated` the run's temperatures for that unit
+    are applied to the six probabilities, and a column `calibrated` says so.
     """
     table, skipped, model = predictions.table, predictions.skipped, predictions.model
+    rows = tabulate(table, by, threshold, predictions.series, model.run if calibrated else None)
     write_frame(out.with_name(f"{out.stem}.skipped.csv"), skipped[["path", "reason", "code"]])
-    if by == "series":
-        write_frame(out, summarize_series(table, threshold, predictions.series))
-    else:
-        write_frame(out, predictions.slices)
+    write_frame(out, rows)
     manifest, seconds = out.with_suffix(".json"), predictions.seconds
-    write_manifest(manifest, model.run, model.members, table, skipped, seconds)
+    write_manifest(manifest, model.run, model.members, table, skipped, seconds, calibrated)
 
 
 def predict_competition(

@@ -12,9 +12,12 @@ import pandas as pd
 import torch
 
 import kit
+from kit import InputError
 from kit.competition import LABELS
+from kit.ensemble import name_columns
 from kit.files import hash_file, write_json
 from kit.processes import count_cores
+from kit.runs.calibration import apply_calibration
 from kit.runs.directory import Run
 from kit.runs.provenance import read_provenance
 
@@ -51,6 +54,41 @@ def summarize_series(
     return pd.DataFrame(rows)
 
 
+def tabulate(
+    table: pd.DataFrame,
+    by: str = "slice",
+    threshold: float = 0.5,
+    pooled: pd.DataFrame | None = None,
+    calibrated: Run | None = None,
+) -> pd.DataFrame:
+    """Arrange the table of `prediction.Predictions` as it is written: a row a slice or a series.
+
+    Arguments as in `summarize_series`. `calibrated` is the run whose temperatures for that unit are
+    applied to the six probabilities; a column `calibrated` then says so. `threshold` counts slices
+    as they are written by slice. Raises `InputError` for series that a model pools by itself:
+    temperatures are fitted to the maxima over slices.
+    """
+    slices = table
+    if calibrated is not None:
+        slices = apply_calibration(table, calibrated, "slice").assign(calibrated=True)
+    if by == "slice":
+        return slices.drop(columns=["series", "ImagePositionPatient"])
+    if calibrated is not None and pooled is not None:
+        raise InputError(
+            "this model gives a series a probability of its own, to which no temperature was "
+            "fitted: leave out --calibrated, or predict by slice"
+        )
+    summary = summarize_series(slices, threshold, pooled)
+    names = [*LABELS, *name_columns("classifier")]
+    maxima = table.groupby("series", sort=False)[names].max()
+    summary = summary.assign(**{f"{name}_maximum": maxima[name].to_numpy() for name in maxima})
+    if calibrated is None:
+        return summary
+    summary = summary.assign(**{label: maxima[label].to_numpy() for label in LABELS})
+    summary = apply_calibration(summary, calibrated, "series")
+    return apply_calibration(summary, calibrated, "series", "_maximum").assign(calibrated=True)
+
+
 def measure_thickness(positions: np.ndarray) -> np.ndarray:
     """Measure how far each slice of an ordered series extends, (T,) mm; NaN for a single slice."""
     steps = np.diff(positions)
@@ -69,6 +107,7 @@ def write_manifest(
     table: pd.DataFrame,
     skipped: pd.DataFrame,
     seconds: float,
+    calibrated: bool = False,
 ) -> dict:
     """Write what the predictions came from, as JSON: versions, weights' hashes, what was skipped.
 
@@ -81,6 +120,7 @@ def write_manifest(
         "run": run.path.absolute().name,
         "provenance": read_provenance(run),
         "weights_sha256": {str(file.relative_to(run.path)): hash_file(file) for file in weights},
+        "calibrated": calibrated,
         "slices": len(table),
         "series": int(table["series"].nunique()),
         "skipped": count_reasons(skipped),

@@ -24,10 +24,12 @@ function startViewer() {
   const text = `${order} Move with the slider, the arrow keys ← →, or the pointer over the plot.`;
   main.append(make("section", { id: "series", "aria-labelledby": "series-heading" },
     make("h2", { id: "series-heading", text: several ? "Series by series" : "Slice by slice" }),
-    make("p", { class: "note", text }),
+    make("p", { class: "note", text }), make("p", { class: "note", id: "address", role: "status" }),
     make("div", { class: several ? "viewer" : "" }, ...(several ? [makeChooser()] : []), makeStage())));
   drawChooser();
   openSeries(data.named ? 0 : listSeries("")[0]);
+  openAddress();
+  addEventListener("hashchange", openAddress);
   redraws.push(() => { drawChooser(); drawStage(); });
   addEventListener("keydown", (event) => {
     const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
@@ -141,6 +143,20 @@ function openSeries(number) {
   state.slice = rates.indexOf(Math.max(...rates));
   markOpened();
   drawStage();
+}
+
+/** Open what the page's address names, `#series=UID&slice=UID`, as `kit evaluate` writes it. */
+function openAddress() {
+  const wanted = new URLSearchParams(location.hash.slice(1)), series = wanted.get("series");
+  if (!series) return;
+  const number = data.series.findIndex((one) => one.name.split("/").pop() === series);
+  byId("address").textContent = number < 0 ? `This page does not draw the series ${series}, which its address names.` : "";
+  if (number >= 0) {
+    openSeries(number);
+    const slice = data.series[number].slices.indexOf(wanted.get("slice"));
+    if (slice >= 0) moveTo(slice);
+  }
+  byId("series").scrollIntoView({ block: "start" });
 }
 
 let scales = null;

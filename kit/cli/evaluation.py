@@ -1,0 +1,134 @@
+"""The commands that hold predictions against labels."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from kit.cli.registry import RUN, Commands, Result, argument, parse_run
+from kit.competition import LABELS
+
+COMMANDS = Commands()
+_MAP = "our names for columns of another's table, as any=P_ICH StudyInstanceUID=scan"
+
+
+def _parse_mapping(text: str) -> tuple[str, str]:
+    name, _, column = text.partition("=")
+    if not column:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=COLUMN")
+    return name, column
+
+
+def _parse_threshold(text: str) -> tuple[str, float]:
+    label, _, number = text.rpartition("=")
+    if label and label not in LABELS:
+        raise argparse.ArgumentTypeError(f"{label!r} is none of {', '.join(LABELS)}")
+    try:
+        return label, float(number)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no threshold") from error
+
+
+def _arrange_points(thresholds: list[tuple[str, float]]) -> dict[str, dict[str, float]]:
+    """Operating points by name: each threshold for all labels, and those "given" for one label."""
+    points: dict[str, dict[str, float]] = {}
+    for label, threshold in thresholds:
+        name, labels = ("given", (label,)) if label else (f"{threshold:g}", LABELS)
+        points.setdefault(name, {}).update(dict.fromkeys(labels, threshold))
+    return points
+
+
+def _add_map(name: str, of: str) -> Any:
+    return argument(name, nargs="+", type=_parse_mapping, default=[], help=f"{of}: {_MAP}")
+
+
+@COMMANDS.add(
+    "evaluate",
+    "hold predictions against labels: the tables and figures of a paper",
+    argument("predictions", type=Path, help="a CSV of kit predict, or another's (see --columns)"),
+    argument("labels", type=Path, help="a CSV of labels: 0, 1 or blank"),
+    argument("--out", type=Path, required=True, help="the folder for tables, figures and the page"),
+    argument(
+        "--preset",
+        choices=["rsna", "scan", "cq500", "ct-ich"],
+        default="scan",
+        help="form of the labels; scan: one row a study, or whatever its ids say",
+    ),
+    argument(
+        "--unit",
+        choices=["slice", "series", "study", "patient"],
+        help="unit of analysis (default: that of the labels)",
+    ),
+    _add_map("--columns", "PREDICTIONS"),
+    _add_map("--label-columns", "LABELS"),
+    argument("--against", type=Path, help="another model's predictions, compared in pairs"),
+    _add_map("--against-columns", "the other model"),
+    argument(
+        "--run",
+        type=parse_run,
+        help="the run that predicted: its operating points and temperatures, and whom it has seen",
+    ),
+    argument("--exclude-seen", action="store_true", help="leave out the run's training patients"),
+    argument(
+        "--threshold",
+        nargs="+",
+        type=_parse_threshold,
+        default=[],
+        help="operating point fixed beforehand, as 0.3 or any=0.3 (default without --run: 0.5)",
+    ),
+    argument(
+        "--youden", action="store_true", help="also a threshold chosen on this set: optimistic"
+    ),
+    argument("--prevalence", type=float, help="PPV and NPV at this prevalence too"),
+    argument("--subgroup", nargs="+", default=[], help="columns by which to describe subgroups"),
+    argument(
+        "--scans-page", type=Path, help="page of kit predict --report (default: beside PREDICTIONS)"
+    ),
+    argument("--resamples", type=int, default=1000, help="bootstrap resamples of the patients"),
+    argument("--seed", type=int, default=0, help="seed of the bootstrap"),
+)
+def evaluate(options: argparse.Namespace) -> Result:
+    from kit.cli.tables import format_evaluation
+    from kit.evaluation.settings import Settings
+    from kit.report.evaluation_page import write_evaluation
+    from kit.runs.evaluation import Sources, evaluate_files
+
+    maps = ("columns", "label_columns", "against_columns")
+    names = ("predictions", "labels", "preset", "unit", "against", "run", "exclude_seen")
+    given: dict[str, Any] = {name: getattr(options, name) for name in names}
+    given |= {name: dict(getattr(options, name)) for name in maps}
+    sources = Sources(**given)
+    settings = Settings(
+        _arrange_points(options.threshold),
+        youden=options.youden,
+        prevalence=options.prevalence,
+        subgroups=tuple(options.subgroup),
+        resamples=options.resamples,
+        seed=options.seed,
+    )
+    evaluation = evaluate_files(sources, settings)
+    page = options.scans_page or options.predictions.with_suffix(".html")
+    written = write_evaluation(evaluation, options.out, page if page.exists() else None)
+    return Result(
+        f"{format_evaluation(evaluation)}\n{written[0]}",
+        {
+            "unit": evaluation.cases.unit,
+            "cases": len(evaluation.cases.ids),
+            "unmatched": len(evaluation.cases.unmatched),
+            "files": [str(path) for path in written],
+        },
+    )
+
+
+@COMMANDS.add(
+    "calibrate", "fix temperatures and operating points on a run's out-of-fold predictions", RUN
+)
+def calibrate(options: argparse.Namespace) -> Result:
+    from kit.cli.tables import format_calibration
+    from kit.runs.calibration import calibrate_run
+    from kit.runs.directory import lock_run
+
+    with lock_run(options.run):
+        document = calibrate_run(options.run)
+    return Result(f"{format_calibration(document)}\n{options.run.calibration}", document)

@@ -1,0 +1,48 @@
+import hashlib
+
+import pytest
+
+from kit.runs.directory import Run, RunError
+from kit.runs.export import check_export, export_runs
+from kit.runs.patients import read_patients, write_patients
+from kit.runs.tables import read_slices
+
+
+def hash_all(names):
+    return {hashlib.sha256(name.encode()).hexdigest() for name in names}
+
+
+def test_a_run_keeps_the_hashed_ids_of_its_training_patients(small_run):
+    slices = read_slices(small_run)
+    training = hash_all(slices.loc[slices["split"] == "train", "PatientID"].unique())
+    test = hash_all(slices.loc[slices["split"] == "test", "PatientID"].unique())
+    assert small_run.patients.exists()
+    assert read_patients(small_run) == training
+    assert not training & test
+    assert slices["PatientID"].iloc[0] not in small_run.patients.read_text()
+
+
+def test_a_run_of_version_0_1_0_tells_them_by_its_slices(copied_run):
+    assert not copied_run.patients.exists()
+    found = read_patients(copied_run)
+    write_patients(copied_run, read_slices(copied_run))
+    assert read_patients(copied_run) == found
+    assert found
+
+
+def test_a_run_without_either_does_not_say(tmp_path):
+    assert read_patients(Run(tmp_path)) is None
+    Run(tmp_path).patients.write_text('{"sha256": 3}', encoding="utf-8")
+    with pytest.raises(RunError, match=r"patients\.json: not the hashed ids"):
+        read_patients(Run(tmp_path))
+
+
+def test_an_export_takes_them_along(small_run, weights, tmp_path):
+    assert read_patients(Run(weights)) == read_patients(small_run)
+    # An export made earlier from another run leaves nothing behind.
+    Run(tmp_path).calibration.write_text("{}", encoding="utf-8")
+    export_runs([small_run], tmp_path)
+    assert not Run(tmp_path).calibration.exists()
+    Run(tmp_path).patients.unlink()  # as before weights are published
+    check_export(tmp_path)
+    assert read_patients(Run(tmp_path)) is None
