@@ -93,9 +93,7 @@ def test_a_run_that_held_nothing_out_cannot_be_calibrated(copied_run):
 def test_predictions_are_calibrated_on_request_and_say_so(small_run, small_data, tmp_path):
     folder, run = small_data / "stage_2_test", copy_run(small_run, tmp_path / "run")
     calibrate_run(run)
-    points = {
-        unit: read_calibration(small_run, unit)["temperatures"] for unit in ("slice", "series")
-    }
+    points = {unit: read_calibration(run, unit)["temperatures"] for unit in ("slice", "series")}
     with predict_scans(folder, load_model(run.path), tmp_path / "p.csv") as found:
         for name, by, calibrated in (
             ("raw", "slice", False), ("slices", "slice", True),
