@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TypeVar, cast
 
 from tqdm import tqdm
@@ -15,6 +15,7 @@ from kit import escape_controls
 _Item = TypeVar("_Item")
 
 quiet = False  # set by the command line's --quiet
+_describe: Callable[[], str] | None = None  # set by `announce_with_bars`
 log = logging.getLogger("kit")
 
 
@@ -76,6 +77,8 @@ def track(
 
 def open_bar(description: str, total: int | None, unit: str = "it", done: int = 0) -> tqdm:
     """Open a bar that the caller updates; in a log file it prints a line every half minute."""
+    if _describe is not None:
+        announce(_describe())
     live = sys.stderr.isatty()
     return tqdm(
         desc=description,
@@ -89,6 +92,17 @@ def open_bar(description: str, total: int | None, unit: str = "it", done: int = 
         maxinterval=30,
         bar_format=None if live else "{l_bar}{bar}{r_bar}\n",
     )
+
+
+@contextlib.contextmanager
+def announce_with_bars(describe: Callable[[], str]) -> Iterator[None]:
+    """Within, announce what `describe` returns whenever a bar opens: at every epoch, say."""
+    global _describe
+    before, _describe = _describe, describe
+    try:
+        yield
+    finally:
+        _describe = before
 
 
 def announce(text: str) -> None:

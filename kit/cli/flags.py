@@ -10,6 +10,8 @@ from typing import Any
 
 from kit.recipes import RECIPES, Recipe, find_recipe, list_options, name_flag
 
+_SIZE, _AUTO = "classifier.image_size", "auto"
+
 
 def add_recipe(parser: argparse.ArgumentParser, own: str = "--run RUN") -> None:
     """Add `--recipe NAME`, and a flag for every option of a recipe; `own` is in the usage line."""
@@ -21,7 +23,10 @@ def add_recipe(parser: argparse.ArgumentParser, own: str = "--run RUN") -> None:
         flags = ["--weights"] if name == "classifier.weights" else []
         flags.append(name_flag(name))
         how: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
-        if kind is bool:
+        if name == _SIZE:
+            how |= {"type": _parse_size, "help": f"{text}; auto: the largest that ends in --hours"}
+            group.add_argument(*flags, metavar="SIZE", **how)
+        elif kind is bool:
             group.add_argument(*flags, action=argparse.BooleanOptionalAction, **how)
         else:
             metavar = name.rpartition(".")[2].upper()
@@ -29,9 +34,28 @@ def add_recipe(parser: argparse.ArgumentParser, own: str = "--run RUN") -> None:
 
 
 def read_recipe(options: argparse.Namespace) -> Recipe:
-    """The recipe of the command line, with the options changed whose flags are given."""
+    """The recipe of the command line, with the options changed whose flags are given.
+
+    An image size that is to be chosen (`asks_for_size`) is the recipe's own for now.
+    """
     changes = {name: getattr(options, name) for name in list_options() if hasattr(options, name)}
+    if asks_for_size(options):
+        del changes[_SIZE]
     return find_recipe(options.recipe, changes)
+
+
+def asks_for_size(options: argparse.Namespace) -> bool:
+    """Whether the command line has `--classifier-image-size auto`."""
+    return getattr(options, _SIZE, None) == _AUTO
+
+
+def _parse_size(text: str) -> int | str:
+    if text == _AUTO:
+        return _AUTO
+    try:
+        return int(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither pixels nor auto") from error
 
 
 def _parse_json(text: str) -> dict[str, Any]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import time
-from collections.abc import Iterator
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,9 @@ from kit.cli.registry import (
     Result,
     argument,
     parse_run,
-    require_data,
     require_runs,
 )
+from kit.cli.work import begin_work, read_new, set_deadline, work_on
 from kit.progress import format_count
 
 COMMANDS = Commands()
@@ -76,35 +74,38 @@ def write_phantom(options: argparse.Namespace) -> Result:
     _add_planned_recipe,
 )
 def plan_run(options: argparse.Namespace) -> Result:
-    recipe = _read_new(options)
+    recipe = read_new(options)
 
+    from kit.cli.flags import asks_for_size
     from kit.cli.tables import format_plan
     from kit.processes import limit_threads
-    from kit.runs.plan import describe_plan, make_plan
+    from kit.runs.plan import describe_plan, find_machine, make_plan
 
     limit_threads(recipe.classifier.image_size)
-    plan = make_plan(options.data, recipe, options.hours, options.workers)
+    machine, auto = find_machine(options.workers), asks_for_size(options)
+    plan = make_plan(options.data, recipe, options.hours, machine, auto)
     description = describe_plan(plan, options.hours)
     return Result(format_plan(description), description)
 
 
 @COMMANDS.add("run", "run all stages: from data to submission and report", *_NEW_RUN, _HOURS)
 def run_all(options: argparse.Namespace) -> Result:
-    recipe = _read_new(options)
+    recipe = read_new(options)
 
     from kit import pipeline
     from kit.cli.tables import describe_intercepts, format_scores
     from kit.runs.scoring import read_metrics
 
-    run = options.run
-    with _work_on(run, recipe):
+    run, deadline = options.run, set_deadline(options.hours)
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    with begin_work(options, recipe, processes) as recipe:
         pipeline.run_recipe(
             options.data,
             recipe,
             run,
             workers=options.workers,
             fold_table=options.fold_table,
-            deadline=_set_deadline(options.hours),
+            deadline=deadline,
         )
     metrics = read_metrics(run)
     files = {"submission": run.submission, "report": run.report}
@@ -113,15 +114,20 @@ def run_all(options: argparse.Namespace) -> Result:
     return Result("\n".join(lines), {**metrics, **written})
 
 
-@COMMANDS.add("index", "stage 1: table of slices with labels and folds", *_NEW_RUN)
+@COMMANDS.add(
+    "index",
+    "stage 1: table of slices with labels and folds",
+    *_NEW_RUN,
+    argument("--hours", type=float, help="length of a session: note in the run what it will take"),
+)
 def index(options: argparse.Namespace) -> Result:
-    recipe = _read_new(options)
+    recipe = read_new(options)
 
     from kit import pipeline
     from kit.cli.tables import describe_intercepts
 
     run = options.run
-    with _work_on(run, recipe):
+    with begin_work(options, recipe) as recipe:
         slices = pipeline.index(
             options.data, recipe, run, workers=options.workers, fold_table=options.fold_table
         )
@@ -160,7 +166,7 @@ def import_published(options: argparse.Namespace) -> Result:
     from kit.runs.imported import import_embeddings
 
     fold = int(options.fold) if options.fold.isdecimal() else options.fold
-    with _work_on(options.run):
+    with work_on(options.run):
         stores = import_embeddings(options.run, fold, options.files)
     rows = stores.to_dict("records")
     text = "\n".join(f"{row['path']}: {format_count(row['slices'], 'slice')}" for row in rows)
@@ -180,8 +186,8 @@ def train_lstm(options: argparse.Namespace) -> Result:
 
     from kit.runs.lstms import fit_lstms
 
-    with _work_on(options.run, lock=False):
-        fit_lstms(options.run, folds, options.epoch, _set_deadline(options.hours))
+    with work_on(options.run, lock=False):
+        fit_lstms(options.run, folds, options.epoch, set_deadline(options.hours))
     return _list_folders(options.run, folds, "lstm")
 
 
@@ -201,7 +207,7 @@ def ensemble(options: argparse.Namespace) -> Result:
 
     scores = {}
     for run in options.run:
-        with _work_on(run):
+        with work_on(run):
             scores[str(run)] = combine(run)
     tables = [format_scores(metrics) for metrics in scores.values()]
     if options.out is None:
@@ -224,7 +230,7 @@ def report(options: argparse.Namespace) -> Result:
 
     from kit import pipeline
 
-    with _work_on(options.run):
+    with work_on(options.run):
         pipeline.report(options.run, tuple(options.series))
     return Result(str(options.run.report), {"report": str(options.run.report)})
 
@@ -240,13 +246,6 @@ def show_status(options: argparse.Namespace) -> Result:
     return Result(format_stages(options.run, stages), dict(stages))
 
 
-def _read_new(options: argparse.Namespace) -> Any:
-    """The recipe of the command line, before torch is loaded; the data must be there."""
-    recipe = flags.read_recipe(options)
-    require_data(options.data)
-    return recipe
-
-
 def _run_stage(name: str, options: argparse.Namespace, **arguments: Any) -> Result:
     """Run a stage for the fold asked for, or for every fold; tell where each has written."""
     run, folds = options.run, _choose_folds(options)
@@ -254,8 +253,8 @@ def _run_stage(name: str, options: argparse.Namespace, **arguments: Any) -> Resu
     from kit.pipeline import STAGES
 
     stage = STAGES[name]
-    with _work_on(run, lock=False):
-        deadline = _set_deadline(options.hours)
+    with work_on(run, lock=False):
+        deadline = set_deadline(options.hours)
         for fold in folds:
             stage.execute(run, fold, deadline=deadline, **arguments)
     return _list_folders(run, folds, stage.folder)
@@ -274,25 +273,3 @@ def _choose_folds(options: argparse.Namespace) -> list[int | str]:
 def _list_folders(run: Any, folds: list[int | str], folder: str) -> Result:
     paths = [str(run.path / f"fold{fold}" / folder) for fold in folds]
     return Result("\n".join(paths), {"folders": paths})
-
-
-def _set_deadline(hours: float | None) -> float | None:
-    """The reading of `time.monotonic` when the time is over."""
-    return None if hours is None else time.monotonic() + hours * 3600
-
-
-@contextlib.contextmanager
-def _work_on(run: Any, new: Any = None, lock: bool = True) -> Iterator[None]:
-    """Lock a run directory, join the processes of `torchrun`, choose the number of threads.
-
-    `new` is the recipe of a run whose directory may have to be made first. Without `lock` the stage
-    locks the outputs that it writes, and others may go on beside it.
-    """
-    from kit.processes import limit_threads
-    from kit.runs.directory import lock_run, read_recipe
-    from kit.training.distributed import join_processes
-
-    locked = lock_run(run, new is not None) if lock else contextlib.nullcontext()
-    with locked, join_processes():
-        limit_threads((new or read_recipe(run)).classifier.image_size)
-        yield

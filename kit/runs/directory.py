@@ -50,6 +50,7 @@ class Run:
     test = _File("test.parquet")
     metrics = _File("metrics.json")
     timings = _File("timings.json")
+    plan = _File("plan.json")  # only where hours were given; runs of version 0.1.0 have none
     submission = _File("submission.csv")
     report = _File("report.html")
     patients = _File("patients.json")

@@ -11,15 +11,17 @@ from pathlib import Path
 
 import torch
 
-from kit import InputError
+from kit import InputError, progress
 from kit.classifier import VALIDATION_SLICES
+from kit.files import write_json
 from kit.processes import choose_workers, count_cores
-from kit.recipes import Recipe, to_dict
-from kit.runs.directory import list_folds
+from kit.recipes import Recipe, from_dict, to_dict
+from kit.runs.directory import Run, list_folds, read_document
 from kit.runs.rates import SERIES_SLICES, Rates, measure_rates
 from kit.slices.competition_files import find_competition
 
 _SIZES = (256, 320, 384, 480)  # sides of images, in pixels, among which a plan compares
+_SHARE = 0.9  # of the session, for which a size is chosen: the rest is for what is not measured
 _SECONDS = 40  # of measuring; at most a hundredth of the session
 _INDEX_BYTES = 120  # of a row of the slice table on the disk
 _STORE_BYTES = 6 * 4 + 16  # of a slice beside its embedding: logits, SOPInstanceUID
@@ -65,26 +67,79 @@ class Plan:
         return sum(stage.seconds for stage in self.stages) / 3600
 
 
-def make_plan(data: Path, recipe: Recipe, hours: float, workers: int | None = None) -> Plan:
-    """Measure this machine on the competition's `data`; reckon what a run takes.
+def make_plan(
+    data: Path, recipe: Recipe, hours: float, machine: Machine, auto: bool = False
+) -> Plan:
+    """Measure `machine`, which is this one, on the competition's `data`; reckon what a run takes.
 
     It is measured for a hundredth of a session of `hours`, at most 40 s, with models and files of
-    the recipe's size. Raises as `find_competition` does, `InputError` for no hours, or where a
-    model cannot be made.
+    the recipe's size. With `auto` the size is the largest of 256, 320, 384 and 480 px with which
+    the run ends in nine tenths of `hours`, or else the smallest; each is measured in a quarter of
+    the time. Raises as `find_competition` does, `InputError` for no hours, or where a model cannot
+    be made.
     """
     if not 0 < hours < math.inf:
         raise InputError(f"hours is {hours:g}; it must be a number above 0")
-    files = find_competition(data)
-    machine, seconds = _find_machine(workers), min(_SECONDS, hours * 36)
-    rates = measure_rates(files.train + files.test, recipe, machine.workers, seconds)
-    return reckon(recipe, len(files.train), len(files.test), machine, rates)
+    files, seconds = find_competition(data), min(_SECONDS, hours * 36)
+
+    def measure(recipe: Recipe, seconds: float) -> Plan:
+        rates = measure_rates(files.train + files.test, recipe, machine.workers, seconds)
+        return reckon(recipe, len(files.train), len(files.test), machine, rates)
+
+    if not auto:
+        return measure(recipe, seconds)
+    for size in reversed(_SIZES):
+        resized = replace(recipe, classifier=replace(recipe.classifier, image_size=size))
+        plan = measure(resized, seconds / len(_SIZES))
+        if plan.hours <= _SHARE * hours:
+            break
+    return plan
 
 
-def _find_machine(workers: int | None = None) -> Machine:
-    """What this machine has for a run: all its GPUs, and `workers` reading processes."""
+def note_plan(
+    run: Run,
+    data: Path,
+    recipe: Recipe,
+    hours: float,
+    machine: Machine,
+    auto: bool = False,
+) -> None:
+    """Make the plan of a run that is to end within `hours`, write and announce it.
+
+    A plan of an earlier session stays, if it was made on such a machine. A run that has begun keeps
+    its image size. Raises as `make_plan`.
+    """
+    begun = run.config.exists()
+    recipe = settle_size(run, recipe, auto and begun)
+    if run.plan.exists() and read_document(run.plan).get("machine") == asdict(machine):
+        return
+    plan = make_plan(data, recipe, hours, machine, auto and not begun)
+    document = describe_plan(plan, hours)
+    write_json(run.plan, document)
+    sessions, size = document["sessions"], plan.recipe.classifier.image_size
+    progress.announce(
+        f"plan: {plan.recipe.name} at {size} px takes about "
+        f"{progress.format_duration(plan.hours * 3600)}, "
+        f"{progress.format_count(sessions, 'session')} of {hours:g} h, and writes "
+        f"{document['bytes'] / 1e9:.1f} GB → {run.plan}"
+    )
+
+
+def settle_size(run: Run, recipe: Recipe, auto: bool) -> Recipe:
+    """The recipe with the image size of the run or, where it has not begun, of its plan."""
+    if not auto:
+        return recipe
+    document = read_document(run.config if run.config.exists() else run.plan, {"recipe": dict})
+    found = from_dict(document["recipe"])
+    size = found.classifier.image_size
+    return replace(recipe, classifier=replace(recipe.classifier, image_size=size))
+
+
+def find_machine(workers: int | None = None, processes: int | None = None) -> Machine:
+    """What this machine has for a run of `processes`, one a GPU; by default of all its GPUs."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     return Machine(
-        devices=torch.cuda.device_count() if gpu else 1,
+        devices=(processes or torch.cuda.device_count()) if gpu else 1,
         gpu=gpu,
         cores=count_cores(),
         threads=torch.get_num_threads(),

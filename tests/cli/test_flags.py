@@ -10,6 +10,7 @@ from kit.cli.commands import main
     [
         (["import-embeddings", "run", "--fold", "0", "x.npz"], "'x.npz' is not NPZ,CSV"),
         (["run", "d", "--recipe", "demo", "--run", "r", "--train-folds", "a"], "not numbers"),
+        (["plan", "d", "--recipe", "demo", "--classifier-image-size", "x"], "neither pixels nor"),
         (
             [
                 "run",

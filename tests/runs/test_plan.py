@@ -6,8 +6,21 @@ import pytest
 
 from kit import InputError
 from kit.recipes import find_recipe
-from kit.runs.plan import Machine, compare_sizes, describe_plan, make_plan, reckon, resize
+from kit.runs import plan as planning
+from kit.runs.directory import Run, begin_run
+from kit.runs.plan import (
+    Machine,
+    compare_sizes,
+    describe_plan,
+    find_machine,
+    make_plan,
+    note_plan,
+    reckon,
+    resize,
+    settle_size,
+)
 from kit.runs.rates import Rates
+from kit.slices.competition_files import CompetitionFiles
 
 RATES = Rates(
     image_size=480,
@@ -121,9 +134,65 @@ def test_sessions_and_gpu_hours_are_those_of_the_totals():
 
 
 def test_a_plan_counts_the_images_of_both_parts(small_data):
-    plan = make_plan(small_data, find_recipe("demo"), hours=0.01, workers=1)
+    plan = make_plan(small_data, find_recipe("demo"), 0.01, find_machine(workers=1))
     assert plan.train_images == len(list((small_data / "stage_2_train").iterdir()))
     assert plan.test_images == len(list((small_data / "stage_2_test").iterdir()))
     assert plan.hours > 0
     with pytest.raises(InputError, match="hours is 0"):
-        make_plan(small_data, find_recipe("demo"), hours=0)
+        make_plan(small_data, find_recipe("demo"), 0, CPU)
+
+
+@pytest.fixture
+def one_gpu(monkeypatch):
+    """1,000 training files; a GPU that trains 10 images of 480 px a second and waits for nothing.
+
+    So 4 epochs take 400 s at 480 px, 256 s at 384, 178 s at 320 and 114 s at 256. Yields the
+    sizes that were measured.
+    """
+    measured = []
+
+    def measure(paths, recipe, workers, seconds):
+        assert (len(paths), workers) == (1000, 3)
+        size = recipe.classifier.image_size
+        measured.append(size)
+        fast = dict.fromkeys(("headers", "training_images", "images", "embedded"), 1e9)
+        fast |= {"lstm_step_seconds": 1e-9, "lstm_slices": 1e9}
+        return replace(RATES, image_size=size, trained=10 * (480 / size) ** 2, **fast)
+
+    files = CompetitionFiles(["a"] * 1000, [], None, None)
+    monkeypatch.setattr(planning, "measure_rates", measure)
+    monkeypatch.setattr(planning, "find_competition", lambda data: files)
+    return measured
+
+
+ALL_DATA = find_recipe("published", {**CHANGES, "train_folds": ()})
+ONE_GPU = replace(TWO_GPUS, devices=1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "size"),
+    # Nine tenths of 285 s are 256.5 s, of 284 s 255.6 s. Nothing ends in 10 s.
+    [(1000, 480), (285, 384), (284, 320), (150, 256), (10, 256)],
+)
+def test_auto_takes_the_largest_size_that_ends_in_time(one_gpu, seconds, size):
+    plan = make_plan("data", ALL_DATA, seconds / 3600, ONE_GPU, auto=True)
+    assert plan.recipe.classifier.image_size == size
+    assert one_gpu == [480, 384, 320, 256][: len(one_gpu)]
+    assert one_gpu[-1] == size
+
+
+def test_the_plan_of_a_run_is_noted_and_told_once(one_gpu, tmp_path, capsys):
+    run = Run(tmp_path)
+    note_plan(run, "data", ALL_DATA, 285 / 3600, ONE_GPU, auto=True)
+    told = "plan: published at 384 px takes about 4 min, 1 session of 0.0791667 h, and writes"
+    assert told in capsys.readouterr().err
+    chosen = settle_size(run, ALL_DATA, auto=True)
+    assert chosen.classifier.image_size == 384
+    note_plan(run, "data", ALL_DATA, 285 / 3600, ONE_GPU, auto=True)
+    assert one_gpu == [480, 384]  # not measured again
+    begin_run(run, chosen, tmp_path)
+    # On another machine it is, with the size that the run was begun with.
+    note_plan(run, "data", ALL_DATA, 10 / 3600, replace(ONE_GPU, gpu="L4"), auto=True)
+    assert one_gpu == [480, 384, 384]
+    assert settle_size(run, ALL_DATA, auto=True) == chosen
+    assert settle_size(run, ALL_DATA, auto=False) == ALL_DATA
