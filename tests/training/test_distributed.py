@@ -88,7 +88,8 @@ sys.path.insert(0, "tests")
 from training.test_step import make_series
 from kit.classifier import train_classifier
 from kit.lstm import LSTMConfig, train_lstm
-from kit.runs.directory import Run, read_slices
+from kit.runs.directory import Run
+from kit.runs.tables import read_slices
 from kit.training import loop
 from kit.training.checkpoints import load_weights
 from kit.training.config import ClassifierConfig
