@@ -59,7 +59,7 @@ setup(
         "kaggle>=2.2",
         "jupytext>=1.16",
         "requests>=2.31",
-        "urllib3>=2.0",
+        "urllib3>=2.2",
         "six>=1.16",  # kaggle uses it without declaring it
     ],
     extras_require={

@@ -6,7 +6,7 @@ import io
 import zipfile
 from collections import deque
 
-from kaggle_server import STORAGE, Fault, KaggleServer
+from kaggle_server import STORAGE, Fault, KaggleServer, read_start
 
 
 class KernelsServer(KaggleServer):
@@ -15,7 +15,8 @@ class KernelsServer(KaggleServer):
     `datasets` are those there by OWNER/SLUG: description, version and the `files` in them (bytes
     by path), archives unpacked. `dataset_states` and `kernel_states` are given out one a call, the
     last for ever. `kernels` are the pushed versions by OWNER/SLUG, the requests' fields;
-    `output` what a notebook leaves, bytes by path. `push_answer` is added to SaveKernel's.
+    `output` what a notebook leaves, bytes by path, and `outputs` what single versions leave.
+    `push_answer` is added to SaveKernel's.
     """
 
     def __init__(self):
@@ -28,6 +29,7 @@ class KernelsServer(KaggleServer):
         self.dataset_answer: dict = {"status": "ok"}
         self.push_answer: dict = {}
         self.output: dict[str, bytes] = {}
+        self.outputs: dict[int, dict[str, bytes]] = {}
         self._names: dict[str, str] = {}
 
     def answer(self, method: str, fields: dict) -> dict | Fault:
@@ -38,6 +40,7 @@ class KernelsServer(KaggleServer):
             "CreateDataset": self._create_dataset,
             "CreateDatasetVersion": self._create_version,
             "SaveKernel": self._save_kernel,
+            "GetKernel": self._describe_kernel,
             "GetKernelSessionStatus": self._give_state,
             "ListKernelSessionOutput": self._list_output,
         }
@@ -81,17 +84,25 @@ class KernelsServer(KaggleServer):
             self.push_answer
         )
 
+    def _count_versions(self, fields: dict) -> int:
+        return len(self.kernels.get(f"{fields['userName']}/{fields['kernelSlug']}", ()))
+
+    def _describe_kernel(self, fields: dict) -> dict | Fault:
+        count = self._count_versions(fields)
+        return {"metadata": {"currentVersionNumber": count}} if count else Fault(404, "Not found")
+
     def _give_state(self, fields: dict) -> dict | Fault:
-        if f"{fields['userName']}/{fields['kernelSlug']}" not in self.kernels:
+        version = int(fields.get("versionLabel", "v1").removeprefix("v"))
+        if version > self._count_versions(fields):
             return Fault(404, "Not found")
         return {"status": _next(self.kernel_states), "failureMessage": self.failure}
 
     def _list_output(self, fields: dict) -> dict:
-        names = sorted(self.output)
-        start = int(fields.get("pageToken") or 0)
-        self.files.update(
-            {f"output-{number}": self.output[name] for number, name in enumerate(names)}
-        )
+        version = int(fields.get("versionLabel", f"v{self._count_versions(fields)}")[1:])
+        output = self.outputs.get(version, self.output)
+        names = sorted(output)
+        start = read_start(fields)
+        self.files.update({f"output-{number}": output[name] for number, name in enumerate(names)})
         files = [
             {"fileName": name, "url": f"{STORAGE}/output-{number}?signature=SIGNED"}
             for number, name in enumerate(names)

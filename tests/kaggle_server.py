@@ -35,6 +35,7 @@ class Fault:
     message: str = ""
     headers: dict = field(default_factory=dict)
     page: str | None = None  # an HTML page instead of JSON
+    raw: bytes | None = None  # the body, whatever it is
     lose_reply: bool = False  # the request is carried out, the connection closed without an answer
     cut_after: int | None = None  # close the connection after so many bytes of the body
     stall: float = 0.0  # seconds of silence before anything else
@@ -72,6 +73,7 @@ class KaggleServer:
         self.file_headers: dict[str, str] = {}
         self.requests: list[Request] = []
         self.uploads: dict[str, bytes] = {}
+        self.replaced: dict[str, dict] = {}  # fields of the methods' answers
         self._faults: dict[str, deque] = {}
         self._server = _Listener(("127.0.0.1", 0), _make_handler(self))
         serve = self._server.serve_forever
@@ -89,6 +91,9 @@ class KaggleServer:
     def fail(self, name: str, times: int = 1, **fault) -> None:
         """Let the next `times` requests of this name meet `Fault(**fault)`."""
         self._faults.setdefault(name, deque()).append([times, Fault(**fault)])
+
+    def clear_faults(self) -> None:
+        self._faults.clear()
 
     def count(self, name: str) -> int:
         return sum(request.name == name for request in self.requests)
@@ -125,7 +130,7 @@ class KaggleServer:
     def answer(self, method: str, fields: dict) -> dict:
         """The API's answer; a method this server does not know is an error of the test's."""
         return {
-            "IntrospectToken": lambda: {"active": False},
+            "GenerateAccessToken": lambda: {"token": "RENEWED-TOKEN", "expiresIn": 3600},
             "GetCompetition": lambda: self.competition,
             "GetSubmissionLimits": lambda: self.limits,
             "StartSubmissionUpload": self._start_upload,
@@ -156,12 +161,18 @@ class KaggleServer:
         return {"ref": ref} | outcome
 
     def _list_submissions(self, fields: dict) -> dict:
-        start = int(fields.get("pageToken") or 0)
+        start = read_start(fields)
         newest_first = self.submissions[::-1]
         page = newest_first[start : start + self.page_size]
         more = start + self.page_size < len(newest_first)
         token = {"nextPageToken": str(start + self.page_size)} if more else {}
         return {"submissions": page} | token
+
+
+def read_start(fields: dict) -> int:
+    """Where the page begins that a request asks for; an odd token asks for the first."""
+    token = fields.get("pageToken", "")
+    return int(token) if token.isdecimal() else 0
 
 
 class _Listener(ThreadingHTTPServer):
@@ -179,6 +190,8 @@ def _make_handler(kaggle: KaggleServer) -> type[BaseHTTPRequestHandler]:
         def do_POST(self):
             method = urlsplit(self.path).path.rpartition("/")[2]
             request, fault = self._receive(method)
+            if fault.raw is not None:
+                return self._send(fault.status, fault.raw, fault.headers, fault)
             if fault.status >= 400 or fault.page is not None:
                 return self._refuse(fault)
             fields = request.fields
@@ -192,7 +205,7 @@ def _make_handler(kaggle: KaggleServer) -> type[BaseHTTPRequestHandler]:
             answer = kaggle.answer(method, fields)
             if isinstance(answer, Fault):
                 return self._refuse(answer)
-            body = json.dumps(answer).encode()
+            body = json.dumps(answer | kaggle.replaced.get(method, {})).encode()
             return self._send(200, body, {"Content-Type": "application/json"}, fault)
 
         def do_PUT(self):

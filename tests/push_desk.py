@@ -16,7 +16,7 @@ from kit.kaggle.build import NOTEBOOKS, build_kernel
 
 # Waits are noted instead of spent.
 DRIVER = """
-import json, sys
+import json, os, sys, time
 from pathlib import Path
 from kit.kaggle import push
 from kit.kaggle.connection import KaggleError
@@ -24,8 +24,9 @@ from kit.progress import show_messages
 show_messages()
 options = json.loads(sys.argv[1])
 waits = []
+sleep = waits.append if "REAL_WAITS" not in os.environ else time.sleep
 try:
-    push.push(options["names"], Path(options["folder"]), options["hours"], sleep=waits.append)
+    push.push(**options | {"folder": Path(options["folder"])}, sleep=sleep)
     code = 0
 except KaggleError as error:
     print(error, file=sys.stderr)
@@ -78,19 +79,26 @@ class Desk:
         metadata = {"id": f"reader/{slug}", "title": slug, "licenses": [{"name": "other"}]}
         (directory / "dataset-metadata.json").write_text(json.dumps(metadata))
 
-    def push(self, *names: str, hours: float = 13, **environment) -> Outcome:
+    def start(self, *names: str, hours: float = 13, random_weights: bool = True, **environment):
         options = {"names": list(names), "folder": str(self.folder), "hours": hours}
-        done = subprocess.run(
+        options["random_weights"] = random_weights
+        return subprocess.Popen(
             [sys.executable, "-c", DRIVER, json.dumps(options)],
             cwd=ROOT,
             env=self.server.environment(self.home, **environment),
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=60,
         )
-        assert "Traceback" not in done.stderr, done.stderr
-        for stream in (done.stdout, done.stderr):
+
+    def push(self, *names: str, **options) -> Outcome:
+        return self.finish(self.start(*names, **options))
+
+    def finish(self, process: subprocess.Popen) -> Outcome:
+        stdout, stderr = process.communicate(timeout=60)
+        assert "Traceback" not in stderr, stderr
+        for stream in (stdout, stderr):
             assert KEY not in stream
             assert "SIGNED" not in stream
-        waits = json.loads(done.stdout.rpartition("WAITS ")[2])
-        return Outcome(done.returncode, done.stdout, done.stderr, waits)
+        said, _, waits = stdout.rpartition("WAITS ")
+        return Outcome(process.returncode, said or stdout, stderr, json.loads(waits or "[]"))

@@ -26,6 +26,7 @@ from kit.progress import show_messages
 show_messages()
 options = json.loads(sys.argv[1])
 connection.TIMEOUT = tuple(options.pop("patience", (10, 60)))
+connection._MOST_PAGES = options.pop("most_pages", 1000)
 waits = []
 if not options.pop("real_waits", False):
     options["sleep"] = waits.append
@@ -68,6 +69,8 @@ class Desk:
         self.home.mkdir()
         self.csv.parent.mkdir()
         write_submission(self.csv, 0.25)
+        self.sample = folder / "sample.csv"
+        write_submission(self.sample, 0.5)
 
     @property
     def lines(self) -> list[dict]:
@@ -81,6 +84,7 @@ class Desk:
         options = {
             "csv": str(self.csv),
             "message": "first try",
+            "sample": str(self.sample),
             "timeout": 0.3,
             "ledger": str(self.ledger),
         } | options

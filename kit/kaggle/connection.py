@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
-import io
 import math
 import os
 import time
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, get_type_hints
 
 import requests
-from urllib3.exceptions import InvalidHeader
+from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util.retry import Retry
 
 from kit import KitError
-from kit.files import replace_file
+from kit.files import read_json, replace_file
 from kit.progress import log
 
 if TYPE_CHECKING:  # importing it takes a second
@@ -29,7 +29,15 @@ T = TypeVar("T")
 TIMEOUT = (10, 60)  # seconds to connect, and between two bytes; the client itself has no limit
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds; five attempts in all
 _LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more is not waited for
+_ANSWER_SECONDS = 300.0  # how long the API may take for one answer
+_LARGEST_ANSWER = 64 << 20  # bytes of it; a page of a notebook's output has the whole log
+_MOST_PAGES = 1000  # of one list
 _PASSING_STATUSES = {429, 500, 502, 503, 504}
+# What the client, `requests` and urllib3 raise for no answer, or for one of another form.
+_UNREADABLE = (
+    requests.RequestException, HTTPError, ValueError, LookupError, TypeError, AttributeError,
+    RecursionError,
+)  # fmt: skip
 AGAIN = "run the same command again"
 LATER = f"wait a few minutes, and {AGAIN}"
 
@@ -81,18 +89,10 @@ class Client:
 
     def __init__(self, subject: str, page: str, sleep: Callable[[float], None] = time.sleep):
         self.subject, self.page, self.sleep = subject, page, sleep
-        self._secrets: list[str] = []
         try:
-            self._api = _connect()
-        except requests.RequestException as error:
+            self._credentials = _read_credentials()
+        except _UNREADABLE as error:
             raise self._describe_failure(error) from None
-        except OSError as error:
-            raise KaggleError(
-                f"Kaggle's client could not use its settings folder: {error.strerror}: "
-                f"{error.filename}; set KAGGLE_CONFIG_DIR to a folder that can be written."
-            ) from None
-        values = self._api.config_values
-        self._secrets = [values[name] for name in ("key", "token") if values[name]]
 
     def send(self, choose: Callable[[KaggleClient], Callable], **fields: Any) -> Any:
         """Send one request, once, and return Kaggle's answer. Raises `KaggleError`.
@@ -100,22 +100,31 @@ class Client:
         `choose` picks a method: `lambda kaggle: kaggle.datasets.dataset_api_client.get_dataset`;
         `fields` are those of the request that the method takes.
         """
-        try:
-            with self._api.build_kaggle_client() as kaggle:
-                session = getattr(kaggle.http_client(), "_session", None)
-                if session is not None:  # the client has no setting for it, and waits forever
-                    session.send = partial(session.send, timeout=TIMEOUT)
-                method = choose(kaggle)
-                request = get_type_hints(method)["request"]()
-                for name, value in fields.items():
-                    setattr(request, name, value)
-                return method(request)
-        except (requests.RequestException, ValueError, KeyError) as error:
-            raise self._describe_failure(error) from None
+        with _open_client(**self._credentials) as kaggle:
+            method = choose(kaggle)
+            request = get_type_hints(method)["request"]()
+            for name, value in fields.items():
+                setattr(request, name, value)
+            try:
+                answer = method(request)
+                _check_fields(answer)
+            except _UNREADABLE as error:
+                raise self._describe_failure(error) from None
+            return answer
 
     def call(self, choose: Callable[[KaggleClient], Callable], **fields: Any) -> Any:
         """Send one request as `send` does, and repeat it as `retry` does."""
         return self.retry(partial(self.send, choose, **fields))
+
+    def iterate_pages(self, choose: Callable[[KaggleClient], Callable], **fields: Any) -> Iterator:
+        """The answers of a list, page after page. Raises `KaggleError` where it has no end."""
+        for _ in range(_MOST_PAGES):
+            answer = self.call(choose, page_size=100, **fields)
+            yield answer
+            if not answer.next_page_token:
+                return
+            fields["page_token"] = answer.next_page_token
+        raise KaggleError(f"Kaggle's list about {self.subject} has no end: {LATER}.")
 
     def retry(self, attempt: Callable[[], T]) -> T:
         """Repeat `attempt` after `RETRY_DELAYS` while it raises a passing `KaggleError`."""
@@ -163,15 +172,13 @@ class Client:
             return describe_silence(error)
         try:
             body = response.json()
-        except ValueError:  # a web page
+        except (ValueError, RecursionError):  # a web page
             body = None
         body = body if isinstance(body, dict) else {}
         code, detail = body.get("code"), str(body.get("message") or "")
         status = code if isinstance(code, int) and code >= 400 else response.status_code
         sentence = _SERVER_SENTENCE if status >= 500 else _OTHER_SENTENCE
         sentence = self.sentences.get(status, sentence).format(subject=self.subject, page=self.page)
-        for secret in self._secrets:
-            detail = detail.replace(secret, "…")
         reason = f": {quote_reason(detail)}" if detail.strip() else ""
         return _describe_status(f"{sentence} (HTTP {status}{reason}).", status, response)
 
@@ -200,7 +207,7 @@ def put_blob(url: str, content: Any) -> None:
     """Put bytes, or an open file, to the address that Kaggle gave for them, in one attempt."""
     try:
         answer = requests.put(url, data=content, timeout=TIMEOUT)
-    except requests.RequestException as error:
+    except (requests.RequestException, HTTPError, ValueError) as error:
         # The address is a permission to write: neither it nor the error that quotes it is shown.
         raise describe_silence(error) from None
     check_storage(answer, "did not take the file")
@@ -215,7 +222,7 @@ def fetch_blob(url: str, target: Path) -> None:
                 check_storage(answer, f"did not give {target.name}")
                 for chunk in answer.iter_content(1 << 20):
                     file.write(chunk)
-        except requests.RequestException as error:
+        except (requests.RequestException, HTTPError, ValueError) as error:
             raise describe_silence(error) from None  # without the address, as in `put_blob`
 
 
@@ -230,7 +237,7 @@ def check_storage(answer: requests.Response, failure: str) -> None:
 def _describe_status(sentence: str, status: int, answer: requests.Response) -> KaggleError:
     try:
         wait = Retry().parse_retry_after(answer.headers.get("Retry-After", "0"))
-    except InvalidHeader:
+    except (InvalidHeader, ValueError, OverflowError):
         wait = 0.0
     return KaggleError(sentence, status, status in _PASSING_STATUSES, wait)
 
@@ -238,9 +245,10 @@ def _describe_status(sentence: str, status: int, answer: requests.Response) -> K
 def quote_reason(text: str) -> str:
     """The reason that Kaggle or a notebook gave, as it is quoted within a sentence of ours.
 
-    It is put on one line, cut to 300 characters, and loses its period.
+    It is put on one line without control characters, cut to 300, and loses its period.
     """
-    return " ".join(text.split())[:300].rstrip(".") or "no reason given"
+    plain = "".join(letter if letter.isprintable() else " " for letter in text[:10_000])
+    return " ".join(plain.split())[:300].rstrip(".") or "no reason given"
 
 
 def describe_silence(error: Exception) -> KaggleError:
@@ -252,46 +260,107 @@ def describe_silence(error: Exception) -> KaggleError:
     return KaggleError(f"{text}: check the network and the proxy, and {AGAIN}.", passing=True)
 
 
-def _connect() -> Any:
-    """An authenticated `KaggleApi` that prints and logs nothing.
+def _read_credentials() -> dict[str, str]:
+    """What `KaggleClient` signs requests with, from where Kaggle's own client takes it.
 
-    Raises `KaggleError` without credentials, and what the client raises while it checks them.
-    """
-    # With either of these the client prints every request, Authorization header included.
-    names = ("VERBOSE", "VERBOSE_OUTPUT")
-    verbose = {name: os.environ.pop(name) for name in names if name in os.environ}
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            from kaggle.api.kaggle_api_extended import KaggleApi
-
-            api = KaggleApi()
-            api.args = [argument for argument in api.args if argument != "--verbose"]
-            token = _read_token()
-            if token:
-                api.config_values = {"token": token}
-            else:
-                api.authenticate()
-    except SystemExit:
-        raise KaggleError(_NO_CREDENTIALS) from None
-    finally:
-        os.environ.update(verbose)
-    values = api.config_values
-    for name in ("username", "key", "token"):
-        values[name] = str(values.get(name) or "").strip() or None
-    # An empty KAGGLE_KEY passes for a key, and the request would go out unsigned.
-    if not (values["token"] or (values["username"] and values["key"])):
-        raise KaggleError(_NO_CREDENTIALS)
-    return api
-
-
-def _read_token() -> str:
-    """The access token, without the line break that would spoil the header it is sent in.
-
-    It outranks a key even when it has run out. `KAGGLE_API_TOKEN` may also name a file.
+    An access token outranks a key, even when it has run out; `KAGGLE_API_TOKEN` may also name a
+    file. Raises `KaggleError` where there is nothing, or something that no header can carry.
     """
     from kagglesdk import get_access_token_from_env
 
-    token = os.environ.get("KAGGLE_API_TOKEN", "").strip()
-    if not token or os.path.exists(token):
-        token = (get_access_token_from_env()[0] or "").strip()
-    return token
+    named = os.environ.get("KAGGLE_API_TOKEN", "").strip()
+    try:
+        token = Path(named).read_text() if os.path.isfile(named) else named
+        token = (token or get_access_token_from_env()[0] or "").strip()
+        key = {} if token else _read_key()
+    except (OSError, ValueError) as error:
+        name = getattr(error, "filename", None) or "Kaggle's credentials"
+        raise KaggleError(f"{name} cannot be read: make a new token, and save it again.") from None
+    if not token and not all(key.values()):
+        token = _renew_token()
+    found = {"api_token": token} if token else key
+    if not all(found.values()):
+        raise KaggleError(_NO_CREDENTIALS)
+    if not all(value.isascii() and value.isprintable() for value in found.values()):
+        raise KaggleError(
+            "Kaggle's credentials hold a line break or another character that cannot be sent: make "
+            "a new token at https://www.kaggle.com/settings/api, and save it alone."
+        )
+    return found
+
+
+def _read_key() -> dict[str, str]:
+    """The user name and key of the environment or of `kaggle.json`; "" for what is not there."""
+    home, settings = Path.home() / ".kaggle", os.environ.get("XDG_CONFIG_HOME", "~/.config")
+    folders = [home, Path(settings).expanduser() / "kaggle"]
+    if folder := os.environ.get("KAGGLE_CONFIG_DIR"):
+        folders = [Path(folder)]
+    files = [folder / "kaggle.json" for folder in folders if (folder / "kaggle.json").is_file()]
+    document = read_json(files[0]) if files else {}
+    found = document if isinstance(document, dict) else {}
+    values = [
+        os.environ.get(f"KAGGLE_{name.upper()}", found.get(name)) for name in ("username", "key")
+    ]
+    username, key = (str(value or "").strip() for value in values)
+    return {"username": username, "password": key}
+
+
+def _renew_token() -> str:
+    """The access token of a browser's sign-in, which the client saved and renews; else ""."""
+    from kagglesdk.kaggle_creds import KaggleCredentials
+
+    with _open_client() as kaggle:
+        found = KaggleCredentials.load(kaggle)
+        return (found.get_access_token() if found else None) or ""
+
+
+@contextlib.contextmanager
+def _open_client(**credentials: str) -> Iterator[KaggleClient]:
+    """Open Kaggle's client. By itself it waits for ever, and an answer may quote a credential."""
+    from kagglesdk import KaggleClient
+
+    values = list(credentials.values())
+    signature = base64.b64encode(":".join(values).encode()).decode()
+    secrets = [value.encode() for value in (signature, *values[-1:]) if len(value) >= 8]
+    with KaggleClient(**credentials) as kaggle:
+        session = kaggle.http_client()._session
+        session.send = partial(_send_bounded, session.send, secrets)
+        yield kaggle
+
+
+def _send_bounded(
+    send: Callable, secrets: list[bytes], request: requests.PreparedRequest, **settings: Any
+) -> requests.Response:
+    """Send a request and read its answer within bounds; a file is left to be streamed."""
+    streamed = settings.pop("stream", False)
+    answer = send(request, **settings | {"stream": True, "timeout": TIMEOUT})
+    if streamed and answer.ok and "json" not in answer.headers.get("Content-Type", ""):
+        return answer
+    content, deadline = bytearray(), time.monotonic() + _ANSWER_SECONDS
+    while chunk := answer.raw.read1(1 << 16, decode_content=True):
+        content += chunk
+        if len(content) > _LARGEST_ANSWER or time.monotonic() > deadline:
+            answer.close()
+            raise requests.Timeout("the answer has no end")
+    for secret in secrets:
+        content = content.replace(secret, "…".encode())
+    answer._content = bytes(content)  # what `requests` would have read itself
+    return answer
+
+
+def _check_fields(answer: Any) -> None:
+    """Raise `TypeError` where a field of Kaggle's answer has not the type that is declared."""
+    from kagglesdk.kaggle_object import KaggleObject, ListSerializer, MapSerializer
+
+    for field in getattr(answer, "_fields", ()):
+        value = getattr(answer, field.private_field_name)
+        if value is None and field.default_value is None:
+            continue
+        items = value if isinstance(field.serializer, ListSerializer) else [value]
+        if isinstance(field.serializer, MapSerializer):
+            items = value.values()
+        for item in items:
+            if isinstance(item, KaggleObject):
+                _check_fields(item)
+            elif type(item) is not field.field_type and field.field_type is not float:
+                raise TypeError(f"{field.json_name} is {type(item).__name__}")

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import base64
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
 
+import push_desk
 import pytest
-from kaggle_server import FOREVER, KEY, USER, KaggleServer
+from conftest import ROOT
+from kaggle_kernels_server import KernelsServer
+from kaggle_server import BASIC, FOREVER, KEY, USER, KaggleServer
 from submission_desk import SLUG, Desk
 
 
@@ -161,3 +170,207 @@ def test_no_credential_is_shown_by_a_traceback(desk, server):
     assert outcome.code == 1
     assert "Traceback" in outcome.stderr
     assert "KaggleError: No answer from Kaggle (ProxyError)" in outcome.sentence
+
+
+PLACES = {
+    "GetCompetition": ("userHasEntered", "submissionsDisabled"),
+    "GetSubmissionLimits": ("numAllowedNow", "numToday"),
+    "StartSubmissionUpload": ("token", "createUrl"),
+    "CreateSubmission": ("ref", "message"),
+    "GetSubmission": ("status", "privateScore", "errorDescription"),
+    "ListSubmissions": ("submissions", "nextPageToken"),
+    "GetDataset": ("description", "currentVersionNumber"),
+    "GetDatasetStatus": ("status",),
+    "StartBlobUpload": ("token", "createUrl"),
+    "CreateDataset": ("status", "error"),
+    "SaveKernel": ("versionNumber", "error", "invalidDatasetSources", "url"),
+    "GetKernelSessionStatus": ("status", "failureMessage"),
+    "ListKernelSessionOutput": ("files", "log", "nextPageToken"),
+}
+VALUES = (None, 5, -1.5, True, "", "text", "\x00\x1b[2J", [], [5], ["x"], [[]], {}, {"a": 1}, [{}])
+BODIES = (
+    b"", b"null", b"[]", b"7", b'"text"', b"{", b'{"code": "x"}', b'{"code": 500}', b"<html>",
+    b'{"code": 404, "message": {"a": []}}', b"[" * 100_000, b"\xff\xfe\x00", b"{}" * 2,
+)  # fmt: skip
+HEADERS = (
+    {"Content-Type": "application/json", "Retry-After": "9" * 5000},
+    {"Content-Type": "application/json", "Retry-After": "Wed, 99 Foo 0000 99:99:99 GMT"},
+    {"Content-Type": "text/html", "Content-Encoding": "gzip"},
+    {"Content-Type": "application/json", "Content-Length": "999999"},
+    {"Location": "http://[", "Content-Type": "application/json"},
+    {"Location": "ftp://nowhere/", "Content-Type": ""},
+)
+
+
+def draw_oddity(draw: random.Random, server: KernelsServer) -> str:
+    """Let one method of the API answer oddly from now on; says which and how."""
+    method = draw.choice(sorted(PLACES))
+    kind = draw.choice(["field", "missing", "body", "status", "headers", "page", "huge"])
+    fault: dict = {"headers": {"Content-Type": "application/json"}}
+    if kind == "field":
+        server.replaced[method] = {draw.choice(PLACES[method]): draw.choice(VALUES)}
+        return f"{method} {server.replaced[method]}"
+    if kind == "missing":
+        fault["raw"] = b"{}"
+    elif kind == "body":
+        fault["raw"] = draw.choice(BODIES)
+    elif kind == "status":
+        fault |= {"status": draw.choice([302, 400, 404, 418, 429, 500, 599]), "message": "no"}
+        fault["raw"] = draw.choice(BODIES)
+    elif kind == "headers":
+        fault |= {"status": draw.choice([200, 302, 429, 503]), "raw": b"{}"}
+        fault["headers"] = draw.choice(HEADERS)
+    elif kind == "page":
+        fault["raw"] = b"<html>" + b"sign in " * 1000
+    else:
+        fault["raw"] = b'{"message": "' + b"x" * (70 << 20) + b'"}'
+    server.fail(method, FOREVER, **fault)
+    told = {name: value[:40] if name == "raw" else value for name, value in fault.items()}
+    return f"{method} {told}"
+
+
+TRIES = """
+import io, json, random, sys, time, traceback
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from test_connection import USER, draw_oddity
+from kaggle_kernels_server import KernelsServer
+from types import SimpleNamespace
+from kit import KitError
+from kit.kaggle import connection
+from kit.kaggle.ledger import list_submissions
+from kit.kaggle.push import push
+from kit.kaggle.submit import submit
+from kit.progress import show_messages
+import os, shutil
+show_messages()
+clock = [0.0]  # waits are noted instead of spent
+connection.TIMEOUT = (5, 0.5)
+connection.time = SimpleNamespace(monotonic=lambda: clock[0])
+folder, seed, tries = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+wait = lambda seconds: clock.append(clock.pop() + seconds)
+for number in range(tries):
+    draw = random.Random(seed + number)
+    with KernelsServer() as server:
+        server.output = {"outcome.json": b'{"left": "predictions", "reason": ""}'}
+        server.submissions = [{"ref": 1, "description": "x", "date": "2026-11-23T14:00:00Z"}]
+        said = draw_oddity(draw, server)
+        os.environ.update(server.environment(folder / "home"))
+        for name in ("submissions", "desk/pushed.json", "desk/output"):
+            path = folder / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        out, ends = io.StringIO(), []
+        with redirect_stdout(out), redirect_stderr(out):
+            for call in (
+                lambda: submit(folder / "run7/submission.csv", "m", folder / "sample.csv",
+                               timeout=60, ledger=folder / "submissions/l.jsonl", sleep=wait),
+                lambda: list_submissions(ledger=folder / "submissions/l.jsonl", sleep=wait),
+                lambda: push(["predict"], folder / "desk", 1.0, sleep=wait),
+            ):
+                try:
+                    call()
+                    ends.append("ok")
+                except (KitError, OSError) as error:
+                    ends.append(str(error))
+                except Exception:
+                    ends.append("TRACEBACK " + traceback.format_exc())
+        text = out.getvalue() + " ".join(ends)
+        secret = any(word in text for word in ("SECRETKEY", "SIGNED"))
+        print(json.dumps({"odd": said, "ends": ends, "secret": secret}), flush=True)
+"""
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_whatever_kaggle_answers_ends_in_a_sentence(tmp_path, seed):
+    """Odd answers of every method, drawn by a seed: sentences, no tracebacks, no credentials."""
+    with KernelsServer() as server:
+        Desk(tmp_path, server)
+        (tmp_path / "desk").mkdir()
+        push_desk.Desk(tmp_path / "desk", server)
+    words = [sys.executable, "-c", TRIES, str(Path(__file__).parent), str(tmp_path)]
+    path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    done = subprocess.run(
+        [*words, str(seed * 1000), "25"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    tries = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(tries) == 25, done.stderr
+    for found in tries:
+        assert not any("TRACEBACK" in end for end in found["ends"]), found
+        assert not found["secret"], found
+        for end in found["ends"]:
+            assert end.isprintable(), found
+            assert end == "ok" or end.endswith((".", ")")), found
+    assert sum(set(found["ends"]) != {"ok"} for found in tries) > 10
+
+
+def test_an_answer_without_end_is_given_up(desk, server):
+    server.fail("GetCompetition", FOREVER, raw=b'{"message": "' + b"x" * (70 << 20) + b'"}')
+    outcome = desk.submit()
+    assert outcome.code == 1
+    assert "No answer from Kaggle (it took too long)" in outcome.sentence
+
+
+def test_a_list_without_end_is_given_up(desk, server, monkeypatch):
+    server.replaced["ListSubmissions"] = {"nextPageToken": "again"}
+    outcome = desk.submit(most_pages=5)
+    assert outcome.code == 1
+    assert outcome.sentence.startswith(f"Kaggle's list about {SLUG} has no end: wait a few minutes")
+    assert server.count("ListSubmissions") == 5
+
+
+@pytest.mark.parametrize(
+    ("environment", "files"),
+    [
+        ({"KAGGLE_API_TOKEN": "PASTEDTOKEN\nPASTEDTOKEN"}, {}),
+        ({"KAGGLE_API_TOKEN": "PASTEDTOKENé"}, {}),
+        ({"KAGGLE_KEY": "PASTEDTOKEN\x7f"}, {}),
+        ({}, {".kaggle/access_token": b"PASTEDTOKEN\nPASTEDTOKEN"}),
+        ({}, {".kaggle/access_token": b"PASTEDTOKEN\xff"}),
+        ({"KAGGLE_KEY": None}, {"kaggle.json": b'{"username": "me", "key": "PASTEDTOKEN'}),
+        ({"KAGGLE_KEY": None}, {"kaggle.json": b'["PASTEDTOKEN"]'}),
+    ],
+)
+def test_credentials_that_cannot_be_sent_are_not_shown(desk, server, environment, files):
+    for name, content in files.items():
+        (desk.home / name).parent.mkdir(exist_ok=True)
+        (desk.home / name).write_bytes(content)
+    outcome = desk.submit(environment)
+    assert outcome.code == 1
+    assert "PASTED" not in outcome.stdout + outcome.stderr
+    assert "make a " in outcome.sentence
+    assert "token" in outcome.sentence
+    assert server.requests == []
+
+
+def test_a_token_file_named_with_a_line_break_is_read(desk, server):
+    (desk.home / "token").write_text("PASTED-TOKEN\n")
+    assert desk.submit({"KAGGLE_API_TOKEN": f"{desk.home}/token\n"}).code == 0
+    assert server.find("GetCompetition")[0].headers["Authorization"] == "Bearer PASTED-TOKEN"
+
+
+def test_the_key_of_the_clients_file_is_used(desk, server):
+    (desk.home / "kaggle.json").write_text(json.dumps({"username": USER, "key": f"{KEY}\n"}))
+    assert desk.submit({"KAGGLE_USERNAME": None, "KAGGLE_KEY": None}).code == 0
+    assert server.find("GetCompetition")[0].headers["Authorization"] == f"Basic {BASIC}"
+
+
+def test_the_browsers_sign_in_is_used_and_renewed(desk, server):
+    (desk.home / ".kaggle").mkdir()
+    saved = {"refresh_token": "REFRESHING", "access_token": "", "username": USER}
+    (desk.home / ".kaggle" / "credentials.json").write_text(json.dumps(saved))
+    assert desk.submit({"KAGGLE_USERNAME": None, "KAGGLE_KEY": None}).code == 0
+    assert server.find("GetCompetition")[0].headers["Authorization"] == "Bearer RENEWED-TOKEN"
+
+
+@pytest.mark.parametrize("quoted", [KEY, BASIC])
+def test_an_answer_that_quotes_a_credential_is_not_repeated(desk, server, quoted):
+    server.outcomes[0] = {"status": "ERROR", "errorDescription": f"bad {quoted}."}
+    outcome = desk.submit()  # `finish` looks for secrets, in the ledger too
+    assert outcome.code == 1
+    assert "(bad …)" in outcome.sentence
