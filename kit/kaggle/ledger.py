@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -12,12 +13,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from kit.competition import SLUG
 from kit.files import read_commit, replace_file
-from kit.kaggle.connection import CompetitionClient, KaggleError
+from kit.kaggle.connection import AGAIN, CompetitionClient, KaggleError
+from kit.progress import log
 from kit.runs.metrics import read_out_of_fold
 
 LEDGER = Path("submissions/ledger.jsonl")
+_LOCK_SECONDS = 600.0  # longer than one command sends
 _SCORE_KEYS = ("public_score", "private_score", "error")
 
 _TABLE_HEAD = """\
@@ -57,42 +62,65 @@ def describe_submission(csv: Path, content: bytes, message: str, competition: st
 
 def append_entry(ledger: Path, entry: dict) -> None:
     """Add `entry` as a line of `ledger`, on the disk before this returns, and render the table."""
-    read_entries(ledger)  # raises for a damaged line before another one follows it
-    ledger.parent.mkdir(parents=True, exist_ok=True)
-    with open(ledger, "ab") as file:
-        file.write((json.dumps(entry) + "\n").encode())
+    with lock_ledger(ledger), open(ledger, "a+b") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - 1))
+        gap = b"\n" if file.read(1) not in (b"", b"\n") else b""  # after a line that was cut
+        file.write(gap + json.dumps(entry).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
-    render_ledger(ledger)
+        render_ledger(ledger)
+
+
+@contextlib.contextmanager
+def lock_ledger(ledger: Path) -> Iterator[None]:
+    """Keep other writers out, for ten minutes at most. Raises `KaggleError`."""
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(ledger.with_suffix(".lock"), timeout=_LOCK_SECONDS, is_singleton=True)
+    try:
+        with lock:
+            yield
+    except Timeout:
+        raise KaggleError(
+            f"{ledger}: another command has been at work for ten minutes: {AGAIN}."
+        ) from None
 
 
 def read_entries(ledger: Path) -> list[dict]:
     """The submissions of `ledger` in the order they were sent, each as its last line describes it.
 
-    Without a ledger there are none. Raises `KaggleError` naming the line that cannot be read.
+    Without a ledger there are none. A line that is no submission is named in a warning and passed
+    over: before it sends, `submit` also asks Kaggle whether the file is there already.
     """
     if not ledger.exists():
         return []
     entries: dict[tuple, dict] = {}
-    for number, line in enumerate(ledger.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(ledger.read_text("utf-8", "replace").split("\n"), start=1):
         try:
-            entry = json.loads(line)
-            entries[entry["competition"], entry["ref"]] = entry
-        except (ValueError, KeyError, TypeError):
-            raise KaggleError(
-                f"{ledger}: line {number} cannot be read as a submission: correct or remove it."
-            ) from None
+            entry = _check_entry(json.loads(line)) if line.strip() else None
+        except (ValueError, KeyError, TypeError, RecursionError):
+            log.warning(f"{ledger}: line {number} cannot be read as a submission: it is ignored.")
+        else:
+            if entry is not None:
+                entries[entry["competition"], entry["ref"]] = entry
     return list(entries.values())
 
 
-def find_entry(ledger: Path, competition: str, sha256: str) -> dict | None:
-    """The last submission of this content to `competition`, or None."""
-    found = [
-        entry
-        for entry in read_entries(ledger)
-        if entry["competition"] == competition and entry.get("sha256") == sha256
-    ]
-    return found[-1] if found else None
+def _check_entry(entry: Any) -> dict:
+    """The entry with every field. Raises `TypeError` or `KeyError` where it is no submission."""
+    texts = {name: entry[name] for name in ("competition", "sha256", "status", "time", "message")}
+    if not all(isinstance(text, str) for text in texts.values()) or type(entry["ref"]) is not int:
+        raise TypeError
+    scores = [entry.get(name) for name in ("out_of_fold", "public_score", "private_score")]
+    if not all(score is None or isinstance(score, int | float) for score in scores):
+        raise TypeError
+    return dict.fromkeys((*_SCORE_KEYS, "out_of_fold", "run", "commit", "file")) | entry
+
+
+def find_entries(ledger: Path, competition: str, sha256: str) -> list[dict]:
+    """The submissions of this content to `competition`, the last one last."""
+    names = {"competition": competition, "sha256": sha256}
+    return [entry for entry in read_entries(ledger) if entry | names == entry]
 
 
 def render_ledger(ledger: Path = LEDGER) -> Path:
@@ -147,14 +175,10 @@ def format_submissions(rows: list[dict]) -> str:
 
 def iterate_submissions(client: CompetitionClient) -> Iterator:
     """This account's submissions to the competition, as Kaggle lists them, page after page."""
-    place: dict[str, Any] = {"page": 1}
-    while True:
-        fields = {"competition_name": client.subject, "page_size": 100, **place}
-        answer = client.call(lambda service: service.list_submissions, **fields)
-        yield from answer.submissions
-        if not answer.next_page_token or not answer.submissions:
-            return
-        place = {"page_token": answer.next_page_token}
+    for page in client.iterate_pages(
+        lambda service: service.list_submissions, competition_name=client.subject
+    ):
+        yield from page.submissions
 
 
 def read_outcome(submission: Any) -> dict:

@@ -8,8 +8,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from kit.competition import SLUG
 from kit.kaggle.connection import (
     AGAIN,
@@ -25,8 +23,9 @@ from kit.kaggle.ledger import (
     append_entry,
     describe_scores,
     describe_submission,
-    find_entry,
+    find_entries,
     iterate_submissions,
+    lock_ledger,
     read_outcome,
 )
 from kit.progress import log
@@ -34,6 +33,7 @@ from kit.submission import normalize_text, validate_submission
 
 _DEFAULT_TIMEOUT = 1800.0  # seconds to wait for a score
 POLL_DELAY, LONGEST_POLL_DELAY = 2.0, 60.0  # seconds; see `grow_delays`
+_ROWS = 727_392  # of the stage-2 sample submission: 121,232 images with six labels
 _TOKEN_LENGTH = 12  # hexadecimal digits of the file's SHA-256 that name its submission
 
 
@@ -44,65 +44,86 @@ def submit(
     competition: str = SLUG,
     timeout: float = _DEFAULT_TIMEOUT,
     dry_run: bool = False,
+    again: bool = False,
     ledger: str | Path = LEDGER,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict:
     """Validate `csv`, send it once, and wait at most `timeout` seconds for its score.
 
     Returns the ledger entry, whose status is COMPLETE. A file that was sent and has no score yet is
-    waited for instead of sent. With `dry_run` everything that needs no credentials is done, and
-    the entry returned has the status DRY RUN. Raises `LabelError` for an invalid file, `OSError`
-    for one that cannot be read, and `KaggleError` for everything else, also for a submission that
-    Kaggle rejected or has not scored in time.
+    waited for instead of sent; one that Kaggle rejected is sent `again` where that is asked. With
+    `dry_run` everything that needs no credentials is done, and the entry returned has the status
+    DRY RUN. Raises `LabelError` for an invalid file, `OSError` for one that cannot be read, and
+    `KaggleError` for everything else, also for a submission that Kaggle rejected or has not scored
+    in time.
     """
     csv, ledger = Path(csv), Path(ledger)
-    content = _read_content(csv, sample)
+    content = _read_content(csv, sample, competition)
     entry = describe_submission(csv, content, message, competition)
-    earlier = find_entry(ledger, competition, entry["sha256"])
-    if earlier is not None:
-        _check_unfinished(earlier)
+    earlier = _find_unfinished(ledger, entry, again)
     payload = gzip.compress(content, mtime=0)
     if dry_run:
         would = "would go" if earlier is None else f"went before, as submission {earlier['ref']},"
         log.info(f"Dry run: {csv} is valid; {len(payload):,} bytes {would} to {competition}.")
         return (earlier or entry) | {"status": "DRY RUN"}
     client = CompetitionClient(competition, sleep)
-    ledger.parent.mkdir(parents=True, exist_ok=True)
     # One sender at a time: two calls for the same file must not both create a submission.
-    with FileLock(ledger.with_suffix(".lock")):
+    with lock_ledger(ledger):
         # Another call may have sent the file while this one waited for its turn.
-        entry = earlier or find_entry(ledger, competition, entry["sha256"]) or entry
-        if entry.get("ref") is None:
-            entry["ref"] = _send_once(client, csv, payload, entry)
+        entry = _find_unfinished(ledger, entry, again) or entry
+        if entry["ref"] is None:
+            rejected = len(find_entries(ledger, competition, entry["sha256"]))
+            entry["ref"] = _send_once(client, csv, payload, entry, rejected)
             append_entry(ledger, entry)
     log.info(f"Submission {entry['ref']}: waiting for its score.")
     return _wait_for_score(client, entry, ledger, timeout)
 
 
-def _read_content(csv: Path, sample: str | Path | None = None) -> bytes:
+def _read_content(csv: Path, sample: str | Path | None, competition: str) -> bytes:
     """The rows of a valid submission file, `.csv` or `.csv.gz`, as `normalize_text` gives them."""
     if not csv.name.endswith((".csv", ".csv.gz")):
         raise KaggleError(f"{csv}: a submission is a .csv or a .csv.gz file.")
     validate_submission(csv, sample)
     data = csv.read_bytes()
-    return normalize_text(gzip.decompress(data) if csv.suffix == ".gz" else data)
-
-
-def _check_unfinished(entry: dict) -> None:
-    """Raise `KaggleError` where the submission of `entry` has its score or was rejected."""
-    before = f"This file was sent before, as submission {entry['ref']} on {entry['time']}"
-    if entry["status"] == "COMPLETE":
-        raise KaggleError(f"{before} ({describe_scores(entry)}): nothing was sent.")
-    if entry["status"] == "ERROR":
+    content = normalize_text(gzip.decompress(data) if csv.suffix == ".gz" else data)
+    rows = content.count(b"\n") - 1
+    if sample is None and competition == SLUG and rows != _ROWS:
         raise KaggleError(
-            f"{before}, and rejected ({entry['error']}): correct the file; nothing was sent."
+            f"{csv} has {rows:,} of the {_ROWS:,} rows of {SLUG}: nothing was sent. Give its "
+            "sample submission with --sample (SAMPLE=) if it is right."
         )
+    return content
 
 
-def _send_once(client: CompetitionClient, csv: Path, payload: bytes, entry: dict) -> int:
-    """Create the submission of `payload` unless Kaggle has it already; return its ref."""
+def _find_unfinished(ledger: Path, entry: dict, again: bool) -> dict | None:
+    """The submission of the same content that waits for its score, or None.
+
+    Raises `KaggleError` where it has its score, or was rejected and is not to be sent `again`.
+    """
+    earlier = find_entries(ledger, entry["competition"], entry["sha256"])
+    if not earlier or (again and earlier[-1]["status"] == "ERROR"):
+        return None
+    last = earlier[-1]
+    before = f"This file was sent before, as submission {last['ref']} on {last['time']}"
+    if last["status"] == "COMPLETE":
+        raise KaggleError(f"{before} ({describe_scores(last)}): nothing was sent.")
+    if last["status"] == "ERROR":
+        raise KaggleError(
+            f"{before}, and rejected ({last['error']}): correct the file, or send it as it is with "
+            "--again (AGAIN=1); nothing was sent."
+        )
+    return last
+
+
+def _send_once(
+    client: CompetitionClient, csv: Path, payload: bytes, entry: dict, rejected: int
+) -> int:
+    """Create the submission of `payload` unless Kaggle has it already; return its ref.
+
+    Kaggle `rejected` the same content so many times before.
+    """
     _check_competition(client)
-    token = entry["sha256"][:_TOKEN_LENGTH]
+    token = entry["sha256"][:_TOKEN_LENGTH] + (f"-{rejected + 1}" if rejected else "")
     ref = _find_submission(client, token)
     if ref is not None:
         log.info(f"Kaggle already has this file, as submission {ref}: it is not sent again.")
@@ -231,7 +252,9 @@ def _wait_for_score(client: CompetitionClient, entry: dict, ledger: Path, timeou
     append_entry(ledger, entry)
     if entry["status"] == "ERROR":
         rejection = f"Kaggle rejected submission {ref} ({quote_reason(reason)})"
-        raise KaggleError(f"{rejection}: correct the file, and send it again.")
+        raise KaggleError(
+            f"{rejection}: correct the file, or send it as it is with --again (AGAIN=1)."
+        )
     log.info(f"Submission {ref}: {describe_scores(entry)}.")
     return entry
 

@@ -15,7 +15,7 @@ from kit.kaggle.connection import KaggleError
 from kit.kaggle.ledger import (
     append_entry,
     describe_submission,
-    find_entry,
+    find_entries,
     read_entries,
     read_outcome,
     render_ledger,
@@ -52,8 +52,8 @@ def test_the_last_line_about_a_submission_holds_and_none_is_ever_changed(ledger)
         (7001, "COMPLETE"),
         (7002, "PENDING"),
     ]
-    assert find_entry(ledger, "c", "ab" * 32)["private_score"] == 0.044
-    assert find_entry(ledger, "another competition", "ab" * 32) is None
+    assert [e["private_score"] for e in find_entries(ledger, "c", "ab" * 32)] == [0.044]
+    assert find_entries(ledger, "another competition", "ab" * 32) == []
 
 
 def test_the_table_shows_the_newest_first_and_survives_any_message(ledger):
@@ -81,14 +81,65 @@ def test_the_table_in_the_repository_is_rendered_from_its_ledger(tmp_path):
     assert render_ledger(copy).read_text() == (ROOT / "submissions" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"ref": 1}', '{"competition": "c", "ref": []}'])
-def test_a_line_that_is_no_submission_is_named(ledger, line):
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"[]",
+        b"\xff\x00",
+        b"[" * 100_000,
+        b'{"ref": 1}',
+        b'{"competition": "c", "ref": []}',
+        json.dumps(ENTRY | {"private_score": "low"}).encode(),
+        json.dumps(ENTRY | {"status": None}).encode(),
+    ],
+)
+def test_a_line_that_is_no_submission_is_named_kept_and_passed_over(ledger, line, caplog):
     append_entry(ledger, ENTRY)
-    with open(ledger, "a") as file:
-        file.write(line + "\n")
-    with pytest.raises(KaggleError, match=r"ledger\.jsonl: line 2 cannot be read"):
+    with open(ledger, "ab") as file:
+        file.write(line + b"\n")
+    append_entry(ledger, ENTRY | {"ref": 7002})
+    assert [entry["ref"] for entry in read_entries(ledger)] == [7001, 7002]
+    assert f"{ledger}: line 2 cannot be read as a submission: it is ignored." in caplog.messages
+    assert ledger.read_bytes().split(b"\n")[1] == line
+    assert "| 7002 |" in (ledger.parent / "README.md").read_text()
+
+
+def test_a_ledger_without_its_last_line_break_gets_one(ledger):
+    append_entry(ledger, ENTRY)
+    ledger.write_bytes(ledger.read_bytes().rstrip(b"\n"))
+    append_entry(ledger, ENTRY | {"ref": 7002})
+    assert [entry["ref"] for entry in read_entries(ledger)] == [7001, 7002]
+    assert ledger.read_bytes().count(b"\n") == 2
+
+
+def test_writers_at_the_same_time_lose_no_line(ledger):
+    code = (
+        "import json, sys; from pathlib import Path; from kit.kaggle.ledger import append_entry\n"
+        "entry = json.loads(sys.argv[2])\n"
+        "for number in range(20):\n"
+        "    append_entry(Path(sys.argv[1]), entry | {'ref': int(sys.argv[3]) + number})\n"
+    )
+    writers = [
+        subprocess.Popen([sys.executable, "-c", code, ledger, json.dumps(ENTRY), first], cwd=ROOT)
+        for first in ("1000", "2000", "3000")
+    ]
+    assert [writer.wait() for writer in writers] == [0, 0, 0]
+    refs = [entry["ref"] for entry in read_entries(ledger)]
+    assert sorted(refs) == [first + n for first in (1000, 2000, 3000) for n in range(20)]
+    assert (ledger.parent / "README.md").read_text().count("| PENDING |") == 60
+
+
+def test_a_lock_that_is_never_given_back_is_not_waited_for_for_ever(ledger, monkeypatch):
+    from filelock import FileLock
+
+    monkeypatch.setattr("kit.kaggle.ledger._LOCK_SECONDS", 0.1)
+    ledger.parent.mkdir()
+    with (
+        FileLock(ledger.with_suffix(".lock")),
+        pytest.raises(KaggleError, match="another command has been at work"),
+    ):
         append_entry(ledger, ENTRY)
-    assert len(ledger.read_text().splitlines()) == 2
 
 
 def test_outside_git_and_without_metrics_the_entry_says_so(tmp_path, monkeypatch):

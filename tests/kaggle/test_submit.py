@@ -12,7 +12,7 @@ import time
 
 import pytest
 from conftest import ROOT
-from kaggle_server import BASIC, FOREVER, KaggleServer
+from kaggle_server import BASIC, FOREVER, SCORED, KaggleServer
 from submission_desk import SLUG, Desk, write_submission
 
 
@@ -148,6 +148,7 @@ def test_a_submission_of_other_images_than_the_sample_is_never_sent(desk, server
 def test_the_command_succeeds_only_with_a_score_or_a_dry_run(desk, server, status, flags, code):
     server.outcomes[0] = {"status": status, "errorDescription": "bad", "privateScore": "0.044"}
     command = [sys.executable, "-m", "kit", "submit", str(desk.csv), "--message", "by hand", *flags]
+    command += ["--sample", str(desk.sample)]
     environment = server.environment(desk.home, PYTHONPATH=str(ROOT))
     result = subprocess.run(
         command, cwd=desk.folder, env=environment, capture_output=True, text=True
@@ -343,10 +344,51 @@ def test_ctrl_c_while_polling_leaves_the_ref_and_the_next_call_resumes(desk, ser
     assert len(server.submissions) == 1
 
 
-def test_a_ledger_line_that_cannot_be_read_is_named_before_anything_is_sent(desk, server):
-    desk.ledger.parent.mkdir()
-    desk.ledger.write_text('{"competition": "c", "ref": 1}\n{"competition": \n')
+def test_a_ledger_line_that_cannot_be_read_does_not_lose_or_repeat_a_submission(desk, server):
+    assert desk.submit().code == 0
+    cut = desk.ledger.read_text().replace('{"time"', '{"ti')
+    desk.ledger.write_text(cut)
     outcome = desk.submit()
+    assert outcome.code == 0, outcome.stderr
+    assert "ledger.jsonl: line 1 cannot be read as a submission" in outcome.stderr
+    assert "Kaggle already has this file, as submission 7001" in outcome.stdout
+    assert len(server.submissions) == 1
+    assert desk.ledger.read_text().startswith(cut)
+
+
+def test_other_line_ends_are_the_same_file(desk, server):
+    assert desk.submit().code == 0
+    content = desk.csv.read_bytes()
+    for same in (content.replace(b"\n", b"\r\n"), content.rstrip()):
+        desk.csv.write_bytes(same)
+        outcome = desk.submit()
+        assert outcome.code == 1
+        assert "sent before, as submission 7001" in outcome.sentence
+    assert len(server.submissions) == 1
+
+
+def test_a_file_without_all_rows_needs_the_sample_that_says_so(desk, server):
+    outcome = desk.submit(sample=None, dry_run=True)
     assert outcome.code == 1
-    assert "ledger.jsonl: line 2" in outcome.sentence
+    assert outcome.sentence.startswith(f"{desk.csv} has 18 of the 727,392 rows of {SLUG}: nothing ")
     assert server.requests == []
+    assert desk.submit(sample=None, competition="another", dry_run=True).code == 0
+    write_submission(desk.csv, 0.25, images=121_232)
+    outcome = desk.submit(sample=None, dry_run=True)
+    assert outcome.code == 0, outcome.stderr
+
+
+def test_a_rejected_file_is_sent_again_where_that_is_asked(desk, server):
+    server.outcomes[0] = {"status": "ERROR", "errorDescription": "An internal error."}
+    assert desk.submit().code == 1
+    assert "with --again (AGAIN=1); nothing was sent." in desk.submit().sentence
+    server.outcomes[0] = SCORED
+    outcome = desk.submit(again=True)
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.entry["ref"] == 7002
+    assert [s["description"] for s in server.submissions] == [
+        f"[{desk.token}] first try",
+        f"[{desk.token}-2] first try",
+    ]
+    assert "nothing was sent" in desk.submit(again=True).sentence  # it has a score now
+    assert len(server.submissions) == 2
