@@ -9,26 +9,33 @@ import re
 import shutil
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import requests
+from urllib3.exceptions import HTTPError
 
+from kit import progress
 from kit.competition import SLUG
 from kit.files import hash_file
 from kit.kaggle.connection import (
     AGAIN,
+    LATER,
     RETRY_DELAYS,
     TIMEOUT,
     CompetitionClient,
     KaggleError,
     check_storage,
     describe_silence,
+    quote_reason,
 )
 from kit.progress import log, open_bar
 
+_UNKNOWN = "Kaggle gives no checksum for it"
+_MOST_ATTEMPTS = 1000  # where each brings a little
 CHUNK = 1 << 16  # bytes; a chunk that a broken connection cuts short is lost
 
 
@@ -109,8 +116,9 @@ def _describe_file(client: CompetitionClient, name: str | None) -> _RemoteFile:
     if answer.url.split("?")[0].endswith(".zip") and not local.endswith(".zip"):
         local += ".zip"
     md5 = re.search(r"md5=([A-Za-z0-9+/]+=*)", headers.get("x-goog-hash", ""))
-    size = int(headers["Content-Length"])
-    return _RemoteFile(local, size, version, md5[1] if md5 else None, answer.request)
+    if not re.fullmatch("[0-9]{1,20}", size := headers["Content-Length"]):
+        raise KaggleError(f"Kaggle gives no size for {local}, but {quote_reason(size)}: {LATER}.")
+    return _RemoteFile(local, int(size), version, md5[1] if md5 else None, answer.request)
 
 
 def _check_disk(remotes: Sequence[_RemoteFile], directory: Path) -> None:
@@ -137,8 +145,15 @@ def _fetch_file(
 ) -> Path:
     """Download one file, verify it, and give it its name; return its path.
 
-    Gives up after five failures in a row without a new byte; a large file may break off often.
+    A file that is there already is verified too. Gives up after five failures in a row without a
+    new byte; a large file may break off often.
     """
+    path = directory / first.name
+    if _measure(path) == first.size:
+        damage = _find_damage(first, path)
+        if not damage:
+            return path
+        log.warning(f"{path}: {damage}; it is downloaded again")
     remote: _RemoteFile | None = first
     failures = 0
 
@@ -147,26 +162,27 @@ def _fetch_file(
         failures += 1
         current = remote or _describe_file(client, name)
         remote = None  # after a failure: its address may have run out
-        path, part = directory / current.name, current.locate_part(directory)
+        part = current.locate_part(directory)
         part.parent.mkdir(parents=True, exist_ok=True)
         before = _measure(part)
         try:
-            if _measure(path) != current.size:
-                _transfer(current, part)
-                _verify(current, part)
-                os.replace(part, path)
-            return path
+            _transfer(current, part)
+            _verify(current, part)
         except KaggleError:
             failures = 0 if _measure(part) > before else failures
             raise
+        os.replace(part, directory / current.name)
+        return directory / current.name
 
     def pace() -> Iterator[float]:
-        while failures <= len(RETRY_DELAYS):
+        for _ in range(_MOST_ATTEMPTS):
+            if failures > len(RETRY_DELAYS):
+                return
             yield RETRY_DELAYS[max(failures - 1, 0)]
 
-    path = client.wait_until(fetch, pace(), name=first.name)
-    assert path is not None  # where the transfer fails, its last error is raised
-    return path
+    fetched = client.wait_until(fetch, pace(), name=first.name)
+    assert fetched is not None  # where the transfer fails, its last error is raised
+    return fetched
 
 
 def _transfer(remote: _RemoteFile, part: Path) -> None:
@@ -183,7 +199,7 @@ def _transfer(remote: _RemoteFile, part: Path) -> None:
             if answer.status_code != 206:
                 start = 0
             _write_stream(answer, remote, part, start)
-    except requests.RequestException as error:
+    except (requests.RequestException, HTTPError) as error:
         raise describe_silence(error) from None
 
 
@@ -227,30 +243,34 @@ def _verify(remote: _RemoteFile, part: Path) -> None:
     if size < remote.size:
         text = f"{remote.name} ended early, at {size:,} of {remote.size:,} bytes"
         raise KaggleError(f"{text}: {AGAIN}; it continues where it stopped.", passing=True)
-    reason = None
     if size > remote.size:
-        reason = f"it has {size:,} bytes instead of {remote.size:,}"
-    elif remote.md5 is not None and _hash_md5(part) != remote.md5:
-        reason = "its checksum is not the one that Kaggle gives"
-    elif remote.name.endswith(".zip") and not _is_whole_zip(part):
-        reason = "it is not a whole zip file"
-    if reason is not None:
+        damage = f"it has {size:,} bytes instead of {remote.size:,}"
+    else:
+        damage = _find_damage(remote, part)
+    if damage and damage != _UNKNOWN:
         part.unlink()
-        raise KaggleError(f"{remote.name} arrived damaged ({reason}) and was deleted: {AGAIN}.")
+        raise KaggleError(f"{remote.name} arrived damaged ({damage}) and was deleted: {AGAIN}.")
 
 
-def _hash_md5(path: Path) -> str:
-    """The file's MD5 in base64, as Kaggle's storage writes it."""
-    return base64.b64encode(bytes.fromhex(hash_file(path, "md5"))).decode()
-
-
-def _is_whole_zip(path: Path) -> bool:
-    """Whether the zip's list of files, which stands at its end, can be read."""
+def _find_damage(remote: _RemoteFile, path: Path) -> str:
+    """Why a file of the right size is not Kaggle's, "" if it is; reads all of it."""
+    log.info(f"{remote.name}: checking {_format_bytes(remote.size)}")
+    if remote.md5 is not None:
+        # In base64, as Kaggle's storage writes it.
+        found = base64.b64encode(bytes.fromhex(hash_file(path, "md5"))).decode()
+        return "" if found == remote.md5 else "its checksum is not the one that Kaggle gives"
+    if not remote.name.endswith(".zip"):
+        return _UNKNOWN
     try:
-        with zipfile.ZipFile(path):
-            return True
-    except zipfile.BadZipFile:
-        return False
+        with zipfile.ZipFile(path) as archive:
+            members = progress.track(archive.infolist(), remote.name, unit="files")
+            for member in members:
+                with archive.open(member) as file:
+                    while file.read(1 << 20):  # compares the member's checksum at its end
+                        pass
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+        return f"it is not a whole zip file: {quote_reason(str(error))}"
+    return ""
 
 
 def _measure(path: Path) -> int:

@@ -117,6 +117,40 @@ def test_a_whole_file_is_left_alone(download, server):
     assert ranges(server) == [None]
 
 
+@pytest.mark.parametrize("checksum", [True, False])
+def test_a_damaged_file_of_the_right_size_is_downloaded_again(download, server, tmp_path, checksum):
+    """Both where Kaggle gives a checksum and where only the zip's own are there."""
+    if checksum:
+        md5 = base64.b64encode(hashlib.md5(ARCHIVE).digest()).decode()
+        server.file_headers["x-goog-hash"] = f"md5={md5}"
+    path = tmp_path / "data" / f"{SLUG}.zip"
+    path.parent.mkdir()
+    damaged = bytearray(ARCHIVE)
+    damaged[5000] ^= 1
+    path.write_bytes(damaged)
+    outcome = download()
+    assert outcome.code == 0, outcome.stderr
+    assert "; it is downloaded again" in outcome.stderr
+    assert path.read_bytes() == ARCHIVE
+
+
+def test_a_file_without_any_checksum_is_not_believed(download, server, tmp_path):
+    server.files["stage_2_sample_submission.csv"] = b"ID,Label\n"
+    path = tmp_path / "data" / "stage_2_sample_submission.csv"
+    path.parent.mkdir()
+    path.write_bytes(b"ID,Lobel\n")
+    outcome = download(files=[path.name])
+    assert outcome.code == 0, outcome.stderr
+    assert path.read_bytes() == b"ID,Label\n"
+
+
+def test_a_size_that_is_no_number_is_told(download, server):
+    server.file_headers["Content-Length"] = "many"
+    outcome = download()
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.stderr
+
+
 def test_single_files_keep_their_name_and_say_when_kaggle_zipped_them(download, server):
     server.files["stage_2_sample_submission.csv"] = b"ID,Label\n"
     server.files["stage_2_train.csv.zip"] = ARCHIVE
