@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from kagglesdk import KaggleClient
 
 _READY_SECONDS = 3600.0  # how long Kaggle may take to unpack a dataset
+_FAILURES = ("FAILED", "DELETED")
 POLL_DELAY, LONGEST_POLL_DELAY = 10.0, 300.0  # seconds; see `grow_delays`
 
 
@@ -85,28 +86,63 @@ class Account(Client):
         return end
 
 
-def push_dataset(account: Account, folder: Path) -> None:
-    """Create the dataset or a new version of it where it changed, and wait until it is ready."""
-    metadata = read_metadata(folder / "dataset-metadata.json")
+def push_dataset(account: Account, folder: Path) -> str:
+    """Bring the dataset to Kaggle where it is not there as it is, and wait until it is ready.
+
+    Returns the mark of its content. One that Kaggle failed to process is uploaded again.
+    """
+    metadata = read_metadata(folder / "dataset-metadata.json", "id", "title", "licenses")
     reference = metadata["id"]
     account.set_subject(reference, "datasets")
     mark = f"Content {_hash_folder(folder)[:16]}"
-    before = account.find_dataset(reference)
-    if before is not None and mark in before.description:
-        log.info(f"{reference}: Kaggle has it as it is.")
-    else:
+    state, version = _find_state(account, reference, mark)
+    uploaded = state in ("NOT_YET_LISTED", *_FAILURES)
+    if uploaded:
         with tempfile.TemporaryDirectory() as scratch:
             tokens = [_upload_file(account, path) for path in _pack_folder(folder, Path(scratch))]
         account.retry(lambda: _save_dataset(account, metadata, tokens, mark))
-    _wait_for_dataset(account, reference, mark)
+    else:
+        log.info(f"{reference}: Kaggle has it as it is.")
+
+    def ask() -> str:
+        now, latest = _find_state(account, reference, mark)
+        earlier = uploaded and latest == version  # still the one that failed
+        return "NOT_YET_LISTED" if now in _FAILURES and earlier else now
+
+    # A notebook gets what is ready when it is pushed.
+    state = account.poll_state(ask, ("READY", *_FAILURES), _READY_SECONDS)
+    if state != "READY":
+        failure = f"Kaggle could not process the dataset {reference} ({state})"
+        raise KaggleError(f"{failure}: look at {account.page}, and push it again.")
+    return mark
 
 
-def read_metadata(path: Path) -> dict:
-    """Read a JSON file that describes a dataset or a notebook. Raises `KaggleError`."""
+def _find_state(account: Account, reference: str, mark: str) -> tuple[str, int]:
+    """Kaggle's state of the dataset, `NOT_YET_LISTED` where it has other content; its version."""
+    dataset = account.find_dataset(reference)
+    if dataset is None or mark not in dataset.description:
+        return "NOT_YET_LISTED", dataset.current_version_number if dataset else 0
+    answer = account.call(
+        lambda kaggle: kaggle.datasets.dataset_api_client.get_dataset_status,
+        **_name_fields(reference),
+    )
+    return answer.status.name, dataset.current_version_number
+
+
+def read_metadata(path: Path, *fields: str) -> dict:
+    """Read a JSON file that describes a dataset, a notebook or its end; it must have `fields`.
+
+    Raises `KaggleError`.
+    """
     try:
-        return read_json(path)
-    except ValueError as error:
+        document = read_json(path)
+        missing = [name for name in fields if name not in document]
+    except (ValueError, TypeError) as error:
         raise KaggleError(f"{path} is damaged ({error}): remove it, and build again.") from None
+    if missing or not isinstance(document, dict):
+        lack = f"lacks {', '.join(missing)}" if missing else "is not an object"
+        raise KaggleError(f"{path} is damaged (it {lack}): remove it, and build again.")
+    return document
 
 
 def _name_fields(reference: str) -> dict[str, str]:
@@ -194,26 +230,3 @@ def _save_dataset(account: Account, metadata: dict, tokens: list[str], mark: str
     if answer.error or answer.status.lower() == "error":
         reason = quote_reason(answer.error)
         raise KaggleError(f"Kaggle did not take the dataset {metadata['id']}: {reason}.")
-
-
-def _wait_for_dataset(account: Account, reference: str, mark: str) -> None:
-    """Wait until Kaggle has unpacked this content: a notebook gets what is ready when it is pushed.
-
-    Raises `KaggleError` where Kaggle fails to, or after an hour.
-    """
-    names = _name_fields(reference)
-
-    def ask() -> str:
-        dataset = account.find_dataset(reference)
-        if dataset is None or mark not in dataset.description:
-            return "NOT_YET_LISTED"
-        answer = account.call(
-            lambda kaggle: kaggle.datasets.dataset_api_client.get_dataset_status, **names
-        )
-        return answer.status.name
-
-    ends = ("READY", "FAILED", "DELETED")
-    state = account.poll_state(ask, ends, _READY_SECONDS)
-    if state != "READY":
-        failure = f"Kaggle could not process the dataset {reference} ({state})"
-        raise KaggleError(f"{failure}: look at {account.page}, and push it again.")

@@ -2,98 +2,247 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kit.files import write_json
 from kit.kaggle.build import BUILD, NOTEBOOKS, name_dataset
 from kit.kaggle.connection import AGAIN, KaggleError, fetch_blob, quote_reason
 from kit.kaggle.datasets import POLL_DELAY, Account, push_dataset, read_metadata
 from kit.progress import log
 
 _RUN_SECONDS = 13 * 3600.0  # a notebook's 12 hours, and its wait for a machine
-# The initial weights, which train-classifier can do without.
-_OPTIONAL = name_dataset("backbone")
+_BACKBONE = name_dataset("backbone")  # the initial weights
 _NOT_FETCHED = ("checkpoint.safetensors", "embeddings.npy")  # large, and needed only on Kaggle
+_NOTES = "pushed.json"  # by notebook: what was pushed, as which version, and what that left
+_AT_WORK = ("QUEUED", "RUNNING")
+_DONE = ("predictions", "finished")
 
 
 def push(
     names: list[str] | None = None,
     folder: Path = BUILD,
     hours: float = _RUN_SECONDS / 3600,
+    random_weights: bool = False,
     sleep: Callable[[float], None] = time.sleep,
 ) -> None:
-    """Push the built notebooks `names` and the datasets they need; follow and fetch each in turn.
+    """Push the built notebooks and the datasets they need; follow and fetch each in turn.
 
-    Without names it pushes `predict` where weights were built, else both training notebooks. What
-    a notebook leaves goes to `folder/output/SLUG`. Raises `KaggleError` for every failure, and
-    where a notebook leaves less than it should.
+    `names` chooses among the notebooks. What one leaves goes to `folder/output/SLUG`. A notebook
+    that was pushed before as it is now is not started again unless it failed or did not finish:
+    that version is followed and fetched. Raises `KaggleError` for every failure, where a notebook
+    leaves less than it should, and for training without initial weights unless `random_weights`.
     """
-    trained = (folder / "datasets" / "weights").is_dir()
-    names = names or (["predict"] if trained else ["train-classifier", "train-lstm"])
-    for name in names:
+    names = names or [name for name in NOTEBOOKS if (folder / "kernels" / name).is_dir()]
+    for name in names or ["predict"]:
         if name not in NOTEBOOKS or not (folder / "kernels" / name).is_dir():
             raise KaggleError(f"{folder}/kernels/{name} is not there: run `kit kernels` first.")
     account = Account(sleep)
-    for dataset in sorted((folder / "datasets").iterdir()):
-        if any(_needs_dataset(folder / "kernels" / name, dataset) for name in names):
-            push_dataset(account, dataset)
-    for name in names:
-        reference = _push_kernel(account, folder / "kernels" / name)
-        _follow_kernel(account, reference, hours * 3600)
-        output = folder / "output" / reference.partition("/")[2]
-        _fetch_output(account, reference, output)
-        _report_outcome(reference, output)
-
-
-def _needs_dataset(kernel: Path, dataset: Path) -> bool:
-    sources = read_metadata(kernel / "kernel-metadata.json")["dataset_sources"]
-    return read_metadata(dataset / "dataset-metadata.json")["id"] in sources
-
-
-def _push_kernel(account: Account, folder: Path) -> str:
-    """Push a notebook, unless it is running already; return its reference, OWNER/SLUG."""
-    metadata = read_metadata(folder / "kernel-metadata.json")
-    reference = metadata["id"]
-    account.set_subject(reference, "code")
-    session = _find_session(account, reference)
-    if session and session.status.name in ("QUEUED", "RUNNING"):
-        log.info(f"{reference} was pushed before and is still running.")
-        return reference
-    # Before its first version a notebook has no output to continue from.
-    kernels = [source for source in metadata["kernel_sources"] if session or source != reference]
-    sources = {"kernel_sources": kernels, "dataset_sources": _list_datasets(account, metadata)}
-    text = (folder / metadata["code_file"]).read_text(encoding="utf-8")
-    answer = account.retry(lambda: _save_kernel(account, metadata | sources, text))
-    if answer.error:
-        reason = quote_reason(answer.error)
-        raise KaggleError(f"Kaggle did not take the notebook {reference}: {reason}.")
-    unknown = [
-        *answer.invalid_dataset_sources,
-        *answer.invalid_competition_sources,
-        *answer.invalid_kernel_sources,
-    ]
-    if unknown:
+    needed = [source for name in names for source in _read_kernel(folder, name)["dataset_sources"]]
+    built = {name: path for name, path in _list_datasets(folder).items() if name in needed}
+    absent = {name for name in needed if name not in built and not account.find_dataset(name)}
+    weights = {name for name in absent if name.endswith(f"/{_BACKBONE}")}
+    if weights and not random_weights:
         raise KaggleError(
-            f"Kaggle pushed {reference} without {', '.join(unknown)}, which it does not know: "
-            "push or join that first, cancel the notebook's run, and push it again."
+            "There are no initial weights, without which the training is worth little: `kit fetch "
+            "resnext101`, build with BACKBONE=FILE, and push; or push with --random-weights."
         )
-    log.info(f"{reference}: version {answer.version_number} is pushed: {answer.url}")
-    account.sleep(POLL_DELAY)  # the state asked for at once might be the last version's
-    return reference
+    if absent - weights:
+        raise KaggleError(f"{min(absent)} was never built nor uploaded: run `kit kernels` first.")
+    marks = {name: push_dataset(account, path) for name, path in built.items()}
+    last = ""
+    for name in names:
+        kernel = _Kernel(account, folder, name, marks, absent)
+        last = kernel.bring_output(hours * 3600) or last
+    if last:
+        log.info(last)
 
 
-def _list_datasets(account: Account, metadata: dict) -> list[str]:
-    """The datasets of a notebook, without initial weights that were never uploaded."""
-    sources = []
-    for source in metadata["dataset_sources"]:
-        if source.split("/")[1] == _OPTIONAL and account.find_dataset(source) is None:
-            log.info(f"{source} was never uploaded: the classifier begins from random weights.")
-        else:
-            sources.append(source)
-    return sources
+def _list_datasets(folder: Path) -> dict[str, Path]:
+    """The built datasets by their names at Kaggle."""
+    found = {}
+    for path in sorted((folder / "datasets").iterdir()):
+        metadata = path / "dataset-metadata.json"
+        if not metadata.is_file():
+            raise KaggleError(f"{path} is no dataset that was built: remove it.")
+        found[read_metadata(metadata, "id", "title", "licenses")["id"]] = path
+    return found
+
+
+def _read_kernel(folder: Path, name: str) -> dict:
+    path = folder / "kernels" / name / "kernel-metadata.json"
+    return read_metadata(path, "id", "code_file", "dataset_sources", "kernel_sources")
+
+
+class _Kernel:
+    """A notebook of the build folder, and the note of what was pushed of it."""
+
+    def __init__(
+        self, account: Account, folder: Path, name: str, marks: dict[str, str], absent: set[str]
+    ):
+        """`marks` are the datasets' contents; those that are `absent` are not attached."""
+        self.account, self.folder = account, folder
+        self.metadata = metadata = _read_kernel(folder, name)
+        self.reference = metadata["id"]
+        self.text = (folder / "kernels" / name / metadata["code_file"]).read_text(encoding="utf-8")
+        metadata["dataset_sources"] = [s for s in metadata["dataset_sources"] if s not in absent]
+        self.notes = read_metadata(folder / _NOTES) if (folder / _NOTES).exists() else {}
+        self.note = self.notes.get(self.reference, {})
+        others = [self.notes.get(s, {}).get("version") for s in metadata["kernel_sources"]]
+        if self.reference in metadata["kernel_sources"]:
+            others.pop(metadata["kernel_sources"].index(self.reference))
+        content = json.dumps([self.text, metadata, marks, others], sort_keys=True)
+        self.mark = hashlib.sha256(content.encode()).hexdigest()
+        account.set_subject(self.reference, "code")
+
+    def bring_output(self, seconds: float) -> str:
+        """Push the notebook where that is needed, wait for its end, fetch what it left.
+
+        Returns the command that sends the submission it left; "" where it left none.
+        """
+        # The same content is pushed again where it has ended with less than it should.
+        same = self.note.get("mark") == self.mark and self.note.get("left") in (None, *_DONE)
+        version = self._find_version() if same else None
+        if version is None:
+            version = self._push()
+        self._follow(version, seconds)
+        output = self.folder / "output" / self.reference.partition("/")[2]
+        self._fetch(version, output)
+        self._report(output)
+        submission = output / "submission.csv"
+        message = f"{output.name} version {version}" if version else output.name
+        sent = f'make submit FILE={submission} MESSAGE="{message}"'
+        return sent if submission.exists() else ""
+
+    def _write_note(self, **changes: Any) -> None:
+        self.notes[self.reference] = self.note = self.note | changes
+        write_json(self.folder / _NOTES, self.notes)
+
+    def _find_version(self) -> int | None:
+        """The version that was pushed; 0 for the latest, None where Kaggle never got it."""
+        if self.note.get("version"):
+            log.info(f"{self.reference}: version {self.note['version']} was pushed before.")
+            return self.note["version"]
+        latest = self._count_versions()  # the answer to the push was lost
+        return latest if latest > self.note.get("after", 0) else None
+
+    def _count_versions(self) -> int:
+        fields = _name_fields(self.reference)
+        found = self.account.find(
+            lambda kaggle: kaggle.kernels.kernels_api_client.get_kernel, **fields
+        )
+        return found.metadata.current_version_number if found and found.metadata else 0
+
+    def _push(self) -> int:
+        """Save and run a version, unless one is at work; return its number, 0 if not known."""
+        account, metadata, reference = self.account, self.metadata, self.reference
+        session = self._find_session()
+        if session and session.status.name in _AT_WORK:
+            log.info(f"{reference} was pushed before and is still running.")
+            return 0
+        # Before its first version a notebook has no output to continue from.
+        kernels = [
+            source for source in metadata["kernel_sources"] if session or source != reference
+        ]
+        after = self.note.get("version") or (self._count_versions() if session else 0)
+        self._write_note(mark=self.mark, after=after, version=None, left=None)
+        fields = metadata | {"kernel_sources": kernels}
+        answer = account.retry(lambda: _save_kernel(account, fields, self.text))
+        if answer.error:
+            reason = quote_reason(answer.error)
+            raise KaggleError(f"Kaggle did not take the notebook {reference}: {reason}.")
+        unknown = [
+            *answer.invalid_dataset_sources,
+            *answer.invalid_competition_sources,
+            *answer.invalid_kernel_sources,
+        ]
+        if unknown:
+            self._write_note(left="failed")
+            raise KaggleError(
+                f"Kaggle pushed {reference} without {', '.join(unknown)}, which it does not know: "
+                "push or join that first, cancel the notebook's run, and push it again."
+            )
+        self._write_note(version=answer.version_number)
+        log.info(f"{reference}: version {answer.version_number} is pushed: {answer.url}")
+        account.sleep(POLL_DELAY)  # the state asked for at once might be the last version's
+        return answer.version_number
+
+    def _find_session(self, version: int = 0) -> Any:
+        """Kaggle's description of a version of the notebook, by default of the last, or None."""
+        return self.account.find(
+            lambda kaggle: kaggle.kernels.kernels_api_client.get_kernel_session_status,
+            **_name_fields(self.reference, version),
+        )
+
+    def _follow(self, version: int, seconds: float) -> None:
+        """Wait until the version has ended. Raises `KaggleError` if it fails or takes longer."""
+        account, session = self.account, None
+
+        def ask() -> str:
+            nonlocal session
+            session = self._find_session(version)
+            return session.status.name if session else "QUEUED"
+
+        ends = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
+        state = account.poll_state(ask, ends, seconds)
+        if state == "COMPLETE":
+            return
+        if version:
+            self._write_note(left="failed")
+        if state == "CANCEL_ACKNOWLEDGED":
+            raise KaggleError(f"{self.reference} was cancelled: push it again.")
+        reason = quote_reason(session.failure_message) if session else "no reason given"
+        raise KaggleError(f"{self.reference} failed ({reason}): its log is at {account.page}.")
+
+    def _fetch(self, version: int, directory: Path) -> None:
+        """Download what the version left, and its log, to `directory`, in place of an earlier's."""
+        shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(parents=True)
+        text = ""
+        for page in self.account.iterate_pages(
+            lambda kaggle: kaggle.kernels.kernels_api_client.list_kernel_session_output,
+            **_name_fields(self.reference, version),
+        ):
+            for file in page.files:
+                target = (directory / file.file_name.replace("\0", "/../..")).resolve()
+                if directory.resolve() not in target.parents:
+                    outside = f"left a file outside its folder: {quote_reason(file.file_name)}"
+                    raise KaggleError(f"{self.reference} {outside}.")
+                if target.name not in _NOT_FETCHED:
+                    self.account.retry(partial(fetch_blob, file.url, target))
+            text = page.log or text
+        (directory / "log.txt").write_text(text, encoding="utf-8")
+        log.info(f"{self.reference}: its output is in {directory}")
+
+    def _report(self, directory: Path) -> None:
+        """Log and note what was left; raise `KaggleError` where that is less than it should be."""
+        path, reference = directory / "outcome.json", self.reference
+        if not path.exists():
+            self._write_note(left="failed")
+            raise KaggleError(f"{reference} left no outcome: read {directory}/log.txt.")
+        outcome = read_metadata(path, "left", "reason")
+        left, reason = str(outcome["left"]), quote_reason(str(outcome["reason"]))
+        if self.note.get("version"):
+            self._write_note(left=left)
+        if left == "training prior":
+            left = f"the training prior, not predictions ({reason})"
+            raise KaggleError(f"{reference} left {left}: do not submit it.")
+        if left == "unfinished":
+            raise KaggleError(
+                f"{reference} is not finished ({reason}): {AGAIN}, and it continues from there."
+            )
+        log.info(f"{reference} left {'a finished run' if left == 'finished' else left}.")
+        if outcome.get("filled"):
+            log.warning(
+                f"{reference}: {outcome['filled']} of {outcome.get('images')} images could not be "
+                "read and were filled in."
+            )
 
 
 def _save_kernel(account: Account, metadata: dict, text: str) -> Any:
@@ -121,75 +270,8 @@ _RENAMED = {
 }
 
 
-def _find_session(account: Account, reference: str) -> Any:
-    """Kaggle's description of the last version of a notebook, or None."""
-    return account.find(
-        lambda kaggle: kaggle.kernels.kernels_api_client.get_kernel_session_status,
-        **_name_fields(reference),
-    )
-
-
-def _name_fields(reference: str) -> dict[str, str]:
-    return dict(zip(("user_name", "kernel_slug"), reference.split("/"), strict=True))
-
-
-def _follow_kernel(account: Account, reference: str, seconds: float) -> None:
-    """Wait until the notebook has ended. Raises `KaggleError` where it fails or takes longer."""
-    account.set_subject(reference, "code")
-    session: Any = None
-
-    def ask() -> str:
-        nonlocal session
-        session = _find_session(account, reference)
-        return session.status.name if session else "QUEUED"
-
-    ends = ("COMPLETE", "ERROR", "CANCEL_ACKNOWLEDGED")
-    state = account.poll_state(ask, ends, seconds)
-    if state == "CANCEL_ACKNOWLEDGED":
-        raise KaggleError(f"{reference} was cancelled: push it again.")
-    if state == "ERROR":
-        reason = quote_reason(session.failure_message)
-        raise KaggleError(f"{reference} failed ({reason}): its log is at {account.page}.")
-
-
-def _fetch_output(account: Account, reference: str, directory: Path) -> None:
-    """Download what the notebook's last version left, and its log, to `directory`."""
-    account.set_subject(reference, "code")
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "outcome.json").unlink(missing_ok=True)  # an earlier version's
-    token, text = "", ""
-    while True:
-        page = account.call(
-            lambda kaggle: kaggle.kernels.kernels_api_client.list_kernel_session_output,
-            page_size=100,
-            page_token=token,
-            **_name_fields(reference),
-        )
-        for file in page.files:
-            target = (directory / file.file_name).resolve()
-            if not target.is_relative_to(directory.resolve()):
-                raise KaggleError(f"{reference} left a file outside its folder: {file.file_name}.")
-            if target.name not in _NOT_FETCHED:
-                account.retry(partial(fetch_blob, file.url, target))
-        token, text = page.next_page_token, page.log or text
-        if not token:
-            break
-    (directory / "log.txt").write_text(text, encoding="utf-8")
-    log.info(f"{reference}: its output is in {directory}")
-
-
-def _report_outcome(reference: str, directory: Path) -> None:
-    """Log what the notebook left; raise `KaggleError` where that is less than it should."""
-    path = directory / "outcome.json"
-    if not path.exists():
-        raise KaggleError(f"{reference} left no outcome: read {directory}/log.txt.")
-    outcome = read_metadata(path)
-    left, reason = outcome["left"], quote_reason(outcome["reason"])
-    if left == "training prior":
-        left = f"the training prior, not predictions ({reason})"
-        raise KaggleError(f"{reference} left {left}: do not submit it.")
-    if left == "unfinished":
-        raise KaggleError(
-            f"{reference} is not finished ({reason}): {AGAIN}, and it continues from there."
-        )
-    log.info(f"{reference} left {'a finished run' if left == 'finished' else left}.")
+def _name_fields(reference: str, version: int = 0) -> dict[str, str]:
+    """The fields of a request that name a notebook, or one version of it."""
+    owner, _, slug = reference.partition("/")
+    named = {"user_name": owner, "kernel_slug": slug}
+    return named | ({"version_label": f"v{version}"} if version else {})

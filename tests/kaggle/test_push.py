@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
+import time
 from collections import deque
 
 import pytest
 from kaggle_kernels_server import KernelsServer
 from kaggle_server import FOREVER
-from push_desk import Desk
+from push_desk import LEFT, Desk
 
 
 @pytest.fixture
@@ -24,7 +27,7 @@ def desk(tmp_path, server):
 
 def test_the_first_push_creates_the_datasets_and_fetches_the_submission(desk, server):
     server.kernel_states = deque(["QUEUED", "RUNNING", "RUNNING", "COMPLETE"])
-    outcome = desk.push()
+    outcome = desk.push("predict")
     assert outcome.code == 0, outcome.stderr
     assert server.count("CreateDataset") == 2
     assert server.count("CreateDatasetVersion") == 0
@@ -45,6 +48,116 @@ def test_the_first_push_creates_the_datasets_and_fetches_the_submission(desk, se
     assert not (output / "run").exists()  # checkpoints are of use on Kaggle alone
     assert "reader/hemorrhage-predict left predictions." in outcome.stdout
     assert outcome.waits == [10, 10, 15, 22.5]
+    assert outcome.stdout.splitlines()[-1] == (
+        f'make submit FILE={output}/submission.csv MESSAGE="hemorrhage-predict version 1"'
+    )
+
+
+def test_without_names_everything_that_was_built_is_pushed(desk, server):
+    for name in ("tonight", "train-classifier", "train-lstm"):
+        shutil.rmtree(desk.folder / "kernels" / name)
+    assert desk.push().code == 0
+    assert list(server.kernels) == ["reader/hemorrhage-predict"]
+
+
+def test_the_same_content_is_fetched_again_and_starts_no_second_session(desk, server):
+    """After a finished push, a failed fetch, a time that was over, Ctrl-C: one session."""
+    output = desk.folder / "output" / "hemorrhage-predict"
+    server.kernel_states = deque(["RUNNING"])
+    assert desk.push("predict", hours=0).code == 1
+    process = desk.start("predict", REAL_WAITS="1")
+    while server.count("GetKernelSessionStatus") < 4:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    process.communicate()
+    server.kernel_states = deque(["COMPLETE"])
+    server.fail("ListKernelSessionOutput", FOREVER, status=503)
+    assert desk.push("predict").code == 1
+    server.clear_faults()
+    for _ in range(2):
+        shutil.rmtree(output, ignore_errors=True)
+        outcome = desk.push("predict")
+        assert outcome.code == 0, outcome.stderr
+        assert "reader/hemorrhage-predict: version 1 was pushed before." in outcome.stdout
+        assert (output / "submission.csv").exists()
+    assert server.count("SaveKernel") == 1
+
+
+def test_another_content_is_another_version(desk, server):
+    assert desk.push("predict").code == 0
+    desk.write("weights", {"kit-run.json": b'{"other": 1}'})  # the notebook is as it was
+    assert desk.push("predict").code == 0
+    notebook = desk.folder / "kernels" / "predict" / "predict.ipynb"
+    notebook.write_text(notebook.read_text() + "\n")
+    assert desk.push("predict").code == 0
+    assert len(server.kernels["reader/hemorrhage-predict"]) == 3
+
+
+def test_the_lstm_is_trained_again_on_another_classifier(desk, server):
+    names = ("train-classifier", "train-lstm")
+    server.output["outcome.json"] = json.dumps({"left": "finished", "reason": ""}).encode()
+    for _ in range(2):
+        assert desk.push(*names).code == 0
+    assert [len(versions) for versions in server.kernels.values()] == [1, 1]
+    notebook = desk.folder / "kernels" / "train-classifier" / "train-classifier.ipynb"
+    notebook.write_text(notebook.read_text() + "\n")
+    assert desk.push(*names).code == 0
+    assert [len(versions) for versions in server.kernels.values()] == [2, 2]
+
+
+def test_a_version_is_followed_and_fetched_by_its_number(desk, server):
+    """The last version that ended is an older one, and its output is not taken for the new."""
+    server.kernels["reader/hemorrhage-predict"] = [{}]
+    server.outputs = {1: {"outcome.json": json.dumps(LEFT).encode(), "old.csv": b"old"}}
+    outcome = desk.push("predict")
+    assert outcome.code == 0, outcome.stderr
+    asked = server.find("GetKernelSessionStatus") + server.find("ListKernelSessionOutput")
+    labels = [request.fields.get("versionLabel") for request in asked]
+    assert labels == [None, *["v2"] * (len(labels) - 1)]
+    output = desk.folder / "output" / "hemorrhage-predict"
+    assert (output / "submission.csv").exists()
+    assert not (output / "old.csv").exists()
+
+
+def test_what_an_older_version_left_does_not_stay_beside_the_new(desk, server):
+    assert desk.push("predict").code == 0
+    server.outputs = {2: {"outcome.json": json.dumps(LEFT).encode()}}
+    desk.write("weights", {"kit-run.json": b'{"other": 1}'})
+    outcome = desk.push("predict")
+    assert outcome.code == 0, outcome.stderr
+    assert not (desk.folder / "output" / "hemorrhage-predict" / "submission.csv").exists()
+    assert "make submit" not in outcome.stdout
+
+
+def test_a_failed_version_is_pushed_again(desk, server):
+    for state in ("ERROR", "CANCEL_ACKNOWLEDGED", "COMPLETE"):
+        server.kernel_states = deque([state])
+        assert (desk.push("predict").code == 0) == (state == "COMPLETE")
+    assert len(server.kernels["reader/hemorrhage-predict"]) == 3
+
+
+def test_images_that_were_filled_in_are_told(desk, server):
+    left = LEFT | {"filled": 60_616, "images": 121_232}
+    server.output["outcome.json"] = json.dumps(left).encode()
+    outcome = desk.push("predict")
+    assert outcome.code == 0
+    assert "60616 of 121232 images could not be read and were filled in." in outcome.stderr
+
+
+@pytest.mark.parametrize("outcome", [b"[]", b"{", b'{"left": "predictions"}', b'{"reason": 1}'])
+def test_an_outcome_of_another_form_is_no_success(desk, server, outcome):
+    server.output["outcome.json"] = outcome
+    done = desk.push("predict")
+    assert done.code == 1
+    assert "outcome.json is damaged (" in done.sentence
+
+
+def test_a_stray_file_among_the_datasets_is_named(desk):
+    (desk.folder / "datasets" / ".DS_Store").write_bytes(b"\0")
+    outcome = desk.push("predict")
+    assert outcome.code == 1
+    stray = f"{desk.folder}/datasets/.DS_Store"
+    assert outcome.sentence == f"{stray} is no dataset that was built: remove it."
 
 
 def test_what_is_pushed_says_that_it_has_a_gpu_and_no_internet(desk, server):
@@ -102,9 +215,18 @@ def test_a_training_notebook_gets_its_own_output_from_the_second_version_on(desk
     assert lstm["kernelDataSources"] == [own]
 
 
+def test_nothing_is_pushed_without_initial_weights(desk, server):
+    outcome = desk.push("train-classifier", random_weights=False)
+    assert outcome.code == 1
+    assert outcome.sentence.startswith("There are no initial weights, without which the training")
+    assert server.kernels == server.datasets == {}
+    desk.write("backbone", {"backbone.safetensors": b"weights"})
+    outcome = desk.push("train-classifier", random_weights=False)
+    assert outcome.code == 0, outcome.stderr
+
+
 def test_initial_weights_are_attached_once_they_are_uploaded(desk, server):
-    outcome = desk.push("train-classifier")
-    assert "hemorrhage-backbone was never uploaded: the classifier begins" in outcome.stdout
+    assert desk.push("train-classifier").code == 0
     desk.write("backbone", {"backbone.safetensors": b"weights"})
     outcome = desk.push("train-classifier")
     assert outcome.code == 0, outcome.stderr
