@@ -61,15 +61,16 @@ docs: $(STAMP)  ## the API reference, from the docstrings, to docs/api/
 data: $(STAMP)  ## download the competition's files (180 GB zip, 431 GB unpacked) to data/
 	$(BIN)/kit download data
 
-submit: $(STAMP)  ## send FILE to Kaggle (MESSAGE=, SAMPLE=) and wait for its score
+submit: $(STAMP)  ## send FILE to Kaggle (MESSAGE=, SAMPLE=, DRY=1, AGAIN=1), wait for its score
 	@test -n "$(FILE)" || { echo "name the file: make submit FILE=runs/x/submission.csv"; exit 2; }
-	$(BIN)/kit submit "$(FILE)" --message "$(MESSAGE)" $(if $(SAMPLE),--sample "$(SAMPLE)")
+	$(BIN)/kit submit "$(FILE)" --message "$(MESSAGE)" $(if $(SAMPLE),--sample "$(SAMPLE)") $(if $(DRY),--dry-run) $(if $(AGAIN),--again)
 
-kernels: $(STAMP)  ## build the Kaggle notebooks and their datasets (KAGGLE_USER=, RUN=)
-	$(BIN)/kit kernels $(if $(RUN),--run $(RUN))
+kernels: $(STAMP)  ## build Kaggle notebooks (KAGGLE_USER=, RECIPE=, BACKBONE=FILE or RUN=)
+	$(BIN)/kit kernels $(if $(RUN),--run $(RUN)) $(if $(RECIPE),--recipe $(RECIPE)) \
+		$(if $(BACKBONE),--backbone $(BACKBONE)) $(if $(SYNTHETIC),--synthetic)
 
 push-kernels: $(STAMP)  ## upload the datasets, push the notebooks, fetch their output
-	$(BIN)/kit push-kernels
+	$(BIN)/kit push-kernels $(if $(RANDOM_WEIGHTS),--random-weights)
 
 clean:  ## remove what make demo and make study wrote
 	rm -rf $(DEMO) study

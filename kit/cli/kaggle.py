@@ -38,6 +38,19 @@ def download(options: argparse.Namespace) -> Result:
 
 
 @COMMANDS.add(
+    "fetch",
+    "download published weights by name, and check them",
+    argument("name", help="resnext101: the initial weights of the published classifier"),
+    argument("--out", type=Path, default=Path("weights"), help="the folder for NAME/FILE"),
+)
+def fetch(options: argparse.Namespace) -> Result:
+    from kit.models.fetch import fetch_release
+
+    paths = [str(path) for path in fetch_release(options.name, options.out)]
+    return Result("\n".join(paths), {"files": paths})
+
+
+@COMMANDS.add(
     "submit",
     "send a submission to Kaggle and wait for its score",
     argument("csv", type=Path, help="a submission file"),
@@ -46,6 +59,7 @@ def download(options: argparse.Namespace) -> Result:
     _add_competition,
     argument("--timeout", type=float, default=1800, help="seconds to wait for the score"),
     argument("--dry-run", action="store_true", help="validate only, send nothing"),
+    argument("--again", action="store_true", help="send a file that Kaggle rejected once more"),
 )
 def submit(options: argparse.Namespace) -> Result:
     from kit.kaggle.submit import submit
@@ -57,6 +71,7 @@ def submit(options: argparse.Namespace) -> Result:
         competition=options.competition,
         timeout=options.timeout,
         dry_run=options.dry_run,
+        again=options.again,
     )
     return Result("", entry)
 
@@ -68,13 +83,27 @@ def submit(options: argparse.Namespace) -> Result:
     argument("--run", type=Path, nargs="+", help="finished runs, each with other folds"),
     argument("--fold", type=int, default=0, help="the fold that the training notebooks train"),
     argument("--backbone", type=Path, help="initial weights, a .safetensors file"),
+    argument("--recipe", default="tonight", help="what the training notebooks train"),
+    argument("--synthetic", action="store_true", help="also runs on synthetic data"),
 )
 def build_notebooks(options: argparse.Namespace) -> Result:
     from kit.kaggle.build import BUILD, build_kernels
 
-    build_kernels(options.user, options.run, options.fold, options.backbone)
-    text = f"{BUILD}: datasets and notebooks, ready for `kit push-kernels`"
-    return Result(text, {"folder": str(BUILD)})
+    built = build_kernels(
+        options.user,
+        options.run,
+        options.fold,
+        options.backbone,
+        options.recipe,
+        options.synthetic,
+    )
+    lines = [f"{size / 1e6:9.1f} MB  {name}" for name, size in built.items()]
+    if not options.run and options.backbone is None:
+        lines.append(
+            "Without initial weights: `kit fetch resnext101`, and build with BACKBONE=FILE."
+        )
+    lines.append(f"Next: make push-kernels KAGGLE_USER={options.user}")
+    return Result("\n".join(lines), {"folder": str(BUILD), "bytes": built})
 
 
 @COMMANDS.add(
@@ -83,15 +112,15 @@ def build_notebooks(options: argparse.Namespace) -> Result:
     argument(
         "names",
         nargs="*",
-        help="any of train-classifier, train-lstm, predict; default: predict if "
-        "weights were built, otherwise the other two",
+        help="any of tonight, train-classifier, train-lstm, predict; default: those built",
     ),
+    argument("--random-weights", action="store_true", help="train without initial weights"),
     argument("--hours", type=float, default=13, help="how long to follow a notebook"),
 )
 def push_notebooks(options: argparse.Namespace) -> None:
     from kit.kaggle.push import push
 
-    push(options.names, hours=options.hours)
+    push(options.names, hours=options.hours, random_weights=options.random_weights)
 
 
 @COMMANDS.add("submissions", "compare the ledger with what Kaggle knows", _add_competition)

@@ -1,7 +1,7 @@
 """The Kaggle notebooks and the datasets they need, built into a folder ready to be pushed.
 
 FOLDER/datasets/{wheels,weights,backbone}/   each with its dataset-metadata.json
-FOLDER/kernels/{predict,train-classifier,train-lstm}/   notebook and kernel-metadata.json
+FOLDER/kernels/{tonight,train-classifier,train-lstm,predict}/   notebook and kernel-metadata.json
 """
 
 from __future__ import annotations
@@ -17,12 +17,15 @@ import sys
 import tempfile
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
+import kit
 from kit import KitError
 from kit.files import write_json
 from kit.progress import log
 
 BUILD = Path("build/kaggle")
-NOTEBOOKS = ("train-classifier", "train-lstm", "predict")
+NOTEBOOKS = ("tonight", "train-classifier", "train-lstm", "predict")
 REQUIREMENTS = "kit-requirements.txt"  # the file by which the notebooks find the wheels
 BACKBONE = "backbone.safetensors"  # the file by which train-classifier finds initial weights
 DECODERS = ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
@@ -41,46 +44,92 @@ def build_kernels(
     runs: list[Path] | None = None,
     fold: int = 0,
     backbone: Path | None = None,
+    recipe: str = "tonight",
+    synthetic: bool = False,
     folder: Path = BUILD,
     project: Path = Path(),
-) -> None:
+) -> dict[str, int]:
     """Build wheels, notebooks and, where given, the weights of `runs` and the `backbone`.
 
-    `user` owns everything on Kaggle; the training notebooks train `fold`. Raises `BuildError`
-    where `project` is not the project's folder or `user` is no Kaggle user name.
+    With `runs`, the notebook that predicts by them; else those that train `recipe` (a single
+    `fold` of it, but for `tonight`). `user` owns everything on Kaggle. Returns what was built, with
+    its bytes. An earlier build is replaced in the end. Raises `BuildError` for inputs that cannot
+    be used, among them runs on synthetic data unless `synthetic`.
     """
+    from kit.recipes import find_recipe
+    from kit.runs.directory import Run
+    from kit.runs.export import export_runs
+
     if not re.fullmatch(r"[A-Za-z0-9_-]+", user):
         raise BuildError(f"KAGGLE_USER is {user!r}: set it to your Kaggle user name")
     if not (project / "kernels").is_dir() or not (project / "setup.py").is_file():
         raise BuildError(f"{project.absolute()} is not the project's folder: run this from there")
-    for name in ("datasets", "kernels"):  # the fetched output beside them stays
-        shutil.rmtree(folder / name, ignore_errors=True)
-    datasets = folder / "datasets"
-    build_wheels(project, datasets / "wheels")
-    if runs:
-        from kit.runs.directory import Run
-        from kit.runs.export import export_runs
+    find_recipe(recipe)
+    for stray in [*folder.glob("datasets/*"), *folder.glob("kernels/*")]:
+        if not stray.is_dir():
+            raise BuildError(f"{stray} is not of an earlier build: move it away")
+    _check_runs(runs or [], synthetic)
+    names = ["predict"] if runs else ["train-classifier", "train-lstm"]
+    names = ["tonight"] if not runs and recipe == "tonight" else names
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as scratch:
+        datasets, kernels = Path(scratch) / "datasets", Path(scratch) / "kernels"
+        if backbone:
+            (datasets / "backbone").mkdir(parents=True)
+            _copy_backbone(backbone, datasets / "backbone" / BACKBONE)
+        if runs:
+            export_runs([Run(run) for run in runs], datasets / "weights")
+        build_wheels(project, datasets / "wheels")
+        for dataset in datasets.iterdir():
+            name = name_dataset(dataset.name)
+            metadata = {"id": f"{user}/{name}", "title": name, "licenses": [{"name": "other"}]}
+            write_json(dataset / "dataset-metadata.json", metadata)
+        for name in names:
+            build_kernel(project / "kernels" / name, kernels / name, user, fold, recipe)
+        for built in (datasets, kernels):  # the fetched output beside them stays
+            shutil.rmtree(folder / built.name, ignore_errors=True)
+            built.rename(folder / built.name)
+    places = sorted([*folder.glob("datasets/*"), *folder.glob("kernels/*")])
+    return {
+        str(place): sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+        for place in places
+    }
 
-        export_runs([Run(run) for run in runs], datasets / "weights")
-    if backbone:
-        (datasets / "backbone").mkdir()
-        shutil.copyfile(backbone, datasets / "backbone" / BACKBONE)
-    for dataset in datasets.iterdir():
-        name = name_dataset(dataset.name)
-        metadata = {"id": f"{user}/{name}", "title": name, "licenses": [{"name": "other"}]}
-        write_json(dataset / "dataset-metadata.json", metadata)
-    for name in NOTEBOOKS:
-        build_kernel(project / "kernels" / name, folder / "kernels" / name, user, fold)
+
+def _check_runs(runs: list[Path], synthetic: bool) -> None:
+    from kit.phantom.write import TRUTH_FILE
+    from kit.runs.directory import Run, read_config, read_recipe
+
+    for path in runs:
+        config = read_config(Run(path))
+        truth = Path(config.get("data", "")) / TRUTH_FILE
+        if not synthetic and (read_recipe(Run(path)).name == "demo" or truth.exists()):
+            raise BuildError(
+                f"{path} was trained on synthetic heads, and its predictions of the real ones mean "
+                "nothing; --synthetic builds it all the same"
+            )
 
 
-def build_kernel(source: Path, folder: Path, user: str, fold: int = 0) -> None:
-    """Write a notebook and its metadata, with user and fold filled in, to `folder`."""
+def _copy_backbone(source: Path, target: Path) -> None:
+    try:
+        with safe_open(source, "pt") as weights:
+            weights.keys()
+    except (SafetensorError, OSError) as error:
+        raise BuildError(f"{source}: not a .safetensors file of weights ({error})") from error
+    shutil.copyfile(source, target)
+
+
+def build_kernel(
+    source: Path, folder: Path, user: str, fold: int = 0, recipe: str = "blog"
+) -> None:
+    """Write a notebook and its metadata, with user, fold and recipe filled in, to `folder`."""
     folder.mkdir(parents=True)
     text = (source / "kernel-metadata.json").read_text(encoding="utf-8")
     metadata = json.loads(text.replace("{user}", user).replace("{fold}", str(fold)))
     write_json(folder / "kernel-metadata.json", metadata)
     script = (source / f"{source.name}.py").read_text(encoding="utf-8")
-    parameters = {"FOLD": fold} if "\nFOLD = " in script else {}
+    values = {"FOLD": fold, "RECIPE": recipe, "KIT": kit.__version__}
+    parameters = {name: values[name] for name in values if f"\n{name} = " in script}
     notebook = render_notebook(script, parameters)
     (folder / metadata["code_file"]).write_text(notebook, encoding="utf-8")
 
@@ -88,17 +137,20 @@ def build_kernel(source: Path, folder: Path, user: str, fold: int = 0) -> None:
 def render_notebook(script: str, parameters: dict | None = None) -> str:
     """A percent-format script as a notebook's JSON; the same script gives the same bytes.
 
-    `parameters` replace the right sides of assignments in the cell that begins with
+    `parameters` replace the right sides of assignments in cells that begin with
     `# %% tags=["parameters"]`. Raises `BuildError` where there is no such assignment.
     """
     import jupytext
 
     notebook = jupytext.reads(script, fmt="py:percent")
+    left = dict(parameters or {})
     for number, cell in enumerate(notebook.cells):
         if "parameters" in cell.metadata.get("tags", ()):
-            cell.source = _set_parameters(cell.source, parameters or {})
+            cell.source = _set_parameters(cell.source, left)
         # jupytext gives a cell another id each time.
         cell.id = hashlib.sha256(f"{number}\n{cell.source}".encode()).hexdigest()[:12]
+    if left:
+        raise BuildError(f"the notebook has no parameter {min(left)}")
     kernelspec = {"display_name": "Python 3", "language": "python", "name": "python3"}
     notebook.metadata = {"kernelspec": kernelspec, "language_info": {"name": "python"}}
     return jupytext.writes(notebook, fmt="ipynb") + "\n"
@@ -169,10 +221,11 @@ def _read_version(wheel: Path) -> str:
     return wheel.name.split("-")[1]
 
 
-def _set_parameters(source: str, parameters: dict) -> str:
-    for name, value in parameters.items():
-        assignment = f"{name} = {value!r}".replace("\\", r"\\")
-        source, count = re.subn(rf"^{name} = .*$", assignment, source, flags=re.MULTILINE)
-        if count != 1:
-            raise BuildError(f"the notebook has no parameter {name}")
+def _set_parameters(source: str, left: dict) -> str:
+    """Set those of the parameters `left` that the cell assigns, and take them out."""
+    for name in list(left):
+        found = re.search(rf"^{name} = .*?(?=  #|$)", source, re.MULTILINE)
+        if found:
+            value = f"{name} = {left.pop(name)!r}"
+            source = source[: found.start()] + value + source[found.end() :]
     return source

@@ -19,13 +19,19 @@ SLUG = "rsna-intracranial-hemorrhage-detection"
             "download.download_competition",
             [Path("data"), "other", ["a", "b"]],
         ),
-        (["kernels"], "build.build_kernels", ["reader", None, 0, None]),
+        (["kernels"], "build.build_kernels", ["reader", None, 0, None, "tonight", False]),
         (
             ["kernels", "--user", "me", "--run", "a", "b", "--fold", "2", "--backbone", "w"],
             "build.build_kernels",
-            ["me", [Path("a"), Path("b")], 2, Path("w")],
+            ["me", [Path("a"), Path("b")], 2, Path("w"), "tonight", False],
         ),
-        (["push-kernels", "predict", "--hours", "2"], "push.push", [["predict"], 2.0]),
+        (
+            ["kernels", "--recipe", "single", "--synthetic"],
+            "build.build_kernels",
+            ["reader", None, 0, None, "single", True],
+        ),
+        (["push-kernels", "predict", "--hours", "2"], "push.push", [["predict"], 2.0, False]),
+        (["push-kernels", "--random-weights"], "push.push", [[], 13, True]),
         (["submissions"], "ledger.list_submissions", [SLUG]),
     ],
 )
@@ -34,7 +40,7 @@ def test_flags_arrive_where_they_are_used(words, target, expected, monkeypatch):
 
     def record(*arguments, **options):
         calls.append([*arguments, *options.values()])
-        return []
+        return {}
 
     monkeypatch.setenv("KAGGLE_USER", "reader")
     monkeypatch.setattr(f"kit.kaggle.{target}", record)
@@ -53,4 +59,5 @@ def test_a_submission_is_described_by_its_message_and_timed(monkeypatch, capsys)
     assert main(["submit", "s.csv", "--message", "try", "--timeout", "5", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"status": "COMPLETE"}
     options = {"sample": None, "competition": SLUG, "timeout": 5.0, "dry_run": False}
+    options["again"] = False
     assert calls == [(Path("s.csv"), "try", options)]

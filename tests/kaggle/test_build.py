@@ -11,9 +11,12 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from conftest import ROOT
+from safetensors.torch import save_file
 
 import kit
+from kit import KitError
 from kit.kaggle import build as notebooks
 from kit.kaggle.build import (
     NOTEBOOKS,
@@ -114,7 +117,7 @@ def test_the_built_notebook_is_that_of_its_source(name):
     notebook = nbformat.reads(built, as_version=4)
     nbformat.validate(notebook)
     assert len(notebook.cells) <= 6
-    assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 12
+    assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 16
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -122,7 +125,7 @@ def test_cells_hold_no_logic_but_calls_into_kit(name):
     """All but the installation, which is the same in every notebook."""
     text = (ROOT / "kernels" / name / f"{name}.py").read_text(encoding="utf-8")
     cells = [cell.source for cell in nbformat.reads(render_notebook(text), 4).cells]
-    install = [cell for cell in cells if "pip" in cell]
+    install = [cell for cell in cells if "pip install" in cell or "pip = [" in cell]
     predict = (ROOT / "kernels" / "predict" / "predict.py").read_text(encoding="utf-8")
     assert len(install) == 1
     assert install[0] in predict
@@ -174,18 +177,79 @@ def test_the_fold_reaches_notebook_slug_and_sources(tmp_path):
     assert notebook.cells[2].source.splitlines()[0] == "FOLD = 2"
 
 
+def test_recipe_and_version_reach_the_notebook(tmp_path):
+    source = _copy_kernel("tonight", tmp_path)
+    build_kernel(source, tmp_path / "built", "me", recipe="single")
+    cells = nbformat.read(tmp_path / "built" / "tonight.ipynb", 4).cells
+    assert f"KIT = {kit.__version__!r}  # the version" in cells[1].source
+    assert cells[2].source.splitlines()[0] == "RECIPE = 'single'"
+
+
 def test_a_rebuild_has_the_same_bytes(project, tmp_path, offline, small_run):
     first, second = tmp_path / "first", tmp_path / "second"
-    build_kernels("reader", [small_run.path], folder=first, project=project)
+    build_kernels("reader", [small_run.path], synthetic=True, folder=first, project=project)
     (second / "output").mkdir(parents=True)
     (second / "output" / "kept").touch()
     (second / "datasets" / "stale").mkdir(parents=True)
-    build_kernels("reader", [small_run.path], folder=second, project=project)
+    listed = build_kernels(
+        "reader", [small_run.path], synthetic=True, folder=second, project=project
+    )
     assert (second / "output" / "kept").exists()  # what was fetched is not built
     shutil.rmtree(second / "output")
     built = _hash_tree(first)
     assert built == _hash_tree(second)
-    assert {name.split("/")[1] for name in built} == {"wheels", "weights", *NOTEBOOKS}
+    assert {name.split("/")[1] for name in built} == {"wheels", "weights", "predict"}
+    assert listed == {
+        str(place): sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+        for place in second.glob("*/*")
+    }
+
+
+@pytest.mark.parametrize(
+    ("recipe", "names"),
+    [("tonight", {"tonight"}), ("single", {"train-classifier", "train-lstm"})],
+)
+def test_the_recipe_chooses_the_notebooks(recipe, names, project, tmp_path, offline):
+    backbone = tmp_path / "w.safetensors"
+    save_file({"a": torch.zeros(3)}, backbone)
+    built = tmp_path / "built"
+    build_kernels("me", recipe=recipe, backbone=backbone, folder=built, project=project)
+    assert {path.name for path in (built / "kernels").iterdir()} == names
+    copied = built / "datasets" / "backbone" / "backbone.safetensors"
+    assert copied.read_bytes() == backbone.read_bytes()
+
+
+def test_inputs_that_cannot_be_used_leave_the_earlier_build(
+    project, tmp_path, offline, small_run, copied_run
+):
+    built = tmp_path / "built"
+    build_kernels("me", folder=built, project=project)
+    before = _hash_tree(built)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"\x08")
+    nothing = tmp_path / "nothing.safetensors"
+    for wrong, reason in (
+        ({"backbone": broken}, "broken.safetensors: not a .safetensors file"),
+        ({"backbone": nothing}, "nothing.safetensors: not a .safetensors file"),
+        ({"recipe": "tonite"}, "there is no recipe 'tonite'; there are"),
+        ({"runs": [tmp_path / "no"]}, "no: there is no run here"),
+        ({"runs": [copied_run.path], "synthetic": True}, "is missing: the run"),
+        ({"runs": [small_run.path]}, "was trained on synthetic heads, and its predictions of the"),
+    ):
+        with pytest.raises(KitError, match=reason):
+            build_kernels("me", **wrong, folder=built, project=project)
+        assert _hash_tree(built) == before
+        assert {path.name for path in built.iterdir()} == {"datasets", "kernels"}
+
+
+@pytest.mark.parametrize("place", ["datasets", "kernels"])
+def test_a_stray_file_in_the_earlier_build_is_named_and_kept(place, project, tmp_path, offline):
+    stray = tmp_path / "built" / place / "notes.txt"
+    stray.parent.mkdir(parents=True)
+    stray.write_text("mine")
+    with pytest.raises(BuildError, match=r"notes\.txt is not of an earlier build: move it away"):
+        build_kernels("me", folder=tmp_path / "built", project=project)
+    assert stray.read_text() == "mine"
 
 
 def test_building_writes_nothing_into_the_source_folder(project, tmp_path, offline):
