@@ -1,9 +1,12 @@
 """The commands that talk to Kaggle: what they hand to `kit.kaggle`, without a connection."""
 
 import json
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 from kit.cli.commands import main
 
@@ -61,3 +64,24 @@ def test_a_submission_is_described_by_its_message_and_timed(monkeypatch, capsys)
     options = {"sample": None, "competition": SLUG, "timeout": 5.0, "dry_run": False}
     options["again"] = False
     assert calls == [(Path("s.csv"), "try", options)]
+
+
+@pytest.mark.parametrize(
+    ("target", "words"),
+    [
+        ("submit FILE=a.csv MESSAGE=m DRY=1", "submit a.csv --message m --dry-run"),
+        (
+            "submit FILE=a.csv MESSAGE=m SAMPLE=s.csv AGAIN=1",
+            "submit a.csv --message m --sample s.csv --again",
+        ),
+        ("kernels RECIPE=single BACKBONE=w", "kernels --recipe single --backbone w"),
+        ("kernels RUN=r SYNTHETIC=1", "kernels --run r --synthetic"),
+        ("push-kernels", "push-kernels"),
+        ("push-kernels RANDOM_WEIGHTS=1", "push-kernels --random-weights"),
+    ],
+)
+def test_make_passes_its_variables_on(target, words):
+    command = ["make", "-n", "VENV=v", "-o", "v/.kit-installed", *target.split()]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    called = done.stdout.replace("\\\n", " ").splitlines()[-1]
+    assert shlex.split(called) == ["v/bin/kit", *words.split()]
