@@ -84,3 +84,6 @@ WORKERS = argument(
     type=_parse_workers,
     help="worker processes on this machine (default: CPU cores - 1)",
 )
+HOURS = argument(
+    "--hours", type=float, help="stop in time, saved, with exit code 3; the same command continues"
+)

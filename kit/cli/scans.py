@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from kit import InputError
 from kit.cli.registry import (
     DATA,
+    HOURS,
     RUN_FLAG,
     WORKERS,
     Commands,
@@ -18,6 +19,7 @@ from kit.cli.registry import (
     require_data,
     require_runs,
 )
+from kit.cli.work import set_deadline
 
 if TYPE_CHECKING:
     from kit.runs.prediction import Predictions
@@ -157,6 +159,7 @@ def explain(options: argparse.Namespace) -> Result:
     DATA,
     RUN_FLAG,
     argument("--out", type=Path, required=True, help="the submission to write"),
+    HOURS,
     WORKERS,
 )
 def predict_test(options: argparse.Namespace) -> Result:
@@ -173,5 +176,12 @@ def predict_test(options: argparse.Namespace) -> Result:
     run, out = options.run, options.out
     limit_threads(recipe.classifier.image_size)
     with join_processes():
-        predict_competition(options.data, run, out, read_prior(run), workers=options.workers)
+        predict_competition(
+            options.data,
+            run,
+            out,
+            read_prior(run),
+            workers=options.workers,
+            deadline=set_deadline(options.hours),
+        )
     return Result(str(out), {"submission": str(out)})

@@ -11,6 +11,7 @@ from kit import InputError
 from kit.cli import flags
 from kit.cli.registry import (
     DATA,
+    HOURS,
     RUN,
     RUN_FLAG,
     WORKERS,
@@ -42,9 +43,6 @@ _FOLD_TABLE = argument(
 )
 _NEW_RUN = (DATA, RUN_FLAG, _FOLD_TABLE, WORKERS, flags.add_recipe)
 _FOLD = argument("--fold", help="one fold: a number, or all (default: every fold of the recipe)")
-_HOURS = argument(
-    "--hours", type=float, help="stop in time, saved, with exit code 3; the same command continues"
-)
 
 
 @COMMANDS.add(
@@ -88,7 +86,7 @@ def plan_run(options: argparse.Namespace) -> Result:
     return Result(format_plan(description), description)
 
 
-@COMMANDS.add("run", "run all stages: from data to submission and report", *_NEW_RUN, _HOURS)
+@COMMANDS.add("run", "run all stages: from data to submission and report", *_NEW_RUN, HOURS)
 def run_all(options: argparse.Namespace) -> Result:
     recipe = read_new(options)
 
@@ -143,14 +141,12 @@ def index(options: argparse.Namespace) -> Result:
     )
 
 
-@COMMANDS.add(
-    "train-classifier", "stage 2: train the slice classifier", RUN, _FOLD, _HOURS, WORKERS
-)
+@COMMANDS.add("train-classifier", "stage 2: train the slice classifier", RUN, _FOLD, HOURS, WORKERS)
 def train_classifier(options: argparse.Namespace) -> Result:
     return _run_stage("train-classifier", options, workers=options.workers)
 
 
-@COMMANDS.add("embed", "stage 3: embed every slice", RUN, _FOLD, _HOURS, WORKERS)
+@COMMANDS.add("embed", "stage 3: embed every slice", RUN, _FOLD, HOURS, WORKERS)
 def embed(options: argparse.Namespace) -> Result:
     return _run_stage("embed", options, workers=options.workers)
 
@@ -179,7 +175,7 @@ def import_published(options: argparse.Namespace) -> Result:
     RUN,
     _FOLD,
     argument("--epoch", type=int, help="one classifier epoch, on whose embeddings to train"),
-    _HOURS,
+    HOURS,
 )
 def train_lstm(options: argparse.Namespace) -> Result:
     folds = _choose_folds(options)

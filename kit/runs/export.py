@@ -115,6 +115,12 @@ def _read_manifest(path: Path) -> dict:
         possible = all(0 <= manifest["prior"][label] <= 1 for label in LABELS)
         if not possible or not isinstance(manifest["sha256"], dict):
             raise ValueError("its values are not what kit writes")
+        score = manifest["out_of_fold"]
+        if not (score is None or isinstance(score, float)):
+            raise ValueError("its out_of_fold is no number")
+        lacking = {"recipe", "folds"} - manifest.keys()
+        if lacking:
+            raise KeyError(*lacking)
         return manifest
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise RunError(f"{path}: not a manifest of weights ({error})") from error

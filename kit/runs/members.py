@@ -26,7 +26,11 @@ _FEW = 5  # passes of a slice, which take no minute either
 
 
 def embed_members(
-    slices: pd.DataFrame, members: dict[Path, list[Path]], directory: Path, workers: int | None
+    slices: pd.DataFrame,
+    members: dict[Path, list[Path]],
+    directory: Path,
+    workers: int | None,
+    deadline: float | None = None,
 ) -> list[EmbeddingStore]:
     """Embed `slices` by each classifier of `members`, into stores below `directory`.
 
@@ -41,6 +45,7 @@ def embed_members(
             choose_device(),
             choose_workers(workers),
             description=f"Embeddings {number}/{len(members)}",
+            deadline=deadline,
         )
         for number, weights in enumerate(members, start=1)
     ]

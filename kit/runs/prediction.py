@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import shutil
 import tempfile
 import time
 from collections.abc import Iterator
@@ -193,15 +194,21 @@ def write_predictions(
 
 
 def predict_competition(
-    data: Path, run: Run, out: Path, prior: np.ndarray, *, workers: int | None = None
+    data: Path,
+    run: Run,
+    out: Path,
+    prior: np.ndarray,
+    *,
+    workers: int | None = None,
+    deadline: float | None = None,
 ) -> None:
     """Predict the competition's test part by all members of a run; write the submission `out`.
 
     Images of which nothing is known get `prior` (6,). Beside `out`: `*.parquet`, the slice table
     with the probabilities, `*.skipped.csv` and `*.filled.csv`. Under `torchrun` each process
     embeds its part. A second call continues the first. Raises `FileNotFoundError` where the test
-    part or the sample submission is missing, and otherwise as `predict_scans`; an earlier `out`
-    then stays as it was.
+    part or the sample submission is missing, `OutOfTime` past `time.monotonic`'s `deadline`, and
+    otherwise as `predict_scans`; an earlier `out` then stays as it was.
     """
     members = load_model(run.path).members
     files = find_competition(data, train=False)
@@ -214,12 +221,13 @@ def predict_competition(
         if rank() == 0 and not (open_work(work, source) and table.exists()):
             slices, skipped = restart_once(index_files)(files.test, str(data), workers, unique=True)
             _refuse_empty(data, slices, skipped)
-            write_frame(rest, skipped)
+            write_frame(work / "skipped.csv", skipped)
             write_frame(table, slices)
         wait_for_all()
         slices = read_placed(table)
-        stores = embed_members(slices, members, work, workers)
+        stores = embed_members(slices, members, work, workers, deadline)
         if rank() == 0:
+            shutil.copyfile(work / "skipped.csv", rest)
             note_unreadable(rest, slices, stores[0])
             probabilities, _ = bag_members(slices, members, stores)
             _write_competition(out, slices, probabilities, files.sample, prior)
