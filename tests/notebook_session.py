@@ -46,7 +46,7 @@ class Session:
         shutil.copytree(source, target)
         return target
 
-    def run(self, interpreter: Path, name: str, parameters: dict | None = None):
+    def run(self, interpreter: Path, name: str, parameters: dict | None = None, processes: int = 1):
         """Run the notebook `name`; (exit code, all that its cells printed)."""
         self.working.mkdir()
         (self.folder / "tmp").mkdir(exist_ok=True)
@@ -62,6 +62,7 @@ class Session:
             "KIT_INPUT": str(self.input),
             "TMPDIR": str(self.folder.parent),
             "OMP_NUM_THREADS": "1",
+            "KIT_PROCESSES": str(processes),
             "PYTHONDONTWRITEBYTECODE": "1",
             "JUPYTER_PLATFORM_DIRS": "1",
         }

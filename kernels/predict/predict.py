@@ -2,28 +2,36 @@
 # # Intracranial hemorrhage: predict the test part
 #
 # From the competition's DICOM files to `submission.csv`, by trained weights, on every GPU and
-# without internet. Attach the competition, the wheels and the weights. Not a medical device.
+# without internet. Attach the competition, the wheels and the weights. When its hours are over it
+# stops; pushed again, it goes on from its own output. Not a medical device.
 
-# %%
+# %% tags=["parameters"]
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+KIT = ""  # the version that this notebook was built with
 ROOT, MARKER = Path(os.environ.get("KIT_INPUT", "/kaggle/input")), "kit-requirements.txt"
 found = [*ROOT.glob(f"*/{MARKER}"), *ROOT.glob(f"datasets/*/*/{MARKER}")]
 if not found:
     sys.exit(f"No wheel of kit is attached: add the dataset with {MARKER} to the inputs.")
-pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-installed = subprocess.run([*pip, "--find-links", found[0].parent, "-r", found[0]], check=True)
+if KIT and f"kit=={KIT}" not in found[0].read_text().split():
+    sys.exit(f"The wheel in {found[0].parent} is not of kit {KIT}: build and push both again.")
+pip = [sys.executable, "-m", "pip", "install", "--no-index", "--no-deps", "--find-links"]
+installed = subprocess.run([*pip, found[0].parent, "-r", found[0]], capture_output=True, text=True)
+if installed.returncode:
+    sys.exit(f"The wheels in {found[0].parent} cannot be installed: {installed.stderr[-300:]}")
 
-# %%
+# %% tags=["parameters"]
 from kit import kernels
+
+HOURS = 11.0
 
 prediction = kernels.prepare_prediction()
 
 # %%
-kernels.predict(prediction)
+kernels.predict(prediction, HOURS)
 
 # %%
 kernels.tabulate_labels(prediction)

@@ -11,11 +11,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+
+def describe_death(command: str, number: int) -> str:
+    """The sentence for a command that was ended by the signal `number`."""
+    cause = ": the memory was probably full" if number == signal.SIGKILL else ""
+    return f"kit {command} was killed by signal {number}{cause}."
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -34,8 +41,11 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         elastic_launch(config, sys.executable)("-m", "kit", *options.command)
     except ChildFailedError as error:
-        # The others were ended by a signal, which is a negative code.
-        return max(1, *(failure.exitcode for failure in error.failures.values()))
+        # A negative code is a signal; the others are ended by one as soon as the first has failed.
+        codes = [failure.exitcode for failure in error.failures.values()]
+        if max(codes) < 0:
+            print(f"kit: {describe_death(options.command[0], -codes[0])}", file=sys.stderr)
+        return max(1, *codes)
     return 0
 
 

@@ -5,6 +5,7 @@ from kit.kernels.cells import (
     prepare_prediction,
     show_slices,
     tabulate_labels,
+    tonight,
     train_classifier,
     train_lstm,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "prepare_prediction",
     "show_slices",
     "tabulate_labels",
+    "tonight",
     "train_classifier",
     "train_lstm",
 ]

@@ -14,15 +14,25 @@ import pandas as pd
 import torch
 
 from kit.competition import LABELS, TRAINING_PRIOR, read_submission
+from kit.ensemble import name_columns
 from kit.files import write_json
 from kit.kernels import launch
-from kit.kernels.inputs import KernelError, find_data, find_marked, link_input, restore_run
+from kit.kernels.inputs import (
+    KernelError,
+    copy_files,
+    find_data,
+    find_marked,
+    link_input,
+    restore_run,
+)
 from kit.processes import count_cores
 from kit.progress import show_messages
 from kit.recipes import format_flags
-from kit.runs.directory import Run, RunError
-from kit.runs.export import MANIFEST, check_export
+from kit.runs.directory import Run, RunError, list_folds, read_recipe
+from kit.runs.export import MANIFEST, check_export, read_prior
+from kit.runs.metrics import read_out_of_fold
 from kit.runs.provenance import describe_provenance, read_provenance
+from kit.runs.tables import read_predicted
 from kit.slices.competition_files import SAMPLE_FILE, find_competition
 from kit.submission import read_sample, validate_submission, write_submission
 from kit.training.loop import OutOfTime
@@ -30,17 +40,25 @@ from kit.training.loop import OutOfTime
 _OUTCOME = "outcome.json"  # how a notebook ended, read by `kit push-kernels`
 BACKBONE = "backbone.safetensors"  # initial weights, in a dataset of their own
 RUN = "run"  # the run directory in the output of a training notebook
+WORK = "work"  # in the output of a prediction that stopped in time: what it had embedded
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """The inputs of a prediction and the submission that it writes."""
+    """The inputs of a notebook that predicts, and the submission that it writes."""
 
     data: Path
     run: Run
-    prior: np.ndarray  # (6,), of the training part by the manifest
+    prior: np.ndarray  # (6,), of the training part
     sample: Path
     submission: Path
+    score: float | None = None  # held out
+
+    @property
+    def filled(self) -> int:
+        """How many images could not be read and were filled in."""
+        path = self.submission.with_name(f"{self.submission.stem}.filled.csv")
+        return len(pd.read_csv(path)) if path.exists() else 0
 
 
 def prepare_prediction(
@@ -50,6 +68,72 @@ def prepare_prediction(
 
     Raises `KernelError` with one sentence that says what is missing and what to do.
     """
+    data, sample = _open_competition(root, submission)
+    weights = find_marked(MANIFEST, root)
+    if len(weights) != 1:
+        raise KernelError(
+            f"{len(weights) or 'No'} sets of trained weights are attached: attach exactly one "
+            f"dataset with {MANIFEST} in it; {submission} holds the training prior alone."
+        )
+    run = Run(weights[0])
+    try:
+        manifest, prior = check_export(run.path), read_prior(run)
+    except RunError as error:
+        raise KernelError(f"{error}; {submission} holds the training prior alone.") from None
+    print(describe_provenance(read_provenance(run)))
+    score = manifest["out_of_fold"]
+    return Prediction(data, run, prior, sample, submission, score)
+
+
+def predict(prediction: Prediction, hours: float = 11.5, root: Path | None = None) -> None:
+    """Predict the test part on every GPU within `hours`; say which submission is left, and why.
+
+    Continues from the earlier output of this notebook if that is attached.
+    """
+    deadline = time.monotonic() + hours * 3600
+    files = ["--run", str(prediction.run), "--out", str(prediction.submission)]
+    unfinished = prediction.submission.with_name(f".{prediction.submission.stem}.kit-work")
+    kept = prediction.submission.with_name(WORK)
+    for earlier in find_marked(f"{WORK}/source.json", root):
+        print(f"Continuing from {earlier}")
+        copy_files(earlier / WORK, unfinished)
+    with _leave_outcome("predictions", prediction):
+        _run_on_gpus("predict-test", str(prediction.data), *files, *_limit_hours(deadline))
+    if unfinished.exists():  # a name without a dot: what is hidden may not be kept
+        unfinished.rename(kept)
+
+
+def tonight(
+    recipe: str, hours: float, changes: dict | None = None, root: Path | None = None
+) -> Prediction:
+    """Train all stages of a recipe and predict the test part, on every GPU, within `hours`.
+
+    First of all it writes a valid submission of the training prior. Continues from the earlier
+    output of this notebook if that is attached. `changes` are as for `train_classifier`.
+    """
+    deadline, submission = time.monotonic() + hours * 3600, Path("submission.csv")
+    data, sample = _open_competition(root, submission)
+    run, flags = _begin_run(recipe, changes or {}, root)
+    kept = str(link_input(data, "competition"))
+    prediction = Prediction(data, run, np.array(list(TRAINING_PRIOR.values())), sample, submission)
+    with _leave_outcome("predictions", prediction):
+        launch.run_command("plan", kept, *flags, "--hours", str(max(hours, 0.1)))
+        launch.run_command("index", kept, "--run", str(run), *flags)
+        launch.run_command("status", str(run))
+        for fold in list_folds(read_recipe(run)):
+            for command in ("train-classifier", "embed", "train-lstm"):
+                words = [command, str(run), "--fold", str(fold), *_limit_hours(deadline)]
+                _run_on_gpus(*words, workers=command != "train-lstm")
+        launch.run_command("ensemble", str(run))
+        _take_submission(run, submission)
+    if submission.with_suffix(".parquet").exists():
+        with contextlib.suppress(KernelError):  # which has been printed, and costs the page alone
+            launch.run_command("report", str(run))
+    return prediction
+
+
+def _open_competition(root: Path | None, submission: Path) -> tuple[Path, Path]:
+    """Find the competition and write the training prior; return its folder and its sample."""
     show_messages()
     data = find_data(root)
     files = find_competition(data, train=False)
@@ -59,41 +143,33 @@ def prepare_prediction(
             "competition."
         )
     _write_prior(files.sample, submission)
-    weights = find_marked(MANIFEST, root)
-    if len(weights) != 1:
-        raise KernelError(
-            f"{len(weights) or 'No'} sets of trained weights are attached: attach exactly one "
-            f"dataset with {MANIFEST} in it; {submission} holds the training prior alone."
-        )
-    try:
-        manifest = check_export(weights[0])
-    except RunError as error:
-        raise KernelError(f"{error}; {submission} holds the training prior alone.") from None
-    prior = np.array([manifest["prior"][label] for label in LABELS])
-    score = manifest["out_of_fold"]
-    print(describe_provenance(read_provenance(Run(weights[0]))))
     print(f"Data:     {data}, {len(files.test):,} test files")
-    print(f"Weights:  {weights[0]}, recipe {manifest['recipe']}, folds {manifest['folds']}")
-    print(f"Score:    {'not known' if score is None else f'{score:.4f} out of fold'}")
     print(f"Machine:  {torch.cuda.device_count()} GPUs, {count_cores()} cores")
     print(f"{submission} holds the training prior until the prediction replaces it.")
-    return Prediction(data, Run(weights[0]), prior, Path(files.sample), submission)
+    return data, Path(files.sample)
 
 
-def predict(prediction: Prediction) -> None:
-    """Predict the test part on every GPU; say which submission is left, and why."""
-    files = ["--run", str(prediction.run), "--out", str(prediction.submission)]
-    try:
-        _run_on_gpus("predict-test", str(prediction.data), *files)
-        left, reason = "predictions", ""
-    except KernelError as error:
-        left, reason = "training prior", str(error)
-    validate_submission(prediction.submission, prediction.sample)
-    write_json(prediction.submission.with_name(_OUTCOME), {"left": left, "reason": reason})
-    if reason:
-        print(f"{prediction.submission} is valid, but still the training prior: {reason}")
-    else:
-        print(f"{prediction.submission} is valid and holds the predictions.")
+def _begin_run(recipe: str, changes: dict, root: Path | None) -> tuple[Run, list[str]]:
+    """Restore the earlier output; return the run, and the recipe as flags of `kit run`."""
+    backbone = find_marked(BACKBONE, root)
+    if backbone:
+        changes = changes | {
+            "classifier.weights": str(link_input(backbone[0] / BACKBONE, BACKBONE))
+        }
+    # Without them random ones: there is no network to fetch any by.
+    changes = {"classifier.weights": ""} | changes
+    print(f"Initial weights: {changes['classifier.weights'] or 'none attached, random ones'}")
+    run = Run(Path(RUN))
+    restore_run(run, [folder / RUN for folder in find_marked(f"{RUN}/config.json", root)])
+    return run, ["--recipe", recipe, *format_flags(changes)]
+
+
+def _take_submission(run: Run, submission: Path) -> None:
+    """Copy what the run says about the test part to where `kit predict-test` writes it."""
+    names = dict(zip(name_columns("bag"), LABELS, strict=True))
+    read_predicted(run.test).rename(columns=names).to_parquet(submission.with_suffix(".parquet"))
+    shutil.copyfile(run.filled, submission.with_name(f"{submission.stem}.filled.csv"))
+    shutil.copyfile(run.submission, submission)
 
 
 def tabulate_labels(prediction: Prediction) -> pd.DataFrame:
@@ -107,12 +183,6 @@ def tabulate_labels(prediction: Prediction) -> pd.DataFrame:
             "lowest": wide.min(),
             "highest": wide.max(),
         }
-    )
-    filled = prediction.submission.with_name(f"{prediction.submission.stem}.filled.csv")
-    count = len(pd.read_csv(filled)) if filled.exists() else len(wide)
-    print(
-        f"{len(wide) * len(LABELS):,} rows for {len(wide):,} images; {count:,} images could not "
-        "be read and were filled in."
     )
     return table.round(4)
 
@@ -149,20 +219,13 @@ def train_classifier(
     """
     show_messages()
     deadline = time.monotonic() + hours * 3600
-    changes = {**(changes or {}), "train_folds": (fold,)}
-    backbone = find_marked(BACKBONE, root)
-    if backbone:
-        changes["classifier.weights"] = str(link_input(backbone[0] / BACKBONE, BACKBONE))
-    else:
-        changes.setdefault("classifier.weights", "")  # there is no network to fetch them by
-    print(f"Initial weights: {changes['classifier.weights'] or 'none attached, random ones'}")
-    data, run = link_input(find_data(root), "competition"), Run(Path(RUN))
-    restore_run(run, [folder / RUN for folder in find_marked(f"{RUN}/config.json", root)])
-    flags = ["--run", str(run), "--recipe", recipe, *format_flags(changes)]
-    with _leave_outcome("train-classifier", run, fold):
-        launch.run_command("index", str(data), *flags)
+    data = link_input(find_data(root), "competition")
+    run, flags = _begin_run(recipe, {**(changes or {}), "train_folds": (fold,)}, root)
+    with _leave_outcome("finished"):
+        launch.run_command("index", str(data), "--run", str(run), *flags)
         for command in ("train-classifier", "embed"):
             _run_on_gpus(command, str(run), "--fold", str(fold), *_limit_hours(deadline))
+        print(f"Fold {fold}: train-classifier is finished; the run is in {run.path.absolute()}.")
 
 
 def train_lstm(fold: int, hours: float, root: Path | None = None) -> None:
@@ -188,11 +251,12 @@ def train_lstm(fold: int, hours: float, root: Path | None = None) -> None:
     link = run.path / part
     link.symlink_to(embedded[0] / part)
     try:
-        with _leave_outcome("train-lstm", run, fold):
+        with _leave_outcome("finished"):
             options = ["--fold", str(fold), *_limit_hours(deadline)]
             _run_on_gpus("train-lstm", str(run), *options, workers=False)
             launch.run_command("ensemble", str(run))
             launch.run_command("report", str(run))
+            print(f"Fold {fold}: train-lstm is finished; the run is in {run.path.absolute()}.")
     finally:
         link.unlink()
     if run.submission.exists():
@@ -200,16 +264,46 @@ def train_lstm(fold: int, hours: float, root: Path | None = None) -> None:
 
 
 @contextlib.contextmanager
-def _leave_outcome(stage: str, run: Run, fold: int) -> Iterator[None]:
-    """Say and write down whether the commands of a training notebook came to their end."""
-    left, reason = "finished", ""
+def _leave_outcome(done: str, prediction: Prediction | None = None) -> Iterator[None]:
+    """Say and write down whether the commands of a notebook left `done`, and why if not.
+
+    A notebook that has a submission to leave ends without an error where its commands fail.
+    """
+    outcome = {"left": done, "reason": ""}
     try:
         yield
-        print(f"Fold {fold}: {stage} is finished; the run is in {run.path.absolute()}.")
     except OutOfTime as stop:
-        left, reason = "unfinished", str(stop)
-        print(f"{reason}. Push the notebook again: it continues from the output of this version.")
-    write_json(Path(_OUTCOME), {"left": left, "reason": reason})
+        outcome = {"left": "unfinished", "reason": str(stop)}
+        print(f"{stop}. Push the notebook again: it continues from the output of this version.")
+    except KernelError as error:
+        if prediction is None:
+            raise
+        outcome = {"left": "training prior", "reason": str(error)}
+    path = Path(_OUTCOME)
+    if prediction is not None:
+        path = prediction.submission.with_name(_OUTCOME)
+        outcome |= _describe_submission(prediction, outcome["reason"])
+    write_json(path, outcome)
+
+
+def _describe_submission(prediction: Prediction, reason: str) -> dict:
+    """Check the submission, say which of the two it is; return what belongs to the outcome."""
+    images = len(validate_submission(prediction.submission, prediction.sample)) // len(LABELS)
+    if reason:
+        print(f"{prediction.submission} is valid, but still the training prior: {reason}")
+        return {}
+    score = prediction.score
+    if prediction.run.metrics.exists():
+        score = read_out_of_fold(prediction.run.metrics)
+    print(f"{prediction.submission} is valid and holds the predictions.")
+    print(f"Score: {_format_score(score)}")
+    filled = prediction.filled
+    print(f"{filled:,} of {images:,} images could not be read and were filled in.")
+    return {"score": score, "filled": filled, "images": images}
+
+
+def _format_score(score: float | None) -> str:
+    return "not known" if score is None else f"{score:.4f} held out"
 
 
 def _run_on_gpus(*words: str, workers: bool = True) -> None:

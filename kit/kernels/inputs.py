@@ -81,15 +81,16 @@ def restore_run(run: Run, earlier: list[Path], leave: tuple[str, ...] = ()) -> N
         raise KernelError(f"{names} hold different runs: detach the one that is out of date.")
     for folder in earlier:
         print(f"Continuing from {folder}")
-        _copy(folder, run.path, leave)
+        copy_files(folder, run.path, leave)
 
 
-def _copy(source: Path, target: Path, leave: tuple[str, ...]) -> None:
+def copy_files(source: Path, target: Path, leave: tuple[str, ...] = ()) -> None:
+    """Copy a folder's files, without their modes, except for the paths that match `leave`."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.iterdir()):
         if any(path.match(pattern) for pattern in leave):
             continue
         if path.is_dir():
-            _copy(path, target / path.name, leave)
+            copy_files(path, target / path.name, leave)
         else:
             shutil.copyfile(path, target / path.name)

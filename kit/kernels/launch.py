@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
 import torch
 
+from kit.cli.launch import describe_death
 from kit.kernels.inputs import KernelError
 from kit.training.loop import OutOfTime
 
@@ -30,10 +32,12 @@ def run_command(*words: str, processes: int = 1) -> None:
                 reason = line.removeprefix("kit: ").rstrip()
     if process.returncode == OutOfTime.exit_code:
         raise OutOfTime(reason)
+    if process.returncode < 0:
+        reason = describe_death(words[0], -process.returncode)
     if process.returncode:
         raise KernelError(reason or f"kit {words[0]} ended with exit code {process.returncode}.")
 
 
 def count_processes() -> int:
-    """One process for each GPU; one without a GPU."""
-    return max(1, torch.cuda.device_count())
+    """One process for each GPU; one without a GPU. `KIT_PROCESSES` is another number."""
+    return int(os.environ.get("KIT_PROCESSES", max(1, torch.cuda.device_count())))

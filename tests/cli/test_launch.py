@@ -7,6 +7,8 @@ import sys
 import pytest
 from conftest import ROOT
 
+from kit.cli import launch
+
 
 @pytest.mark.parametrize(
     ("words", "code"),
@@ -19,3 +21,14 @@ def test_the_exit_code_is_that_of_the_command(words, code):
     assert done.returncode == code, done.stderr
     if code == 0:
         assert done.stdout.count("kit ") == 2  # each of the two processes has said its version
+
+
+def test_a_process_that_is_killed_is_told(tmp_path, monkeypatch, capsys):
+    program = tmp_path / "killed"
+    program.write_text("#!/bin/sh\nkill -9 $$\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(launch.sys, "executable", str(program))
+    assert launch.main(["2", "embed", "run"]) == 1
+    assert "kit: kit embed was killed by signal 9: the memory was probably full." in (
+        capsys.readouterr().err
+    )

@@ -5,6 +5,7 @@ libraries of the test's own interpreter are visible, and kit is not until the no
 """
 
 import json
+import shutil
 import subprocess
 import sysconfig
 import venv
@@ -17,6 +18,7 @@ from conftest import ROOT
 from notebook_session import CHANGES, Session
 from safetensors.numpy import load_file
 
+import kit
 from kit import pipeline
 from kit.competition import (
     LABELS,
@@ -79,14 +81,17 @@ def test_predict_leaves_the_submission_of_the_run(
     code, text = session.run(interpreter, "predict")
     assert code == 0, text
     assert "submission.csv is valid and holds the predictions." in text
-    assert json.loads((session.working / "outcome.json").read_text())["left"] == "predictions"
+    score = json.loads(small_run.metrics.read_text())["scores"]["bag"]["all"]["weighted"]
+    assert f"\nScore: {score:.4f} held out\n" in text
+    outcome = {"left": "predictions", "reason": "", "score": score, "filled": 1, "images": 146}
+    assert json.loads((session.working / "outcome.json").read_text()) == outcome
     validate_submission(session.working / "submission.csv", data / SAMPLE)
     submitted = read_submission(session.working / "submission.csv")
     np.testing.assert_allclose(submitted, predicted, atol=1e-4)
     # Not more than the rounding of halved weights lies between it and the run's own submission.
     np.testing.assert_allclose(submitted, read_submission(small_run.submission), atol=0.05)
     # The sanity table, score-free: means against the share of positive training slices.
-    assert "876 rows for 146 images; 1 images could not be read" in text
+    assert "\n1 of 146 images could not be read and were filled in.\n" in text
     labels = read_labels(small_data / "stage_2_train.csv")
     slices = pd.read_parquet(small_run.slices)
     prior = labels.loc[slices.loc[slices["split"] == "train", "SOPInstanceUID"], "any"].mean()
@@ -109,6 +114,8 @@ def test_an_unreadable_slice_is_filled_in_and_the_submission_complete(
     code, text = session.run(interpreter, "predict")
     assert code == 0, text
     validate_submission(session.working / "submission.csv", data / SAMPLE)
+    assert "2 of 146 images could not be read and were filled in." in text
+    assert json.loads((session.working / "outcome.json").read_text())["filled"] == 2
     filled = pd.read_csv(session.working / "submission.filled.csv")
     assert readable in set(filled["SOPInstanceUID"])
     assert filled["filled_from"].str.startswith("neighbours ID_").all()
@@ -123,6 +130,42 @@ def test_a_missing_wheel_is_said_in_one_sentence(interpreter, small_data, tmp_pa
     code, text = session.run(interpreter, "predict")
     assert code == 1
     assert "No wheel of kit is attached: add the dataset with kit-requirements.txt" in text
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda wheel: wheel.write_bytes(wheel.read_bytes()[:-2000]), " cannot be installed: "),
+        (lambda wheel: wheel.rename(wheel.with_name("kit-9-py3-none-any.whl")), " cannot be "),
+        (lambda wheel: wheel.with_name("kit-requirements.txt").write_text("kit==9"), " is not of "),
+    ],
+)
+def test_a_wheel_that_does_not_fit_is_said_in_one_sentence(
+    spoil, said, interpreter, wheels, small_data, tmp_path
+):
+    session = Session(tmp_path, "new")
+    session.mount("competitions", SLUG, small_data)
+    copy = session.mount("datasets", "hemorrhage-wheels", wheels)
+    spoil(next(copy.glob("kit-*.whl")))
+    code, text = session.run(interpreter, "predict", {"KIT": kit.__version__})
+    assert code == 1
+    assert "The wheel" in text
+    assert said in text
+
+
+@pytest.mark.parametrize("field", ["recipe", "folds", "prior", "out_of_fold", "sha256"])
+def test_a_manifest_without_a_field_is_named(field, small_data, weights, tmp_path):
+    session = Session(tmp_path, "new")
+    session.mount("competitions", SLUG, small_data)
+    manifest = session.mount("datasets", "hemorrhage-weights", weights) / "kit-run.json"
+    document = json.loads(manifest.read_text())
+    for value in ({}, {field: [1]}):
+        manifest.write_text(json.dumps({k: v for k, v in document.items() if k != field} | value))
+        if value and field in ("recipe", "folds"):  # which are only shown
+            continue
+        with pytest.raises(KernelError, match=rf"kit-run\.json.*{field}|kit-run\.json: not a man"):
+            kernels.prepare_prediction(session.input, tmp_path / "submission.csv")
+    assert (tmp_path / "submission.csv").exists()
 
 
 def test_missing_weights_are_said_and_leave_the_training_prior(small_data, tmp_path):
@@ -176,6 +219,84 @@ def test_a_prediction_that_fails_leaves_the_prior_and_says_so(
     assert "is valid, but still the training prior: " in capsys.readouterr().out
     kernels.show_slices(prediction)
     assert "There are no predictions to show." in capsys.readouterr().out
+
+
+def test_a_prediction_stops_in_time_and_goes_on_from_its_own_output(
+    small_data, weights, predicted, tmp_path, capsys
+):
+    first = Session(tmp_path / "first", "new")
+    data = first.mount("competitions", SLUG, small_data)
+    first.mount("datasets", "hemorrhage-weights", weights)
+    first.working.mkdir()
+    prediction = kernels.prepare_prediction(first.input, first.working / "submission.csv")
+    before = prediction.submission.read_bytes()
+    kernels.predict(prediction, 0.0, first.input)
+    assert prediction.submission.read_bytes() == before
+    outcome = json.loads((first.working / "outcome.json").read_text())
+    assert outcome["left"] == "unfinished"
+    assert "Embeddings 1/2: stopped in time" in outcome["reason"]
+    assert "stopped in time" in capsys.readouterr().out
+
+    shutil.copytree(first.working, first.input / "notebooks" / "reader" / "hemorrhage-predict")
+    for path in (first.input / "notebooks").rglob("*"):
+        path.chmod(0o555)
+    prediction = kernels.prepare_prediction(first.input, tmp_path / "submission.csv")
+    kernels.predict(prediction, 1.0, first.input)
+    said = capsys.readouterr().out
+    assert f"Continuing from {first.input}/notebooks/reader/hemorrhage-predict" in said
+    assert json.loads((tmp_path / "outcome.json").read_text())["left"] == "predictions"
+    np.testing.assert_allclose(read_submission(prediction.submission), predicted, atol=1e-4)
+    validate_submission(prediction.submission, data / SAMPLE)
+    assert len(pd.read_csv(tmp_path / "submission.skipped.csv")) == 1
+    assert not (tmp_path / "work").exists()
+
+
+def test_tonight_stops_in_time_and_goes_on_to_a_submission_by_two_processes(
+    interpreter, wheels, small_data, tmp_path
+):
+    """One notebook from DICOM files to a submission; version 2 goes on where version 1 stopped."""
+    parameters = {"RECIPE": "demo", "CHANGES": {**CHANGES, "train_folds": (0,)}, "HOURS": 0.0}
+    first = Session(tmp_path / "first", "new")
+    data = first.mount("competitions", SLUG, small_data)
+    first.mount("datasets", "hemorrhage-wheels", wheels)
+    code, text = first.run(interpreter, "tonight", parameters, processes=2)
+    assert code == 0, text
+    assert "Initial weights: none attached, random ones" in text
+    assert "Hours by image size (rows) and classifier epochs; * ends within 0.1 h" in text
+    assert "stopped in time after step 1. Push the notebook again" in text
+    assert "submission.csv is valid, but still the training prior: " in text
+    assert "There are no predictions to show." in text
+    outcome = json.loads((first.working / "outcome.json").read_text())
+    assert outcome["left"] == "unfinished"
+    validate_submission(first.working / "submission.csv", data / SAMPLE)
+    np.testing.assert_allclose(
+        read_submission(first.working / "submission.csv").iloc[0],
+        [round(TRAINING_PRIOR[label], 6) for label in LABELS],
+        atol=1e-9,
+    )
+
+    second = Session(tmp_path / "second", "old")
+    data = second.mount("competitions", SLUG, small_data)
+    second.mount("datasets", "hemorrhage-wheels", wheels)
+    second.mount("notebooks", "hemorrhage-tonight", first.working)
+    parameters["HOURS"] = 1.0
+    code, text = second.run(interpreter, "tonight", parameters, processes=2)
+    assert code == 0, text
+    assert f"Continuing from {second.input}/hemorrhage-tonight/run" in text
+    assert "submission.csv is valid and holds the predictions." in text
+    run = Run(second.working / "run")
+    metrics = json.loads(run.metrics.read_text())
+    score = metrics["scores"]["bag"]["all"]["weighted"]
+    assert f"\nScore: {score:.4f} held out\n1 of 146 images could not be read" in text
+    outcome = {"left": "predictions", "reason": "", "score": score, "filled": 1, "images": 146}
+    assert json.loads((second.working / "outcome.json").read_text()) == outcome
+    submission = second.working / "submission.csv"
+    validate_submission(submission, data / SAMPLE)
+    assert submission.read_bytes() == run.submission.read_bytes()
+    assert run.report.exists()
+    assert "image/png" in text
+    history = json.loads((run.classifier(0) / "history.json").read_text())
+    assert [entry["epoch"] for entry in history] == [1]
 
 
 def test_training_stops_in_time_and_goes_on_from_its_own_output(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -54,6 +55,17 @@ def test_two_processes_stop_embedding_together_and_go_on(small_run, tmp_path, mo
     found, expected = EmbeddingStore(run.store(0, 1)), EmbeddingStore(small_run.store(0, 1))
     assert found.ids.tolist() == expected.ids.tolist()
     np.testing.assert_allclose(found.embeddings, expected.embeddings, atol=2e-3)
+
+
+def test_a_command_that_is_killed_is_told_with_the_likely_reason(monkeypatch, tmp_path):
+    class Killed(subprocess.Popen):
+        def __init__(self, *arguments, **options):
+            super().__init__(*arguments, **options)
+            self.kill()
+
+    monkeypatch.setattr(launch.subprocess, "Popen", Killed)
+    with pytest.raises(KernelError, match="kit embed was killed by signal 9: the memory was prob"):
+        launch.run_command("embed", str(tmp_path))
 
 
 @pytest.mark.parametrize("processes", [1, 2])
