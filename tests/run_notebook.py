@@ -27,7 +27,7 @@ def main(source: str, target: str) -> int:
     assert [name for _, name in socket.if_nameindex()] == ["lo"]
     notebook = nbformat.read(source, as_version=4)
     try:
-        NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+        NotebookClient(notebook, timeout=1200, kernel_name="python3").execute()
         return 0
     except CellExecutionError:
         return 1

@@ -6,7 +6,7 @@ import argparse
 import os
 from pathlib import Path
 
-from kit.cli.registry import Commands, Result, argument
+from kit.cli.registry import Commands, Result, argument, parse_time
 
 COMMANDS = Commands()
 
@@ -57,7 +57,7 @@ def fetch(options: argparse.Namespace) -> Result:
     argument("--message", required=True, help="description shown on Kaggle"),
     argument("--sample", type=Path, help="the sample submission, whose ids it must have"),
     _add_competition,
-    argument("--timeout", type=float, default=1800, help="seconds to wait for the score"),
+    argument("--timeout", type=parse_time, default=1800, help="seconds to wait for the score"),
     argument("--dry-run", action="store_true", help="validate only, send nothing"),
     argument("--again", action="store_true", help="send a file that Kaggle rejected once more"),
 )
@@ -115,7 +115,7 @@ def build_notebooks(options: argparse.Namespace) -> Result:
         help="any of tonight, train-classifier, train-lstm, predict; default: those built",
     ),
     argument("--random-weights", action="store_true", help="train without initial weights"),
-    argument("--hours", type=float, default=13, help="how long to follow a notebook"),
+    argument("--hours", type=parse_time, default=13, help="how long to follow a notebook"),
 )
 def push_notebooks(options: argparse.Namespace) -> None:
     from kit.kaggle.push import push

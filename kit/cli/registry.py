@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,6 +56,14 @@ def parse_run(text: str) -> Any:
     return Run(Path(text))
 
 
+def parse_time(text: str) -> float:
+    """Hours or seconds, as the `type` of an argument: a wait must end."""
+    time = float(text)
+    if not 0 <= time < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no time")
+    return time
+
+
 def require_data(path: Path) -> None:
     """Raise `FileNotFoundError` where nothing is at `path`: at once, before torch is loaded."""
     if not path.exists():
@@ -85,5 +94,7 @@ WORKERS = argument(
     help="worker processes on this machine (default: CPU cores - 1)",
 )
 HOURS = argument(
-    "--hours", type=float, help="stop in time, saved, with exit code 3; the same command continues"
+    "--hours",
+    type=parse_time,
+    help="stop in time, saved, with exit code 3; the same command continues",
 )

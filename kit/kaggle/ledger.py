@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from kit.competition import SLUG
 from kit.files import read_commit, replace_file
-from kit.kaggle.connection import AGAIN, CompetitionClient, KaggleError
+from kit.kaggle.connection import AGAIN, CompetitionClient, KaggleError, quote_reason
 from kit.progress import log
 from kit.runs.metrics import read_out_of_fold
 
@@ -169,6 +169,7 @@ def format_submissions(rows: list[dict]) -> str:
         cells = (row["ref"], row["time"], row["ledger"], row["kaggle"])
         scores = (_format_score(row["private_score"]), _format_score(row["public_score"]))
         said = row["message"] + (f" ({row['error']})" if row["error"] else "")
+        said = quote_reason(said) if said.strip() else ""  # others may have written it
         lines.append(template.format(*(cell or "-" for cell in cells + scores), said))
     return "\n".join(lines)
 

@@ -36,3 +36,12 @@ def test_a_decorated_function_is_the_command_of_its_name(monkeypatch, capsys):
 def test_no_two_rooms_have_a_command_of_the_same_name():
     names = [name for room in (stages, models, scans, kaggle) for name in room.COMMANDS]
     assert sorted(names) == sorted(COMMANDS)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-1", "soon"])
+def test_a_time_that_never_ends_is_no_time(text, capsys):
+    for words in (["submit", "s.csv", "--message", "m", "--timeout"], ["push-kernels", "--hours"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*words[:-1], f"{words[-1]}={text}"])
+        assert stop.value.code == 2
+        assert text in capsys.readouterr().err
