@@ -17,8 +17,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
-from kaggle_server import KaggleServer
+from kaggle_kernels_server import KernelsServer
 from safetensors.torch import save_file
+from submission_desk import write_submission
 
 from kit.competition import SLUG
 from kit.recipes import SMALL_RESNEXT
@@ -30,6 +31,7 @@ READING_ORDER = {
     "docs/real-data.md": 14,
     "docs/own-scans.md": 7,
     "docs/evaluate.md": 9,
+    "docs/tonight.md": 5,
 }
 
 SMALL = {
@@ -58,9 +60,17 @@ def desk(small_data, tmp_path_factory):
     write_weights(folder / "resnext101_wsl.safetensors")
     write_release(folder / "fold0_ep3.pt")
     write_embeddings(folder, small_data)
-    with KaggleServer() as server:
+    for name in ("kernels", "kit", "setup.py", "pyproject.toml", "README.md"):
+        (folder / name).symlink_to(ROOT / name)  # the notebooks are built from them
+    write_submission(folder / "sent.csv", 0.25, images=121_232)
+    with KernelsServer() as server:
         server.files[f"{SLUG}.zip"] = zip_folder(small_data)
-        yield folder, server.environment(folder)
+        server.output = {
+            "outcome.json": b'{"left": "predictions", "reason": ""}',
+            "submission.csv": (folder / "sent.csv").read_bytes(),
+        }
+        # Without an index pip leaves the decoders out.
+        yield folder, server.environment(folder, PIP_NO_INDEX="1")
 
 
 def write_weights(path: Path) -> None:

@@ -85,3 +85,17 @@ def test_make_passes_its_variables_on(target, words):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     called = done.stdout.replace("\\\n", " ").splitlines()[-1]
     assert shlex.split(called) == ["v/bin/kit", *words.split()]
+
+
+@pytest.mark.parametrize("flags", [[], ["--backbone", "w"], ["--run", "r"]])
+def test_a_build_says_what_it_made_how_large_and_what_comes_next(flags, monkeypatch, capsys):
+    built = {"build/kaggle/datasets/wheels": 2_345_678, "build/kaggle/kernels/tonight": 4_000}
+    monkeypatch.setattr("kit.kaggle.build.build_kernels", lambda *_: built)
+    assert main(["kernels", "--user", "me", *flags]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == [
+        "      2.3 MB  build/kaggle/datasets/wheels",
+        "      0.0 MB  build/kaggle/kernels/tonight",
+    ]
+    assert lines[-1] == "Next: make push-kernels KAGGLE_USER=me"
+    assert ("There are no initial weights" in lines[2] or "Without" in lines[2]) == (not flags)
