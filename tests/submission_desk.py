@@ -19,9 +19,10 @@ SLUG = "rsna-intracranial-hemorrhage-detection"
 # Waits are noted instead of spent, so that a wait of minutes is tested in no time.
 DRIVER = """
 import json, sys
+from pathlib import Path
 from kit import KitError
 from kit.kaggle import connection
-from kit.kaggle.submit import submit
+from kit.kaggle.submit import reopen, submit
 from kit.progress import show_messages
 show_messages()
 options = json.loads(sys.argv[1])
@@ -31,6 +32,8 @@ waits = []
 if not options.pop("real_waits", False):
     options["sleep"] = waits.append
 try:
+    if options.pop("again", False):
+        reopen(Path(options["csv"]), ledger=Path(options["ledger"]))
     entry = submit(**options)
 except (KitError, OSError) as error:
     if options.get("message") == "uncaught":

@@ -62,8 +62,10 @@ def fetch(options: argparse.Namespace) -> Result:
     argument("--again", action="store_true", help="send a file that Kaggle rejected once more"),
 )
 def submit(options: argparse.Namespace) -> Result:
-    from kit.kaggle.submit import submit
+    from kit.kaggle.submit import reopen, submit
 
+    if options.again and not options.dry_run:
+        reopen(options.csv, options.competition)
     entry = submit(
         options.csv,
         options.message,
@@ -71,7 +73,6 @@ def submit(options: argparse.Namespace) -> Result:
         competition=options.competition,
         timeout=options.timeout,
         dry_run=options.dry_run,
-        again=options.again,
     )
     return Result("", entry)
 

@@ -23,6 +23,7 @@ import kit
 from kit import KitError
 from kit.files import write_json
 from kit.progress import log
+from kit.recipes import find_recipe
 
 BUILD = Path("build/kaggle")
 NOTEBOOKS = ("tonight", "train-classifier", "train-lstm", "predict")
@@ -56,34 +57,15 @@ def build_kernels(
     its bytes. An earlier build is replaced in the end. Raises `BuildError` for inputs that cannot
     be used, among them runs on synthetic data unless `synthetic`.
     """
-    from kit.recipes import find_recipe
-    from kit.runs.directory import Run
-    from kit.runs.export import export_runs
-
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", user):
-        raise BuildError(f"KAGGLE_USER is {user!r}: set it to your Kaggle user name")
-    if not (project / "kernels").is_dir() or not (project / "setup.py").is_file():
-        raise BuildError(f"{project.absolute()} is not the project's folder: run this from there")
+    _check_places(user, folder, project)
     find_recipe(recipe)
-    for stray in [*folder.glob("datasets/*"), *folder.glob("kernels/*")]:
-        if not stray.is_dir():
-            raise BuildError(f"{stray} is not of an earlier build: move it away")
     _check_runs(runs or [], synthetic)
     names = ["predict"] if runs else ["train-classifier", "train-lstm"]
     names = ["tonight"] if not runs and recipe == "tonight" else names
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="building-") as scratch:
         datasets, kernels = Path(scratch) / "datasets", Path(scratch) / "kernels"
-        if backbone:
-            (datasets / "backbone").mkdir(parents=True)
-            _copy_backbone(backbone, datasets / "backbone" / BACKBONE)
-        if runs:
-            export_runs([Run(run) for run in runs], datasets / "weights")
-        build_wheels(project, datasets / "wheels")
-        for dataset in datasets.iterdir():
-            name = name_dataset(dataset.name)
-            metadata = {"id": f"{user}/{name}", "title": name, "licenses": [{"name": "other"}]}
-            write_json(dataset / "dataset-metadata.json", metadata)
+        _fill_datasets(datasets, user, runs or [], backbone, project)
         for name in names:
             build_kernel(project / "kernels" / name, kernels / name, user, fold, recipe)
         for built in (datasets, kernels):  # the fetched output beside them stays
@@ -94,6 +76,35 @@ def build_kernels(
         str(place): sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
         for place in places
     }
+
+
+def _check_places(user: str, folder: Path, project: Path) -> None:
+    if not re.fullmatch(r"[A-Za-z0-9_-]+", user):
+        raise BuildError(f"KAGGLE_USER is {user!r}: set it to your Kaggle user name")
+    if not (project / "kernels").is_dir() or not (project / "setup.py").is_file():
+        raise BuildError(f"{project.absolute()} is not the project's folder: run this from there")
+    for stray in [*folder.glob("datasets/*"), *folder.glob("kernels/*")]:
+        if not stray.is_dir():
+            raise BuildError(f"{stray} is not of an earlier build: move it away")
+
+
+def _fill_datasets(
+    datasets: Path, user: str, runs: list[Path], backbone: Path | None, project: Path
+) -> None:
+    """Write the datasets: what may be wrong with the inputs comes first."""
+    from kit.runs.directory import Run
+    from kit.runs.export import export_runs
+
+    if backbone:
+        (datasets / "backbone").mkdir(parents=True)
+        _copy_backbone(backbone, datasets / "backbone" / BACKBONE)
+    if runs:
+        export_runs([Run(run) for run in runs], datasets / "weights")
+    build_wheels(project, datasets / "wheels")
+    for dataset in datasets.iterdir():
+        name = name_dataset(dataset.name)
+        metadata = {"id": f"{user}/{name}", "title": name, "licenses": [{"name": "other"}]}
+        write_json(dataset / "dataset-metadata.json", metadata)
 
 
 def _check_runs(runs: list[Path], synthetic: bool) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -16,8 +13,8 @@ import requests
 from urllib3.exceptions import HTTPError, InvalidHeader
 from urllib3.util.retry import Retry
 
-from kit import KitError
-from kit.files import read_json, replace_file
+from kit.files import replace_file
+from kit.kaggle.session import KaggleError, check_fields, open_client, read_credentials
 from kit.progress import log
 
 if TYPE_CHECKING:  # importing it takes a second
@@ -29,8 +26,6 @@ T = TypeVar("T")
 TIMEOUT = (10, 60)  # seconds to connect, and between two bytes; the client itself has no limit
 RETRY_DELAYS = (1.0, 2.0, 4.0, 8.0)  # seconds; five attempts in all
 _LONGEST_RETRY_AFTER = 600.0  # seconds; a server that asks for more is not waited for
-_ANSWER_SECONDS = 300.0  # how long the API may take for one answer
-_LARGEST_ANSWER = 64 << 20  # bytes of it; a page of a notebook's output has the whole log
 _MOST_PAGES = 1000  # of one list
 _PASSING_STATUSES = {429, 500, 502, 503, 504}
 # What the client, `requests` and urllib3 raise for no answer, or for one of another form.
@@ -54,28 +49,6 @@ SENTENCES = {
 }
 _SERVER_SENTENCE = f"Kaggle's server failed: {LATER}"
 _OTHER_SENTENCE = "Kaggle gave an unexpected answer: look at {page}, and try again later"
-_NO_CREDENTIALS = (
-    "No Kaggle credentials were found: make a token at https://www.kaggle.com/settings/api and "
-    "save it as ~/.kaggle/access_token, or set KAGGLE_API_TOKEN."
-)
-
-
-class KaggleError(KitError, RuntimeError):
-    """What went wrong with Kaggle and what to do about it, in one plain sentence.
-
-    `status` is the HTTP status of the answer (None without an answer), `passing` says whether the
-    same request may succeed later, and `retry_after` how many seconds Kaggle asks to wait before.
-    """
-
-    def __init__(
-        self,
-        sentence: str,
-        status: int | None = None,
-        passing: bool = False,
-        retry_after: float = 0.0,
-    ):
-        super().__init__(sentence)
-        self.status, self.passing, self.retry_after = status, passing, retry_after
 
 
 class Client:
@@ -90,7 +63,7 @@ class Client:
     def __init__(self, subject: str, page: str, sleep: Callable[[float], None] = time.sleep):
         self.subject, self.page, self.sleep = subject, page, sleep
         try:
-            self._credentials = _read_credentials()
+            self._credentials = read_credentials(TIMEOUT)
         except _UNREADABLE as error:
             raise self._describe_failure(error) from None
 
@@ -100,14 +73,14 @@ class Client:
         `choose` picks a method: `lambda kaggle: kaggle.datasets.dataset_api_client.get_dataset`;
         `fields` are those of the request that the method takes.
         """
-        with _open_client(**self._credentials) as kaggle:
+        with open_client(TIMEOUT, **self._credentials) as kaggle:
             method = choose(kaggle)
             request = get_type_hints(method)["request"]()
             for name, value in fields.items():
                 setattr(request, name, value)
             try:
                 answer = method(request)
-                _check_fields(answer)
+                check_fields(answer)
             except _UNREADABLE as error:
                 raise self._describe_failure(error) from None
             return answer
@@ -258,109 +231,3 @@ def describe_silence(error: Exception) -> KaggleError:
         kind = "it took too long" if isinstance(error, requests.Timeout) else type(error).__name__
         text = f"No answer from Kaggle ({kind})"
     return KaggleError(f"{text}: check the network and the proxy, and {AGAIN}.", passing=True)
-
-
-def _read_credentials() -> dict[str, str]:
-    """What `KaggleClient` signs requests with, from where Kaggle's own client takes it.
-
-    An access token outranks a key, even when it has run out; `KAGGLE_API_TOKEN` may also name a
-    file. Raises `KaggleError` where there is nothing, or something that no header can carry.
-    """
-    from kagglesdk import get_access_token_from_env
-
-    named = os.environ.get("KAGGLE_API_TOKEN", "").strip()
-    try:
-        token = Path(named).read_text() if os.path.isfile(named) else named
-        token = (token or get_access_token_from_env()[0] or "").strip()
-        key = {} if token else _read_key()
-    except (OSError, ValueError) as error:
-        name = getattr(error, "filename", None) or "Kaggle's credentials"
-        raise KaggleError(f"{name} cannot be read: make a new token, and save it again.") from None
-    if not token and not all(key.values()):
-        token = _renew_token()
-    found = {"api_token": token} if token else key
-    if not all(found.values()):
-        raise KaggleError(_NO_CREDENTIALS)
-    if not all(value.isascii() and value.isprintable() for value in found.values()):
-        raise KaggleError(
-            "Kaggle's credentials hold a line break or another character that cannot be sent: make "
-            "a new token at https://www.kaggle.com/settings/api, and save it alone."
-        )
-    return found
-
-
-def _read_key() -> dict[str, str]:
-    """The user name and key of the environment or of `kaggle.json`; "" for what is not there."""
-    home, settings = Path.home() / ".kaggle", os.environ.get("XDG_CONFIG_HOME", "~/.config")
-    folders = [home, Path(settings).expanduser() / "kaggle"]
-    if folder := os.environ.get("KAGGLE_CONFIG_DIR"):
-        folders = [Path(folder)]
-    files = [folder / "kaggle.json" for folder in folders if (folder / "kaggle.json").is_file()]
-    document = read_json(files[0]) if files else {}
-    found = document if isinstance(document, dict) else {}
-    values = [
-        os.environ.get(f"KAGGLE_{name.upper()}", found.get(name)) for name in ("username", "key")
-    ]
-    username, key = (str(value or "").strip() for value in values)
-    return {"username": username, "password": key}
-
-
-def _renew_token() -> str:
-    """The access token of a browser's sign-in, which the client saved and renews; else ""."""
-    from kagglesdk.kaggle_creds import KaggleCredentials
-
-    with _open_client() as kaggle:
-        found = KaggleCredentials.load(kaggle)
-        return (found.get_access_token() if found else None) or ""
-
-
-@contextlib.contextmanager
-def _open_client(**credentials: str) -> Iterator[KaggleClient]:
-    """Open Kaggle's client. By itself it waits for ever, and an answer may quote a credential."""
-    from kagglesdk import KaggleClient
-
-    values = list(credentials.values())
-    signature = base64.b64encode(":".join(values).encode()).decode()
-    secrets = [value.encode() for value in (signature, *values[-1:]) if len(value) >= 8]
-    with KaggleClient(**credentials) as kaggle:
-        session = kaggle.http_client()._session
-        session.send = partial(_send_bounded, session.send, secrets)
-        yield kaggle
-
-
-def _send_bounded(
-    send: Callable, secrets: list[bytes], request: requests.PreparedRequest, **settings: Any
-) -> requests.Response:
-    """Send a request and read its answer within bounds; a file is left to be streamed."""
-    streamed = settings.pop("stream", False)
-    answer = send(request, **settings | {"stream": True, "timeout": TIMEOUT})
-    if streamed and answer.ok and "json" not in answer.headers.get("Content-Type", ""):
-        return answer
-    content, deadline = bytearray(), time.monotonic() + _ANSWER_SECONDS
-    while chunk := answer.raw.read1(1 << 16, decode_content=True):
-        content += chunk
-        if len(content) > _LARGEST_ANSWER or time.monotonic() > deadline:
-            answer.close()
-            raise requests.Timeout("the answer has no end")
-    for secret in secrets:
-        content = content.replace(secret, "…".encode())
-    answer._content = bytes(content)  # what `requests` would have read itself
-    return answer
-
-
-def _check_fields(answer: Any) -> None:
-    """Raise `TypeError` where a field of Kaggle's answer has not the type that is declared."""
-    from kagglesdk.kaggle_object import KaggleObject, ListSerializer, MapSerializer
-
-    for field in getattr(answer, "_fields", ()):
-        value = getattr(answer, field.private_field_name)
-        if value is None and field.default_value is None:
-            continue
-        items = value if isinstance(field.serializer, ListSerializer) else [value]
-        if isinstance(field.serializer, MapSerializer):
-            items = value.values()
-        for item in items:
-            if isinstance(item, KaggleObject):
-                _check_fields(item)
-            elif type(item) is not field.field_type and field.field_type is not float:
-                raise TypeError(f"{field.json_name} is {type(item).__name__}")

@@ -148,12 +148,8 @@ def _fetch_file(
     A file that is there already is verified too. Gives up after five failures in a row without a
     new byte; a large file may break off often.
     """
-    path = directory / first.name
-    if _measure(path) == first.size:
-        damage = _find_damage(first, path)
-        if not damage:
-            return path
-        log.warning(f"{path}: {damage}; it is downloaded again")
+    if _is_here(first, directory / first.name):
+        return directory / first.name
     remote: _RemoteFile | None = first
     failures = 0
 
@@ -183,6 +179,16 @@ def _fetch_file(
     fetched = client.wait_until(fetch, pace(), name=first.name)
     assert fetched is not None  # where the transfer fails, its last error is raised
     return fetched
+
+
+def _is_here(remote: _RemoteFile, path: Path) -> bool:
+    """Whether a file is Kaggle's; a damaged one of the right size is named."""
+    if _measure(path) != remote.size:
+        return False
+    damage = _find_damage(remote, path)
+    if damage:
+        log.warning(f"{path}: {damage}; it is downloaded again")
+    return not damage
 
 
 def _transfer(remote: _RemoteFile, part: Path) -> None:

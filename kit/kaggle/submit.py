@@ -34,6 +34,7 @@ from kit.submission import normalize_text, validate_submission
 _DEFAULT_TIMEOUT = 1800.0  # seconds to wait for a score
 POLL_DELAY, LONGEST_POLL_DELAY = 2.0, 60.0  # seconds; see `grow_delays`
 _ROWS = 727_392  # of the stage-2 sample submission: 121,232 images with six labels
+_REOPENED = "REOPENED"  # the status of a submission that was rejected and may be sent again
 _TOKEN_LENGTH = 12  # hexadecimal digits of the file's SHA-256 that name its submission
 
 
@@ -44,14 +45,13 @@ def submit(
     competition: str = SLUG,
     timeout: float = _DEFAULT_TIMEOUT,
     dry_run: bool = False,
-    again: bool = False,
     ledger: str | Path = LEDGER,
     sleep: Callable[[float], None] = time.sleep,
 ) -> dict:
     """Validate `csv`, send it once, and wait at most `timeout` seconds for its score.
 
     Returns the ledger entry, whose status is COMPLETE. A file that was sent and has no score yet is
-    waited for instead of sent; one that Kaggle rejected is sent `again` where that is asked. With
+    waited for instead of sent; one that Kaggle rejected is refused until `reopen` is called. With
     `dry_run` everything that needs no credentials is done, and the entry returned has the status
     DRY RUN. Raises `LabelError` for an invalid file, `OSError` for one that cannot be read, and
     `KaggleError` for everything else, also for a submission that Kaggle rejected or has not scored
@@ -60,7 +60,7 @@ def submit(
     csv, ledger = Path(csv), Path(ledger)
     content = _read_content(csv, sample, competition)
     entry = describe_submission(csv, content, message, competition)
-    earlier = _find_unfinished(ledger, entry, again)
+    earlier = _find_unfinished(ledger, entry)
     payload = gzip.compress(content, mtime=0)
     if dry_run:
         would = "would go" if earlier is None else f"went before, as submission {earlier['ref']},"
@@ -70,13 +70,22 @@ def submit(
     # One sender at a time: two calls for the same file must not both create a submission.
     with lock_ledger(ledger):
         # Another call may have sent the file while this one waited for its turn.
-        entry = _find_unfinished(ledger, entry, again) or entry
+        entry = _find_unfinished(ledger, entry) or entry
         if entry["ref"] is None:
             rejected = len(find_entries(ledger, competition, entry["sha256"]))
             entry["ref"] = _send_once(client, csv, payload, entry, rejected)
             append_entry(ledger, entry)
     log.info(f"Submission {entry['ref']}: waiting for its score.")
     return _wait_for_score(client, entry, ledger, timeout)
+
+
+def reopen(csv: Path, competition: str = SLUG, ledger: Path = LEDGER) -> None:
+    """Let `submit` send a file once more that Kaggle rejected, by a line in the ledger."""
+    content = _read_content(csv, None, "")
+    sha256 = describe_submission(csv, content, "reopened", competition)["sha256"]
+    earlier = find_entries(ledger, competition, sha256)
+    if earlier and earlier[-1]["status"] == "ERROR":
+        append_entry(ledger, earlier[-1] | {"status": _REOPENED})
 
 
 def _read_content(csv: Path, sample: str | Path | None, competition: str) -> bytes:
@@ -95,13 +104,13 @@ def _read_content(csv: Path, sample: str | Path | None, competition: str) -> byt
     return content
 
 
-def _find_unfinished(ledger: Path, entry: dict, again: bool) -> dict | None:
+def _find_unfinished(ledger: Path, entry: dict) -> dict | None:
     """The submission of the same content that waits for its score, or None.
 
-    Raises `KaggleError` where it has its score, or was rejected and is not to be sent `again`.
+    Raises `KaggleError` where it has its score, or was rejected.
     """
     earlier = find_entries(ledger, entry["competition"], entry["sha256"])
-    if not earlier or (again and earlier[-1]["status"] == "ERROR"):
+    if not earlier or earlier[-1]["status"] == _REOPENED:
         return None
     last = earlier[-1]
     before = f"This file was sent before, as submission {last['ref']} on {last['time']}"

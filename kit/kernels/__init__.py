@@ -3,12 +3,11 @@
 from kit.kernels.cells import (
     predict,
     prepare_prediction,
-    show_slices,
-    tabulate_labels,
     tonight,
     train_classifier,
     train_lstm,
 )
+from kit.kernels.show import show_slices, tabulate_labels
 
 __all__ = [
     "predict",

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from kit.competition import LABELS, TRAINING_PRIOR, read_submission
+from kit.competition import LABELS, TRAINING_PRIOR
 from kit.ensemble import name_columns
 from kit.files import write_json
 from kit.kernels import launch
@@ -40,7 +40,7 @@ from kit.training.loop import OutOfTime
 _OUTCOME = "outcome.json"  # how a notebook ended, read by `kit push-kernels`
 BACKBONE = "backbone.safetensors"  # initial weights, in a dataset of their own
 RUN = "run"  # the run directory in the output of a training notebook
-WORK = "work"  # in the output of a prediction that stopped in time: what it had embedded
+_WORK = "work"  # in the output of a prediction that stopped in time: what it had embedded
 
 
 @dataclass(frozen=True)
@@ -93,10 +93,10 @@ def predict(prediction: Prediction, hours: float = 11.5, root: Path | None = Non
     deadline = time.monotonic() + hours * 3600
     files = ["--run", str(prediction.run), "--out", str(prediction.submission)]
     unfinished = prediction.submission.with_name(f".{prediction.submission.stem}.kit-work")
-    kept = prediction.submission.with_name(WORK)
-    for earlier in find_marked(f"{WORK}/source.json", root):
+    kept = prediction.submission.with_name(_WORK)
+    for earlier in find_marked(f"{_WORK}/source.json", root):
         print(f"Continuing from {earlier}")
-        copy_files(earlier / WORK, unfinished)
+        copy_files(earlier / _WORK, unfinished)
     with _leave_outcome("predictions", prediction):
         _run_on_gpus("predict-test", str(prediction.data), *files, *_limit_hours(deadline))
     if unfinished.exists():  # a name without a dot: what is hidden may not be kept
@@ -170,43 +170,6 @@ def _take_submission(run: Run, submission: Path) -> None:
     read_predicted(run.test).rename(columns=names).to_parquet(submission.with_suffix(".parquet"))
     shutil.copyfile(run.filled, submission.with_name(f"{submission.stem}.filled.csv"))
     shutil.copyfile(run.submission, submission)
-
-
-def tabulate_labels(prediction: Prediction) -> pd.DataFrame:
-    """A check without a score: the mean probability of each label against the training prior."""
-    wide = read_submission(prediction.submission)
-    table = pd.DataFrame(
-        {
-            "mean": wide.mean(),
-            "training prior": prediction.prior,
-            "ratio": wide.mean() / prediction.prior,
-            "lowest": wide.min(),
-            "highest": wide.max(),
-        }
-    )
-    return table.round(4)
-
-
-def show_slices(prediction: Prediction):
-    """Draw the most probable slice of each label. Not a medical device."""
-    from matplotlib import pyplot
-
-    from kit.images import read_image
-    from kit.windowing import InputConfig
-
-    table = prediction.submission.with_suffix(".parquet")
-    if not table.exists():
-        print("There are no predictions to show.")
-        return
-    slices = pd.read_parquet(table).dropna(subset=list(LABELS))
-    brain = InputConfig(image_size=512, crop=False)
-    figure, axes = pyplot.subplots(2, 3, figsize=(11, 8), layout="constrained")
-    for axis, label in zip(axes.flat, LABELS, strict=True):
-        row = slices.loc[slices[label].idxmax()]
-        axis.imshow(read_image(row["path"], brain)[..., 0], cmap="gray")
-        axis.set_title(f"{label} {row[label]:.3f}\n{row['SOPInstanceUID']}", fontsize=9)
-        axis.axis("off")
-    figure.suptitle("Most probable slice of each label, brain window. Not a medical device.")
 
 
 def train_classifier(

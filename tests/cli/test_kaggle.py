@@ -62,7 +62,6 @@ def test_a_submission_is_described_by_its_message_and_timed(monkeypatch, capsys)
     assert main(["submit", "s.csv", "--message", "try", "--timeout", "5", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == {"status": "COMPLETE"}
     options = {"sample": None, "competition": SLUG, "timeout": 5.0, "dry_run": False}
-    options["again"] = False
     assert calls == [(Path("s.csv"), "try", options)]
 
 

@@ -14,7 +14,7 @@ import push_desk
 import pytest
 from conftest import ROOT
 from kaggle_kernels_server import KernelsServer
-from kaggle_server import BASIC, FOREVER, KEY, USER, KaggleServer
+from kaggle_server import FOREVER, KEY, USER, KaggleServer
 from submission_desk import SLUG, Desk
 
 
@@ -238,7 +238,7 @@ from test_connection import USER, draw_oddity
 from kaggle_kernels_server import KernelsServer
 from types import SimpleNamespace
 from kit import KitError
-from kit.kaggle import connection
+from kit.kaggle import connection, session
 from kit.kaggle.ledger import list_submissions
 from kit.kaggle.push import push
 from kit.kaggle.submit import submit
@@ -247,7 +247,7 @@ import os, shutil
 show_messages()
 clock = [0.0]  # waits are noted instead of spent
 connection.TIMEOUT = (5, 0.5)
-connection.time = SimpleNamespace(monotonic=lambda: clock[0])
+connection.time = session.time = SimpleNamespace(monotonic=lambda: clock[0])
 folder, seed, tries = Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 wait = lambda seconds: clock.append(clock.pop() + seconds)
 for number in range(tries):
@@ -322,55 +322,3 @@ def test_a_list_without_end_is_given_up(desk, server, monkeypatch):
     assert outcome.code == 1
     assert outcome.sentence.startswith(f"Kaggle's list about {SLUG} has no end: wait a few minutes")
     assert server.count("ListSubmissions") == 5
-
-
-@pytest.mark.parametrize(
-    ("environment", "files"),
-    [
-        ({"KAGGLE_API_TOKEN": "PASTEDTOKEN\nPASTEDTOKEN"}, {}),
-        ({"KAGGLE_API_TOKEN": "PASTEDTOKENé"}, {}),
-        ({"KAGGLE_KEY": "PASTEDTOKEN\x7f"}, {}),
-        ({}, {".kaggle/access_token": b"PASTEDTOKEN\nPASTEDTOKEN"}),
-        ({}, {".kaggle/access_token": b"PASTEDTOKEN\xff"}),
-        ({"KAGGLE_KEY": None}, {"kaggle.json": b'{"username": "me", "key": "PASTEDTOKEN'}),
-        ({"KAGGLE_KEY": None}, {"kaggle.json": b'["PASTEDTOKEN"]'}),
-    ],
-)
-def test_credentials_that_cannot_be_sent_are_not_shown(desk, server, environment, files):
-    for name, content in files.items():
-        (desk.home / name).parent.mkdir(exist_ok=True)
-        (desk.home / name).write_bytes(content)
-    outcome = desk.submit(environment)
-    assert outcome.code == 1
-    assert "PASTED" not in outcome.stdout + outcome.stderr
-    assert "make a " in outcome.sentence
-    assert "token" in outcome.sentence
-    assert server.requests == []
-
-
-def test_a_token_file_named_with_a_line_break_is_read(desk, server):
-    (desk.home / "token").write_text("PASTED-TOKEN\n")
-    assert desk.submit({"KAGGLE_API_TOKEN": f"{desk.home}/token\n"}).code == 0
-    assert server.find("GetCompetition")[0].headers["Authorization"] == "Bearer PASTED-TOKEN"
-
-
-def test_the_key_of_the_clients_file_is_used(desk, server):
-    (desk.home / "kaggle.json").write_text(json.dumps({"username": USER, "key": f"{KEY}\n"}))
-    assert desk.submit({"KAGGLE_USERNAME": None, "KAGGLE_KEY": None}).code == 0
-    assert server.find("GetCompetition")[0].headers["Authorization"] == f"Basic {BASIC}"
-
-
-def test_the_browsers_sign_in_is_used_and_renewed(desk, server):
-    (desk.home / ".kaggle").mkdir()
-    saved = {"refresh_token": "REFRESHING", "access_token": "", "username": USER}
-    (desk.home / ".kaggle" / "credentials.json").write_text(json.dumps(saved))
-    assert desk.submit({"KAGGLE_USERNAME": None, "KAGGLE_KEY": None}).code == 0
-    assert server.find("GetCompetition")[0].headers["Authorization"] == "Bearer RENEWED-TOKEN"
-
-
-@pytest.mark.parametrize("quoted", [KEY, BASIC])
-def test_an_answer_that_quotes_a_credential_is_not_repeated(desk, server, quoted):
-    server.outcomes[0] = {"status": "ERROR", "errorDescription": f"bad {quoted}."}
-    outcome = desk.submit()  # `finish` looks for secrets, in the ledger too
-    assert outcome.code == 1
-    assert "(bad …)" in outcome.sentence

@@ -217,8 +217,6 @@ def test_a_prediction_that_fails_leaves_the_prior_and_says_so(
     assert outcome["left"] == "training prior"
     assert "fold0/lstm/epoch1/epoch2.safetensors is missing" in outcome["reason"]
     assert "is valid, but still the training prior: " in capsys.readouterr().out
-    kernels.show_slices(prediction)
-    assert "There are no predictions to show." in capsys.readouterr().out
 
 
 def test_a_prediction_stops_in_time_and_goes_on_from_its_own_output(
