@@ -108,13 +108,11 @@ def _fill_datasets(
 
 
 def _check_runs(runs: list[Path], synthetic: bool) -> None:
-    from kit.phantom.write import TRUTH_FILE
-    from kit.runs.directory import Run, read_config, read_recipe
+    from kit.runs.directory import Run
+    from kit.runs.provenance import read_provenance
 
     for path in runs:
-        config = read_config(Run(path))
-        truth = Path(config.get("data", "")) / TRUTH_FILE
-        if not synthetic and (read_recipe(Run(path)).name == "demo" or truth.exists()):
+        if read_provenance(Run(path))["synthetic"] and not synthetic:
             raise BuildError(
                 f"{path} was trained on synthetic heads, and its predictions of the real ones mean "
                 "nothing; --synthetic builds it all the same"
