@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -26,11 +27,14 @@ class Repository(BaseHTTPRequestHandler):
             commits = [{"id": c, "title": "t", "message": "", "authors": [{"user": "u"}],
                         "date": "2026-07-01T00:00:00.000Z"} for c in server.commits]  # fmt: skip
             return self.send(200, json.dumps(commits).encode(), {}, body)
-        name = path.partition(f"/resolve/{COMMIT}/")[2]
+        name = re.sub(f".*/resolve/({COMMIT}|main)/", "", path)
         if not name or not (server.folder / name).is_file():
             return self.send(404, b"", {"X-Error-Code": "EntryNotFound"}, body)
         content = (server.folder / name).read_bytes()
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(content).hexdigest()}"'}
+        headers = {
+            "X-Repo-Commit": COMMIT,
+            "ETag": f'"{server.etag or hashlib.sha256(content).hexdigest()}"',
+        }
         begin = self.headers.get("Range", "")
         if body:
             server.asked.append((name, begin))
@@ -59,7 +63,7 @@ def serve_repository(folder):
     """Yield the server of a release's folder, with its `address`, until the block ends."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Repository)
     server.folder, server.commits, server.asked = folder, [COMMIT], []
-    server.halved = server.broken = ""
+    server.halved = server.broken = server.etag = ""
     server.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

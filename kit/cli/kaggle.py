@@ -38,19 +38,6 @@ def download(options: argparse.Namespace) -> Result:
 
 
 @COMMANDS.add(
-    "fetch",
-    "download published weights by name, and check them",
-    argument("name", help="resnext101: the initial weights of the published classifier"),
-    argument("--out", type=Path, default=Path("weights"), help="the folder for NAME/FILE"),
-)
-def fetch(options: argparse.Namespace) -> Result:
-    from kit.models.fetch import fetch_release
-
-    paths = [str(path) for path in fetch_release(options.name, options.out)]
-    return Result("\n".join(paths), {"files": paths})
-
-
-@COMMANDS.add(
     "submit",
     "send a submission to Kaggle and wait for its score",
     argument("csv", type=Path, help="a submission file"),
@@ -100,9 +87,7 @@ def build_notebooks(options: argparse.Namespace) -> Result:
     )
     lines = [f"{size / 1e6:9.1f} MB  {name}" for name, size in built.items()]
     if not options.run and options.backbone is None:
-        lines.append(
-            "Without initial weights: `kit fetch resnext101`, and build with BACKBONE=FILE."
-        )
+        lines.append("No initial weights: kit fetch resnext101 --out FILE, then BACKBONE=FILE")
     lines.append(f"Next: make push-kernels KAGGLE_USER={options.user}")
     return Result("\n".join(lines), {"folder": str(BUILD), "bytes": built})
 

@@ -28,7 +28,7 @@ _PRECISION = argument(
 
 @COMMANDS.add(
     "fetch",
-    "download a model that other people trained, checked, as a run directory",
+    "download a model that other people trained, or initial weights (resnext101)",
     argument("name", nargs="?", help="a name of --list"),
     _OUT,
     _CLASSIFIER,
@@ -43,6 +43,12 @@ def fetch(options: argparse.Namespace) -> Result:
         return Result("\n\n".join(map(_describe_entry, entries)), entries)
     if not options.name or options.out is None:
         raise InputError("kit fetch needs a NAME and --out MODEL; kit fetch --list lists the names")
+    from kit.models.backbones import BACKBONES, fetch_backbone
+
+    if options.name in BACKBONES:
+        path = fetch_backbone(options.name, options.out)
+        text = f"{path}: ready for\n  make kernels KAGGLE_USER=you BACKBONE={path}"
+        return Result(text, {"file": str(path)})
     from kit.models.fetching import fetch_model
 
     path = fetch_model(options.name, options.out, options.classifier_only, options.opt_level)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,23 +54,30 @@ def _download_files(repository: str, revision: str, names: list[str]) -> Path:
     `revision` is the beginning of a commit's hash. Raises `FetchError`.
     """
     from huggingface_hub import HfApi, hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError
 
-    # Its second base is the error of the library that carries the requests, whichever that is.
-    network: Any = (OSError, HfHubHTTPError.__mro__[1])
-    try:
+    with name_network_errors(repository, "download the folder elsewhere and use kit import-model"):
         commits = [commit.commit_id for commit in HfApi().list_repo_commits(repository)]
         found = [commit for commit in commits if commit.startswith(revision)]
         if len(found) != 1:
             raise FetchError(f"{repository} has no revision {revision} any more")
         paths = [hf_hub_download(repository, name, revision=found[0]) for name in names]
+    return Path(paths[0].removesuffix(names[0]))
+
+
+@contextlib.contextmanager
+def name_network_errors(repository: str, instead: str) -> Iterator[None]:
+    """Raise `FetchError` where the block cannot be carried out; `instead` can be done by hand."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # Its second base is the error of the library that carries the requests, whichever that is.
+    network: Any = (OSError, HfHubHTTPError.__mro__[1])
+    try:
+        yield
     except network as error:
         raise FetchError(
             f"{repository} could not be downloaded ({type(error).__name__}): with a network "
-            "connection the same command goes on; or download the folder elsewhere and use "
-            "kit import-model"
+            f"connection the same command goes on; or {instead}"
         ) from error
-    return Path(paths[0].removesuffix(names[0]))
 
 
 _FETCHERS: dict[str, Callable[[Path, bool, str], Path]] = {"ianpan": _fetch_ianpan}

@@ -97,4 +97,4 @@ def test_a_build_says_what_it_made_how_large_and_what_comes_next(flags, monkeypa
         "      0.0 MB  build/kaggle/kernels/tonight",
     ]
     assert lines[-1] == "Next: make push-kernels KAGGLE_USER=me"
-    assert ("There are no initial weights" in lines[2] or "Without" in lines[2]) == (not flags)
+    assert ("No initial weights: kit fetch" in lines[2]) == (not flags)
