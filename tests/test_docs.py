@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
+from hugging_face_server import serve_repository
 from kaggle_kernels_server import KernelsServer
 from safetensors.torch import save_file
 from submission_desk import write_submission
@@ -63,14 +64,17 @@ def desk(small_data, tmp_path_factory):
     for name in ("kernels", "kit", "setup.py", "pyproject.toml", "README.md"):
         (folder / name).symlink_to(ROOT / name)  # the notebooks are built from them
     write_submission(folder / "sent.csv", 0.25, images=121_232)
-    with KernelsServer() as server:
+    (folder / "hub").mkdir()
+    write_weights(folder / "hub" / "model.safetensors")
+    with KernelsServer() as server, serve_repository(folder / "hub") as hub:
         server.files[f"{SLUG}.zip"] = zip_folder(small_data)
         server.output = {
             "outcome.json": b'{"left": "predictions", "reason": ""}',
             "submission.csv": (folder / "sent.csv").read_bytes(),
         }
         # Without an index pip leaves the decoders out.
-        yield folder, server.environment(folder, PIP_NO_INDEX="1")
+        elsewhere = {"PIP_NO_INDEX": "1", "HF_ENDPOINT": hub.address, "no_proxy": "127.0.0.1"}
+        yield folder, server.environment(folder, **elsewhere)
 
 
 def write_weights(path: Path) -> None:
