@@ -117,7 +117,7 @@ def test_the_built_notebook_is_that_of_its_source(name):
     notebook = nbformat.reads(built, as_version=4)
     nbformat.validate(notebook)
     assert len(notebook.cells) <= 6
-    assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 16
+    assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 17
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
