@@ -117,14 +117,14 @@ def open_client(timeout: Timeout, **credentials: str) -> Iterator[KaggleClient]:
 
 def _send_bounded(
     send: Callable,
-    timeout: Timeout,
+    patience: Timeout,
     secrets: list[bytes],
     request: requests.PreparedRequest,
     **settings: Any,
 ) -> requests.Response:
     """Send a request and read its answer within bounds; a file is left to be streamed."""
     streamed = settings.pop("stream", False)
-    answer = send(request, **settings | {"stream": True, "timeout": timeout})
+    answer = send(request, **settings | {"stream": True, "timeout": patience})
     if streamed and answer.ok and "json" not in answer.headers.get("Content-Type", ""):
         return answer
     content, deadline = bytearray(), time.monotonic() + _ANSWER_SECONDS
