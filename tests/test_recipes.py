@@ -193,3 +193,16 @@ def test_fewer_epochs_than_a_recipe_averages_are_all_averaged():
     assert find_recipe("published", {"lstm.epochs": 20}).bag_lstm_epochs == 12
     with pytest.raises(ValueError, match="bag_lstm_epochs is 9; it must be 1 to the 8"):
         find_recipe("published", {"lstm.epochs": 8, "bag_lstm_epochs": 9})
+
+
+def test_tonight_fits_one_session_on_two_t4():
+    recipe = find_recipe("tonight")
+    assert recipe.train_folds == (0,)
+    assert 1 / recipe.folds == 0.05  # held out for the score
+    classifier, lstm = recipe.classifier, recipe.lstm
+    assert classifier.architecture == "resnext101_32x8d.fb_wsl_ig1b_ft_in1k"
+    assert (classifier.weights, classifier.image_size, classifier.epochs) == ("pretrained", 320, 3)
+    assert (classifier.opt_level, classifier.precision) == ("O1", "float16")  # a T4 has no bfloat16
+    assert not classifier.test_augmentation
+    assert (lstm.hidden_size, recipe.bag_classifier_epochs) == (1024, 2)
+    assert 1 < recipe.bag_lstm_epochs < lstm.epochs
