@@ -126,7 +126,7 @@ def test_a_disk_that_fills_at_any_instant_loses_nothing(tiny, disk):
     started = time.monotonic()
     assert kit(*command).returncode == 0
     seconds = time.monotonic() - started
-    while len(tries) < 25:
+    while noted < 25:
         if number % 6 == 0:
             shutil.rmtree(run)
         number += 1
