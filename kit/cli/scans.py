@@ -106,7 +106,6 @@ def _describe(found: Predictions, out: Path, page: Path | None, calibrated: bool
 
 def _check_options(options: argparse.Namespace) -> float:
     """Refuse what cannot be predicted before torch is loaded; return the threshold."""
-    from kit.runs.calibration import read_calibration
     from kit.runs.directory import read_recipe
     from kit.runs.work import check_name
 
@@ -114,6 +113,8 @@ def _check_options(options: argparse.Namespace) -> float:
     require_data(options.folder)
     read_recipe(options.run)
     if options.calibrated:
+        from kit.runs.calibration import read_calibration  # no light import
+
         read_calibration(options.run, options.by)
     if options.threshold is None:
         return 0.5

@@ -98,6 +98,7 @@ def test_results_can_be_had_in_json(small_run, small_data, tmp_path):
         "series": table["SeriesInstanceUID"].nunique(),
         "skipped": 1,
         "repaired": 0,
+        "calibrated": False,
         "table": str(out),
         "manifest": str(tmp_path / "p.json"),
         "skipped_list": str(tmp_path / "p.skipped.csv"),
