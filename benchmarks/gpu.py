@@ -390,11 +390,11 @@ def hold_memory(bench: Bench | None) -> Iterator[None]:
         yield
         return
     total = torch.cuda.get_device_properties(bench.device).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, bench.memory * 1e9 / total), bench.device)
+    torch.cuda.set_per_process_memory_fraction(min(1.0, bench.memory * 1e9 / total))
     try:
         yield
     finally:
-        torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
+        torch.cuda.set_per_process_memory_fraction(1.0)
 
 
 def measure_training_from_files(bench: Bench) -> Line:
