@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from kit.cli.registry import RUN, Commands, Result, argument, parse_run
-from kit.competition import LABELS
 
 COMMANDS = Commands()
 _MAP = "our names for columns of another's table, as any=P_ICH StudyInstanceUID=scan"
@@ -21,6 +20,8 @@ def _parse_mapping(text: str) -> tuple[str, str]:
 
 
 def _parse_threshold(text: str) -> tuple[str, float]:
+    from kit.competition import LABELS
+
     label, _, number = text.rpartition("=")
     if label and label not in LABELS:
         raise argparse.ArgumentTypeError(f"{label!r} is none of {', '.join(LABELS)}")
@@ -32,6 +33,8 @@ def _parse_threshold(text: str) -> tuple[str, float]:
 
 def _arrange_points(thresholds: list[tuple[str, float]]) -> dict[str, dict[str, float]]:
     """Operating points by name: each threshold for all labels, and those "given" for one label."""
+    from kit.competition import LABELS
+
     points: dict[str, dict[str, float]] = {}
     for label, threshold in thresholds:
         name, labels = ("given", (label,)) if label else (f"{threshold:g}", LABELS)
