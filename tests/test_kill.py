@@ -87,11 +87,12 @@ def interrupt(data, run, done: int, seconds: float) -> str | None:
         os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     # Python ends by the signal itself, which a shell calls 130 too, if it came while a module ran
-    # a text as code.
-    assert process.returncode in (0, 130, -signal.SIGINT), errors.decode()
+    # a text as code; once in 50 times a thread of torch aborts the process at its very end.
+    ends = (0, 130, -signal.SIGINT, -signal.SIGABRT)
+    assert process.returncode in ends, errors.decode()
     if process.returncode == 0:
         return None
-    assert errors.decode().splitlines()[-1].startswith("kit: interrupted; the same command")
+    assert "kit: interrupted; the same command continues" in errors.decode()
     until = time.monotonic() + 20
     while is_alive(process.pid):
         assert time.monotonic() < until, f"{stage}: processes are left"
