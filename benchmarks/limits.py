@@ -105,7 +105,9 @@ def make_opening(directory: Path, amount: int) -> rows.Row:
     run = Run(directory / f"opened{amount}")
     if not run.path.exists():
         begin_run(run, RECIPES["single"], directory)
-        whole = samples.make_slice_table(amount).assign(split="train", fold=0, path="")
+        whole = samples.make_slice_table(amount).assign(
+            split="train", fold=0, path="", seq=1, position=0.0, repaired=False
+        )
         write_frame(run.slices, pd.concat([whole, table.drop(columns="SOPInstanceUID")], axis=1))
 
     def open_run():
@@ -144,7 +146,8 @@ def write_store(directory: Path, amount: int) -> tuple[Path, pd.DataFrame]:
 
     lengths = samples.draw_lengths(amount // 30 + 2)
     series = np.repeat(np.arange(len(lengths)), lengths)[:amount]
-    table = pd.DataFrame({"SOPInstanceUID": samples.name_images(amount), "series": series})
+    names = np.array([f"series{number}" for number in range(len(lengths))], object)[series]
+    table = pd.DataFrame({"SOPInstanceUID": samples.name_images(amount), "series": names})
     table[list(LABELS)] = 0
     store = directory / f"store{amount}"
     if not store.exists():

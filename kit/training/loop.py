@@ -164,11 +164,13 @@ class _Training:
                 state.step += 1
                 self._read_outcome()
                 self.unread = outcome
-                bar.set_postfix(loss=f"{state.loss_sum / max(1, state.losses):.4f}", refresh=False)
+                if state.step == len(batches):
+                    self._read_outcome()
+                if state.losses:
+                    bar.set_postfix(loss=f"{state.loss_sum / state.losses:.4f}", refresh=False)
                 bar.update()
                 if state.step < len(batches):
                     self._save_in_time(description, deadline, checkpoint_seconds)
-        self._read_outcome()
         self._count_seconds()
 
     def _make_batches(self, shares: list[np.ndarray]) -> Iterator[dict | None]:
