@@ -26,6 +26,7 @@ from kit.training.checkpoints import (
     load_weights,
 )
 from kit.training.config import ClassifierConfig
+from kit.training.image_cache import open_cache
 from kit.training.inference import move_batch, predict
 from kit.training.loop import Task, fit, seed_random, weighted_loss
 from kit.windowing import InputConfig
@@ -216,25 +217,24 @@ def train_classifier(
     """Train on the labelled slices of `table`; weights of every epoch go to `directory`.
 
     With `validation`, a table of held-out slices, the history also has the loss over some of them
-    after each epoch, for watching the training; all of them are scored after the embedding. Raises
-    as `fit` does.
+    after each epoch, for watching it; all are scored after the embedding. Raises as `fit` does.
     """
-    dataset = images.SliceDataset(table, config, config.augment, config.seed)
+    cache = open_cache(pd.concat([table, validation]), config, images.read_image)
+    dataset = images.SliceDataset(table, config, config.augment, config.seed, cache)
 
     def make_batches(epoch: int, batches: list[np.ndarray]) -> Iterable[dict | None]:
         dataset.epoch = epoch
         return _load_usable(dataset, batches, workers)
 
     def validate(model: Classifier) -> dict:
-        assert validation is not None
-        loss = measure_loss(model, validation, device, workers)
+        loss = measure_loss(model, cast(Any, validation), device, workers)
         return {} if loss is None else {"validation_loss": loss}
 
     checked = validation is not None and len(validation) > 0
     task = Task(len(dataset), make_batches, compute_loss, validate if checked else None)
-    begun = (directory / "checkpoint.safetensors").exists()  # it replaces the initial weights
     with seed_random(config.seed, device):
-        model = Classifier(config, load=not begun).to(device)
+        model = Classifier(config, load=not (directory / "checkpoint.safetensors").exists())
+        model.to(device)
         if config.activation_checkpointing:
             checkpoint_activations(model)
         return fit(model, config, task, directory, description=description, deadline=deadline)

@@ -17,7 +17,7 @@ import subprocess
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -182,6 +182,15 @@ def hash_file(path: str | Path, algorithm: str = "sha256") -> str:
         readable = cast(Any, file)  # has `readinto`, which BinaryIO does not declare
         new = partial(hashlib.new, algorithm, usedforsecurity=False)
         return hashlib.file_digest(readable, new).hexdigest()
+
+
+def hash_states(paths: Iterable[str]) -> str:
+    """Hash the files' names, sizes and times; for a zip's members, those of the zip."""
+    digest = hashlib.sha256()
+    for path in paths:
+        found = os.stat(split_archive(path)[0] or path)
+        digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def read_commit(folder: str | Path) -> str | None:

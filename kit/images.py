@@ -46,23 +46,31 @@ class SliceDataset(torch.utils.data.Dataset):
     A neighbour is the next slice of the series in that direction that can be read, however far
     away; beyond the ends of the series it is None or, by `config.missing`, the last one before.
     `augment` draws from the seed, `epoch` and row alone, once for a slice and its neighbours.
+    Images are taken from `cache`, an `ImageCache`, at the places that are the table's index, or
+    else kept there.
     """
 
     def __init__(
-        self, table: pd.DataFrame, config: InputConfig, augment: bool = False, seed: int = 0
+        self,
+        table: pd.DataFrame,
+        config: InputConfig,
+        augment: bool = False,
+        seed: int = 0,
+        cache: Any = None,
     ):
+        self.cache, self.places = cache, table.index.to_numpy()
         self.paths = table["path"].to_numpy(object)
         labelled = set(LABELS) <= set(table.columns)
         self.labels = table[list(LABELS)].to_numpy(np.float32) if labelled else None
         self.config, self.seed = config, seed
         self.transform = make_augmentation() if augment else None
         self.epoch = 0
-        self._read: Callable[[str], np.ndarray] = self._read_file
+        self._read: Callable[[int], np.ndarray] = self._read_row
         if config.neighbours != (0,):
             self.series = pd.factorize(table["series"])[0]
             # A slice is read once for all that see it, if they are read one after another.
             span = max(config.neighbours) - min(config.neighbours)
-            self._read = _Memory(self._read_file, 2 * span + 2)
+            self._read = _Memory(self._read_row, 2 * span + 2)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -80,21 +88,23 @@ class SliceDataset(torch.utils.data.Dataset):
         item = {"row": int(row), "slices": slices}
         return item if self.labels is None else {**item, "labels": self.labels[row]}
 
-    def _read_file(self, path: str) -> np.ndarray:
-        return read_image(path, self.config)
+    def _read_row(self, row: int) -> np.ndarray:
+        if self.cache is None:
+            return read_image(self.paths[row], self.config)
+        return self.cache.read(self.places[row], lambda: read_image(self.paths[row], self.config))
 
     def _read_neighbour(self, row: int, offset: int) -> np.ndarray | None:
         """Read the image `offset` slices after `row`; None beyond the end of its series.
 
         Raises `DicomError` where `row` itself gives none, or where a file is gone.
         """
-        image, place, step = self._read(self.paths[row]), row, 1 if offset > 0 else -1
+        image, place, step = self._read(row), row, 1 if offset > 0 else -1
         while offset:
             place += step
             if not 0 <= place < len(self) or self.series[place] != self.series[row]:
                 return image if self.config.missing == "edge" else None
             try:
-                image = self._read(self.paths[place])
+                image = self._read(place)
                 offset -= step
             except MissingError:
                 raise
@@ -104,21 +114,21 @@ class SliceDataset(torch.utils.data.Dataset):
 
 
 class _Memory:
-    """A function of a path that is called once for a path that recurs among the last `size`."""
+    """A function of a row that is called once for a row that recurs among the last `size`."""
 
-    def __init__(self, read: Callable[[str], np.ndarray], size: int):
+    def __init__(self, read: Callable[[int], np.ndarray], size: int):
         self.read, self.size = read, size
-        self.kept: dict[str, np.ndarray | DicomError] = {}
+        self.kept: dict[int, np.ndarray | DicomError] = {}
 
-    def __call__(self, path: str) -> np.ndarray:
-        if path not in self.kept:
+    def __call__(self, row: int) -> np.ndarray:
+        if row not in self.kept:
             if len(self.kept) == self.size:
                 del self.kept[next(iter(self.kept))]
             try:
-                self.kept[path] = self.read(path)
+                self.kept[row] = self.read(row)
             except DicomError as error:
-                self.kept[path] = error.with_traceback(None)
-        found = self.kept[path]
+                self.kept[row] = error.with_traceback(None)
+        found = self.kept[row]
         if isinstance(found, DicomError):
             raise found
         return found

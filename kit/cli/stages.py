@@ -43,6 +43,11 @@ _FOLD_TABLE = argument(
 )
 _NEW_RUN = (DATA, RUN_FLAG, _FOLD_TABLE, WORKERS, flags.add_recipe)
 _FOLD = argument("--fold", help="one fold: a number, or all (default: every fold of the recipe)")
+_CACHE = argument(
+    "--cache",
+    type=Path,
+    help="a folder: keep the images that the classifier reads, as JPEG, for slow storage",
+)
 
 
 @COMMANDS.add(
@@ -86,17 +91,18 @@ def plan_run(options: argparse.Namespace) -> Result:
     return Result(format_plan(description), description)
 
 
-@COMMANDS.add("run", "run all stages: from data to submission and report", *_NEW_RUN, HOURS)
+@COMMANDS.add("run", "run all stages: from data to submission and report", *_NEW_RUN, HOURS, _CACHE)
 def run_all(options: argparse.Namespace) -> Result:
     recipe = read_new(options)
 
     from kit import pipeline
     from kit.cli.tables import describe_intercepts, format_scores
     from kit.runs.scoring import read_metrics
+    from kit.training.image_cache import keep_images
 
     run, deadline = options.run, set_deadline(options.hours)
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    with begin_work(options, recipe, processes) as recipe:
+    with begin_work(options, recipe, processes) as recipe, keep_images(options.cache):
         pipeline.run_recipe(
             options.data,
             recipe,
@@ -141,9 +147,14 @@ def index(options: argparse.Namespace) -> Result:
     )
 
 
-@COMMANDS.add("train-classifier", "stage 2: train the slice classifier", RUN, _FOLD, HOURS, WORKERS)
+@COMMANDS.add(
+    "train-classifier", "stage 2: train the slice classifier", RUN, _FOLD, HOURS, WORKERS, _CACHE
+)
 def train_classifier(options: argparse.Namespace) -> Result:
-    return _run_stage("train-classifier", options, workers=options.workers)
+    from kit.training.image_cache import keep_images
+
+    with keep_images(options.cache):
+        return _run_stage("train-classifier", options, workers=options.workers)
 
 
 @COMMANDS.add("embed", "stage 3: embed every slice", RUN, _FOLD, HOURS, WORKERS)

@@ -17,6 +17,7 @@ import pandas as pd
 from kit import InputError
 from kit.embeddings import EmbeddingStore
 from kit.ensemble import name_columns
+from kit.files import hash_states
 from kit.processes import restart_once
 from kit.progress import format_count, log
 from kit.recipes import Recipe
@@ -25,7 +26,7 @@ from kit.runs.members import average_classifiers, bag_members, embed_members
 from kit.runs.scans import count_reasons, tabulate, write_manifest
 from kit.runs.scoring import list_places
 from kit.runs.tables import read_placed, read_skipped, write_frame
-from kit.runs.work import check_name, hash_states, keep_work, leave_own, open_work
+from kit.runs.work import check_name, keep_work, leave_own, open_work
 from kit.slices.competition_files import find_competition
 from kit.slices.index import index_files, list_files
 from kit.slices.order import number_series

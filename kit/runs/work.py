@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from kit import InputError
-from kit.files import split_archive, write_json
+from kit.files import write_json
 from kit.runs.directory import RunError, is_first, lock_folder, read_document
 
 _SOURCE = "source.json"  # from which files the work was made; it also marks the folder as kit's
@@ -67,15 +66,6 @@ def open_work(work: Path, source: dict) -> bool:
     _empty_work(work)
     write_json(note, source)
     return False
-
-
-def hash_states(paths: Iterable[str]) -> str:
-    """Hash the files' names, sizes and times; for a zip's members, those of the zip."""
-    digest = hashlib.sha256()
-    for path in paths:
-        found = os.stat(split_archive(path)[0] or path)
-        digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
 
 
 def _empty_work(work: Path) -> None:
