@@ -299,3 +299,23 @@ def test_a_small_store_holds_the_same_embeddings(tmp_path, monkeypatch, long):
     assert len(noted["milliseconds"]) == (5 if long else 1)
     assert noted["way"] in noted["milliseconds"]
     assert not torch.backends.cudnn.benchmark
+
+
+def test_the_way_of_a_training_is_chosen_and_changes_nothing(monkeypatch):
+    """All ways are tried, also compiled; a step of the chosen one is that of a plain model."""
+    monkeypatch.setattr(tuning, "WORTH_TRIALS", 0.0)
+    monkeypatch.setattr(tuning, "WORTH_COMPILING", 0.0)
+    batch, steppers = make_step_batch(32), [make_stepper(32, "O0") for _ in range(2)]
+    steppers[1].model.load_state_dict(steppers[0].model.state_dict())
+    for stepper in steppers:
+        stepper.take(batch).read()  # the optimizer has a state, as after a resume
+    before = {name: value.clone() for name, value in steppers[1].model.state_dict().items()}
+    noted = steppers[1].choose_way(batch, 10)
+    assert len(noted["milliseconds"]) == 5
+    assert noted["way"] == min(noted["milliseconds"], key=noted["milliseconds"].get)
+    for name, value in steppers[1].model.state_dict().items():
+        assert torch.equal(value, before[name])
+    for way in (tuning.Tuning(False), tuning.Tuning(True, True, compiled=True)):
+        steppers[1].set_way(way, batch)
+        losses = [stepper.take(batch).read()[0] for stepper in steppers]
+        np.testing.assert_allclose(*losses, rtol=0.01)

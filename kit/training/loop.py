@@ -128,7 +128,7 @@ class _Training:
         at_once = self.state.at_once or config.batch_size
         self.stepper = Stepper(model, self.optimizer, task.compute_loss, at_once)
         self.unread: Outcome | None = None  # the last step, which the device may still work on
-        self.past = False  # whether the time of any process is over
+        self.past = self.prepared = False  # whether the time of any process is over; `_prepare`
         self.counted = 0.0  # the time up to which `state.seconds` has been counted
 
     def _check_start(self) -> None:
@@ -156,8 +156,8 @@ class _Training:
                 rate = learning_rate_at(config, state.epoch, state.step, len(batches))
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
-                if batch is not None and not state.at_once:
-                    self._fit_memory(batch)
+                if batch is not None and not self.prepared:
+                    self._prepare(batch, len(batches))
                 seed = _step_seed(config.seed, state.epoch, state.step)
                 where = f"epoch {state.epoch}, step {state.step + 1}"
                 outcome = self.stepper.take(batch, seed, where, _is_past(deadline))
@@ -182,18 +182,21 @@ class _Training:
             yield next(made) if len(share) else None
         next(made, None)  # it may have something to say in the end
 
-    def _fit_memory(self, batch: dict) -> None:
-        self.stepper.fit_memory(batch)
-        share = -(-self.config.batch_size // distributed.world_size())
-        if self.stepper.at_once < share:
-            log.info(f"kit: {self.stepper.at_once} of {share} examples go through the card at once")
-        self.state.at_once = self.stepper.at_once
+    def _prepare(self, batch: dict, steps: int) -> None:
+        """Find, before the first step, how much fits the card and which way it computes fastest."""
+        state, self.prepared = self.state, True
+        if not state.at_once:
+            self.stepper.fit_memory(batch)
+            fitting, share = self.stepper.at_once, len(batch["labels"])
+            if fitting < share:
+                log.info(f"kit: {fitting} of {share} examples go through the card at once")
+        epochs = self.config.epochs - state.epoch + 1
+        noted = self.stepper.choose_way(batch, steps * epochs - state.step)
+        if noted and distributed.rank() == 0:
+            write_json(self.directory / "speed.json", noted)
 
     def _read_outcome(self) -> None:
-        """Note the loss of the step before; warn of one that was skipped, raise if many were.
-
-        It is read one step late, so that the device need not wait for the next one.
-        """
+        """Note the loss of the step before, read late lest the device wait; raise at many skips."""
         outcome, self.unread = self.unread, None
         if outcome is None:
             return
@@ -262,7 +265,6 @@ class _Training:
 
 
 def _is_past(deadline: float | None) -> bool:
-    """Whether a deadline of `time.monotonic` is over."""
     return deadline is not None and time.monotonic() > deadline
 
 
@@ -289,11 +291,8 @@ def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opti
 
 
 def _step_seed(seed: int, epoch: int, step: int) -> int:
-    return int(
-        np.random.SeedSequence([seed, epoch, step, distributed.rank()]).generate_state(
-            1, np.uint64
-        )[0]
-    )
+    sequence = np.random.SeedSequence([seed, epoch, step, distributed.rank()])
+    return int(sequence.generate_state(1, np.uint64)[0])
 
 
 def _shorten(names: list[str]) -> str:

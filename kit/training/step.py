@@ -6,12 +6,14 @@ normalization sees: that is the images of one part.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from torch import nn
 from kit.progress import log
 from kit.training import amp, distributed
 from kit.training.checkpoints import TrainingError
+from kit.training.tuning import Tuning, choose_tuning, search_algorithms, time_batches
 
 # What a part is not filled up to: blocks of memory do not fit one another exactly.
 _USABLE = 0.9
@@ -67,6 +70,8 @@ class Stepper:
         self.model, self.optimizer, self.compute_loss = model, optimizer, compute_loss
         self.device = next(model.parameters()).device
         self.at_once = at_once
+        self.tuning = Tuning()
+        self.compiled: tuple[Callable, set[int]] | None = None  # for parts of so many examples
 
     def take(
         self, batch: dict | None, seed: int = 0, where: str = "", past: bool = False
@@ -117,12 +122,65 @@ class Stepper:
     def _accumulate(self, batch: dict) -> torch.Tensor:
         """Add up the gradients of the mean loss over the slices of a batch; return that loss."""
         loss, slices = torch.zeros((), device=self.device), count_slices(batch)
-        for part in split_batch(batch, self.at_once):
-            own = self.compute_loss(self.model, part) * (count_slices(part) / slices)
-            with amp.scale_loss(own, self.optimizer, delay_unscale=True) as scaled:
-                scaled.backward()
-            loss += own.detach()
+        with search_algorithms(self.tuning):
+            for part in split_batch(batch, self.at_once):
+                model = self._choose_model(len(part["labels"]))
+                own = self.compute_loss(model, part) * (count_slices(part) / slices)
+                with amp.scale_loss(own, self.optimizer, delay_unscale=True) as scaled:
+                    scaled.backward()
+                loss += own.detach()
         return loss
+
+    def _choose_model(self, examples: int) -> Any:
+        """The compiled model for the sizes it was compiled for: others would take minutes more."""
+        if self.tuning.compiled and self.compiled and examples in self.compiled[1]:
+            return self.compiled[0]
+        return self.model
+
+    def choose_way(self, batch: dict, steps: int) -> dict:
+        """Choose how convolutions compute for so many steps, by timing `batch` on a GPU.
+
+        Weights and buffers stay as they are. Returns what is to be noted of it, if anything.
+        """
+        if self.device.type != "cuda" or not hasattr(self.model, "lay_out"):
+            return {}
+
+        def measure(tuning: Tuning) -> float:
+            self.set_way(tuning, batch)
+            return time_batches(lambda: self._accumulate(batch), self.device, calls=3)
+
+        with self._keep_buffers():
+            chosen, times = choose_tuning(measure, steps)
+        self.set_way(chosen, batch)
+        card = torch.cuda.get_device_name(self.device)
+        return {"card": card, "way": str(chosen), "milliseconds": times, "at_once": self.at_once}
+
+    def set_way(self, tuning: Tuning, batch: dict) -> None:
+        """Have the model compute in a way; compiled for the sizes of the parts of `batch`."""
+        self.tuning = tuning
+        model = cast(Any, self.model)
+        model.lay_out(tuning.layout)
+        # A fused optimizer takes its state only in the layout of the weights.
+        for parameter, state in self.optimizer.state.items():
+            for name, value in state.items():
+                if value.shape == parameter.shape:
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+        if tuning.compiled and self.compiled is None:
+            sizes = {len(part["labels"]) for part in split_batch(batch, self.at_once)}
+            self.compiled = torch.compile(model, dynamic=False), sizes
+
+    @contextlib.contextmanager
+    def _keep_buffers(self) -> Iterator[None]:
+        """Put back, after the block, what batch normalization counts, and drop the gradients."""
+        buffers = [*self.model.buffers()]
+        before = [value.clone() for value in buffers]
+        try:
+            yield
+        finally:
+            for value, earlier in zip(buffers, before, strict=True):
+                value.copy_(earlier)
+            self.optimizer.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
 
     def fit_memory(self, batch: dict) -> None:
         """Lower `at_once` to what the free memory of a GPU holds, by what the first images take.
@@ -131,17 +189,12 @@ class Stepper:
         """
         if self.device.type != "cuda" or "mask" in batch or len(batch["labels"]) < 4:
             return
-        tensors = [*self.model.buffers()]
-        before = [value.clone() for value in tensors]
-        try:
-            _, two, four = (self._measure_peak(batch, count) for count in (2, 2, 4))
-            self.at_once = min(self.at_once, count_fitting(self._count_free(), two, four))
-        except torch.cuda.OutOfMemoryError:
-            self.at_once = 1
-        for value, earlier in zip(tensors, before, strict=True):
-            value.copy_(earlier)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
+        with self._keep_buffers():
+            try:
+                _, two, four = (self._measure_peak(batch, count) for count in (2, 2, 4))
+                self.at_once = min(self.at_once, count_fitting(self._count_free(), two, four))
+            except torch.cuda.OutOfMemoryError:
+                self.at_once = 1
 
     def _measure_peak(self, batch: dict, count: int) -> int:
         """The bytes that the gradients of so many examples take beside what is held anyway."""

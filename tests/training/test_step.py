@@ -6,13 +6,18 @@ import torch
 from small_training import Net, config, make_data, train
 from torch import nn
 
+from kit.classifier import Classifier
+from kit.classifier import compute_loss as compute_image_loss
 from kit.competition import LABELS
 from kit.lstm import LSTMConfig, SequenceLSTM, compute_loss
+from kit.recipes import SMALL_RESNEXT
 from kit.sequences import SeriesDataset, collate_series
 from kit.training import amp
 from kit.training.checkpoints import TrainingError, load_weights
+from kit.training.config import ClassifierConfig
 from kit.training.loop import make_optimizer, weighted_loss
 from kit.training.step import Stepper, count_fitting, count_slices, split_batch
+from kit.training.tuning import Tuning
 
 
 def make_series(lengths, size=6):
@@ -145,3 +150,30 @@ def test_a_step_in_which_no_file_could_be_read_changes_nothing():
     assert stepper.take(None) is None
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+def test_another_layout_of_the_weights_steps_alike():
+    """Also with a fused optimizer that has a state, whose layout must be that of the weights."""
+    numbers, images = np.random.default_rng(0), (6, 16, 16, 3)
+    batch = {
+        "image": torch.from_numpy(numbers.integers(0, 256, images, dtype=np.uint8)),
+        "parts": torch.arange(6)[:, None],
+        "labels": torch.from_numpy(numbers.integers(0, 2, (6, 6)).astype(np.float32)),
+    }
+    options = {"architecture_options": SMALL_RESNEXT, "architecture": "resnext50_32x4d"}
+    chosen = ClassifierConfig(image_size=16, weights="", opt_level="O0", **options)
+    steppers = []
+    for way in (Tuning(), Tuning(channels_last=False)):
+        torch.manual_seed(0)
+        model = Classifier(chosen).train()
+        optimizer = make_optimizer(model, chosen)
+        amp.initialize(model, optimizer, "O0")
+        steppers.append(Stepper(model, optimizer, compute_image_loss, 6))
+        steppers[-1].take(batch)
+        steppers[-1].set_way(way, batch)
+    weight = next(value for value in steppers[1].model.parameters() if value.shape[1:] == (3, 7, 7))
+    assert weight.is_contiguous()
+    assert steppers[1].optimizer.state[weight]["exp_avg"].is_contiguous()
+    for _ in range(2):
+        losses = [stepper.take(batch).read()[0] for stepper in steppers]
+        np.testing.assert_allclose(*losses, rtol=1e-4)
