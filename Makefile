@@ -39,7 +39,7 @@ test-kaggle: $(STAMP)  ## the suite with the versions of Kaggle's image (KAGGLE_
 
 # The environment $(1), made with the interpreter $(2); $(3) says which versions uv chooses.
 define test-with
-	$(BIN)/uv venv --quiet --allow-existing --python $(2) $(1)
+	$(BIN)/uv venv --quiet --seed --allow-existing --python $(2) $(1)
 	$(BIN)/uv pip install --quiet --python $(1)/bin/python $(3) --editable '.[test]'
 	OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -m "not slow" -n auto --dist loadfile
 endef

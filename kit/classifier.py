@@ -235,7 +235,7 @@ def train_classifier(
     with seed_random(config.seed, device):
         model = Classifier(config, load=not (directory / "checkpoint.safetensors").exists())
         model.to(device)
-        if config.activation_checkpointing:
+        if config.recompute_activations:
             checkpoint_activations(model)
         return fit(model, config, task, directory, description=description, deadline=deadline)
 
@@ -254,7 +254,7 @@ def checkpoint_activations(model: Classifier) -> None:
         cast(Any, model.backbone).set_grad_checkpointing(True)
     except (AttributeError, AssertionError) as error:
         name = model.config.architecture
-        raise InputError(f"activation_checkpointing: timm does not offer it for {name}") from error
+        raise InputError(f"recompute_activations: timm does not offer it for {name}") from error
 
 
 def _load_usable(

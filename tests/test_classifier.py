@@ -392,5 +392,5 @@ def test_recomputed_activations_give_the_same_gradients(architecture, options):
 
 def test_an_architecture_that_cannot_recompute_activations_is_named():
     model = Classifier(config(architecture="vgg11", architecture_options={}))
-    with pytest.raises(InputError, match="activation_checkpointing: timm does not offer it for"):
+    with pytest.raises(InputError, match="recompute_activations: timm does not offer it for"):
         checkpoint_activations(model)

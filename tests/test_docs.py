@@ -44,6 +44,7 @@ SMALL = {
 ADDED = {
     "kit run data": [word for name in SMALL for word in (f"--{name}", SMALL[name])],
     "kit index data": ["--lstm-hidden-size", "16"],
+    "make submit FILE=runs/single": ["SAMPLE=demo/data/stage_2_sample_submission.csv"],
 }
 
 
@@ -115,12 +116,12 @@ def zip_folder(folder: Path) -> bytes:
 def complete(command: str) -> list[str]:
     """The command's words, with the programs of this environment and the words to be added."""
     program, *words = shlex.split(command, comments=True)
+    added = next((ADDED[start] for start in ADDED if command.startswith(start)), [])
     if program == "make":
         installed = Path(sys.prefix) / ".kit-installed"
         ours = ["-f", str(ROOT / "Makefile"), "-o", str(installed), f"VENV={sys.prefix}"]
-        return ["make", *ours, *words]
+        return ["make", *ours, *words, *added]
     assert program == "kit"
-    added = next((ADDED[start] for start in ADDED if command.startswith(start)), [])
     return [sys.executable, "-m", "kit", *words, *added]
 
 

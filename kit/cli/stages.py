@@ -151,6 +151,8 @@ def index(options: argparse.Namespace) -> Result:
     "train-classifier", "stage 2: train the slice classifier", RUN, _FOLD, HOURS, WORKERS, _CACHE
 )
 def train_classifier(options: argparse.Namespace) -> Result:
+    require_runs(options.run)
+
     from kit.training.image_cache import keep_images
 
     with keep_images(options.cache):

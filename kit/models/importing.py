@@ -117,6 +117,6 @@ def _write_part(path: Path, part: Part) -> None:
     if part.order is not None:
         for name in ("head.weight", "head.bias"):
             tensors[name] = tensors[name][part.order]
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     progress.announce(f"{part.path} → {path}")
     save_tensors(path, tensors, {"config": asdict(part.config), "epoch": 1})

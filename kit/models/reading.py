@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,13 @@ from kit.files import hash_file, read_json
 from kit.progress import log
 
 SUMS = "checksums.json"
+
+# What torch's unpickler raises for files that are damaged or hostile.
+_MISREAD = (
+    OSError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError,
+    ArithmeticError, MemoryError, AssertionError, SyntaxError, pickle.UnpicklingError,
+    struct.error, zipfile.BadZipFile,
+)  # fmt: skip
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -37,7 +47,7 @@ def read_pickled(path: Path) -> dict:
     try:
         with _allow_scalars():
             saved = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except _MISREAD as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: not weights that can be read safely ({reason})") from error
     if not isinstance(saved, dict):

@@ -126,7 +126,7 @@ class ClassifierConfig(InputConfig, TrainingConfig):
     )
     augment: bool = option(True, "flip, shift, scale, rotate and transpose while training")
     prior_bias: bool = option(False, "start the head at the training prior")
-    activation_checkpointing: bool = option(
+    recompute_activations: bool = option(
         False, "compute activations twice: less memory, a third more time"
     )
     test_augmentation: bool = option(True, "average embeddings over identity, flip and transpose")

@@ -114,7 +114,7 @@ class Stepper:
             if self.at_once == 1:
                 raise TrainingError(
                     f"{where}: the card cannot hold the model with one example; smaller images or "
-                    f"--classifier-activation-checkpointing need less memory ({shortage})"
+                    f"--classifier-recompute-activations need less memory ({shortage})"
                 )
             self.at_once = -(-self.at_once // 2)
             log.warning(f"kit: {where}: out of memory; going on with {self.at_once} at once")

@@ -55,8 +55,9 @@ def test_a_wrong_call_is_exit_2(tmp_path):
     assert kit().returncode == 2
 
 
-def test_json_is_one_document_whatever_is_said_on_the_way(small_run, tmp_path):
-    dry = kit("submit", small_run.submission, "--message", "try", "--dry-run", "--json")
+def test_json_is_one_document_whatever_is_said_on_the_way(small_data, small_run, tmp_path):
+    sample = ["--sample", small_data / "stage_2_sample_submission.csv"]
+    dry = kit("submit", small_run.submission, "--message", "try", *sample, "--dry-run", "--json")
     assert json.loads(dry.stdout)["status"] == "DRY RUN"
     assert dry.stderr.startswith("Dry run: ")
     blend = kit("ensemble", small_run, small_run, "--out", tmp_path / "blend.csv", "--json")

@@ -4,7 +4,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
-from kit import InputError
+from kit import InputError, progress
 from kit.recipes import find_recipe
 from kit.runs import plan as planning
 from kit.runs.directory import Run, begin_run
@@ -181,7 +181,8 @@ def test_auto_takes_the_largest_size_that_ends_in_time(one_gpu, seconds, size):
     assert one_gpu[-1] == size
 
 
-def test_the_plan_of_a_run_is_noted_and_told_once(one_gpu, tmp_path, capsys):
+def test_the_plan_of_a_run_is_noted_and_told_once(one_gpu, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "quiet", False)  # a command of another test may have set it
     run = Run(tmp_path)
     note_plan(run, "data", ALL_DATA, 285 / 3600, ONE_GPU, auto=True)
     told = "plan: published at 384 px takes about 4 min, 1 session of 0.0791667 h, and writes"
