@@ -18,7 +18,8 @@ install: $(STAMP)  ## make a virtual environment with kit and all it needs
 
 $(STAMP): setup.py
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@echo 'installing kit and what it needs: 6.6 GB with torch for CUDA, some minutes'
+	$(BIN)/python -m pip install --editable '.[dev]'
 	touch $(STAMP)
 
 demo: $(STAMP)  ## synthetic competition, both stages trained, submission.csv and scores
