@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kit.competition import SLUG
-from kit.files import read_commit, replace_file
+from kit.files import open_whole, read_commit, replace_file
 from kit.kaggle.connection import AGAIN, CompetitionClient, KaggleError, quote_reason
 from kit.progress import log
 from kit.runs.metrics import read_out_of_fold
@@ -90,12 +90,15 @@ def read_entries(ledger: Path) -> list[dict]:
     """The submissions of `ledger` in the order they were sent, each as its last line describes it.
 
     Without a ledger there are none. A line that is no submission is named in a warning and passed
-    over: before it sends, `submit` also asks Kaggle whether the file is there already.
+    over: before it sends, `submit` also asks Kaggle whether the file is there already. Raises
+    `OSError` where the ledger is no file, such as a pipe, or larger than any ledger.
     """
     if not ledger.exists():
         return []
+    with open_whole(ledger) as file:
+        lines = file.read().decode("utf-8", "replace").split("\n")
     entries: dict[tuple, dict] = {}
-    for number, line in enumerate(ledger.read_text("utf-8", "replace").split("\n"), start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             entry = _check_entry(json.loads(line)) if line.strip() else None
         except (ValueError, KeyError, TypeError, RecursionError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -140,6 +141,12 @@ def test_a_lock_that_is_never_given_back_is_not_waited_for_for_ever(ledger, monk
         pytest.raises(KaggleError, match="another command has been at work"),
     ):
         append_entry(ledger, ENTRY)
+
+
+def test_a_pipe_in_the_place_of_the_ledger_is_refused_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "ledger.jsonl")
+    with pytest.raises(OSError, match=r"ledger\.jsonl"):
+        read_entries(tmp_path / "ledger.jsonl")
 
 
 def test_outside_git_and_without_metrics_the_entry_says_so(tmp_path, monkeypatch):
