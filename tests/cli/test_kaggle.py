@@ -80,7 +80,15 @@ def test_a_submission_is_described_by_its_message_and_timed(monkeypatch, capsys)
     ],
 )
 def test_make_passes_its_variables_on(target, words):
-    command = ["make", "-n", "VENV=v", "-o", "v/.kit-installed", *target.split()]
+    command = [
+        "make",
+        "-n",
+        "--no-print-directory",
+        "VENV=v",
+        "-o",
+        "v/.kit-installed",
+        *target.split(),
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     called = done.stdout.replace("\\\n", " ").splitlines()[-1]
     assert shlex.split(called) == ["v/bin/kit", *words.split()]
