@@ -107,9 +107,15 @@ def test_a_run_on_a_full_disk_names_the_file_and_ends_in_the_same_bytes(tiny, di
         assert not (run / name).exists() or name.endswith(".npy.part")
     disk.empty()
     assert main(["train-lstm", str(run), "--quiet"]) == 0
-    for kib, name in ((40, "oof.parquet"), (80, "test.parquet"), (200, "report.html")):
+    # Parquet files have another size by another version of Arrow: 80 KiB may hold the second.
+    for kib, names in (
+        (40, "oof.parquet"),
+        (80, "test.parquet submission.csv"),
+        (200, "report.html"),
+    ):
         disk.leave(kib)
-        assert fail(capsys, *command) == f"kit: {run / name}: No space left on device"
+        said = fail(capsys, *command)
+        (name,) = (n for n in names.split() if said == f"kit: {run / n}: No space left on device")
         assert not (run / name).exists()
     assert disk.list_parts() == []
     disk.empty()

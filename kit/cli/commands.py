@@ -29,6 +29,7 @@ _EXIT_CODES = """\
 Exit codes: 0 done, 1 error, 2 wrong usage, 3 stopped in time (--hours), 130
 interrupted. After 3 and 130 the same command continues from what is saved.
 """
+_IN_TIME = 3  # the exit code of `OutOfTime`
 _BUG = (
     f"This is a bug in kit {kit.__version__}. Please report it with this traceback, the command "
     "and the output of `kit --version`; remove the names of patients first."
@@ -71,8 +72,11 @@ def main(arguments: list[str] | None = None) -> int:
     except (KitError, OSError) as error:
         if options.traceback:
             traceback.print_exception(error)
-        _complain(f"kit: {_describe_error(error)}")
-        return error.exit_code if isinstance(error, KitError) else 1
+        code = error.exit_code if isinstance(error, KitError) else 1
+        # All processes of a launcher stop in time alike; their lines would run together.
+        if code != _IN_TIME or os.environ.get("RANK", "0") == "0":
+            _complain(f"kit: {_describe_error(error)}")
+        return code
     except Exception as error:
         error.add_note(_BUG)  # printed below the traceback
         raise
