@@ -23,6 +23,7 @@ from kit.processes import choose_workers
 from kit.recipes import Recipe
 from kit.report.run_page import write_report
 from kit.runs import status
+from kit.runs.competition import note_unreadable
 from kit.runs.directory import (
     ALL_DATA,
     Run,
@@ -35,7 +36,6 @@ from kit.runs.directory import (
 )
 from kit.runs.lstms import derive_seed, fit_lstms, is_held_out, is_training
 from kit.runs.patients import write_patients
-from kit.runs.prediction import note_unreadable
 from kit.runs.provenance import adopt_classifier, is_adopted, is_synthetic
 from kit.runs.scoring import combine
 from kit.runs.tables import read_slices, write_frame

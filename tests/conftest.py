@@ -110,8 +110,8 @@ def weights(small_run, tmp_path_factory) -> Path:
 def predicted(small_data, weights, tmp_path_factory):
     """What the exported weights predict, by one process of the test's own."""
     from kit.competition import read_submission
+    from kit.runs.competition import predict_competition
     from kit.runs.directory import Run
-    from kit.runs.prediction import predict_competition
 
     out = tmp_path_factory.mktemp("predicted") / "submission.csv"
     predict_competition(small_data, Run(weights), out, np.full(6, 0.1), workers=1)

@@ -56,6 +56,26 @@ def write_slice(path: Path, stored=None, *, syntax=ExplicitVRLittleEndian, bare=
     return path
 
 
+AIR = np.full((8, 8), -1000, np.int16)
+AXIAL, CORONAL, SAGITTAL = [1, 0, 0, 0, 1, 0], [1, 0, 0, 0, 0, -1], [0, 1, 0, 0, 0, -1]
+
+
+def write_series(folder, name, count=12, spacing=5.0, plane=AXIAL, stored=AIR, **tags):
+    """A series of the study 1.2.1 of P1, as a scanner sends it; `stored` may take the number."""
+    along = np.cross(plane[:3], plane[3:])
+    for number in range(count):
+        own = {
+            "SOPInstanceUID": f"1.2.{name}.{number}",
+            "SeriesInstanceUID": f"1.2.{name}",
+            "SeriesNumber": int(name),
+            "ImageOrientationPatient": plane,
+            "ImagePositionPatient": list(np.round(along * spacing * number, 3)),
+            "InstanceNumber": number + 1,
+        }
+        image = stored(number) if callable(stored) else stored
+        write_slice(folder / name / f"{number}.dcm", image, **{**own, **tags})
+
+
 def replace_once(path: Path, old: bytes, new: bytes) -> Path:
     """Replace the one place where `old` is in a file by as many other bytes."""
     content = path.read_bytes()

@@ -30,7 +30,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 READING_ORDER = {
     "README.md": 6,
     "docs/real-data.md": 14,
-    "docs/own-scans.md": 7,
+    "docs/own-scans.md": 8,
     "docs/evaluate.md": 9,
     "docs/tonight.md": 5,
 }

@@ -34,7 +34,10 @@ COMMANDS = Commands()
     RUN_FLAG,
     argument("--out", type=Path, required=True, help="the CSV to write"),
     argument(
-        "--by", choices=["slice", "series"], default="slice", help="one row per slice or per series"
+        "--by",
+        choices=["slice", "series", "study"],
+        default="slice",
+        help="one row per slice, series or study; of a study one series is predicted",
     ),
     argument(
         "--threshold",
@@ -69,6 +72,7 @@ def predict(options: argparse.Namespace) -> Result:
         pseudonymize=options.pseudonymize,
         workers=options.workers,
         skip_unreadable=options.skip_unreadable,
+        by=options.by,
     ) as found:
         write_predictions(found, out, options.by, threshold, options.calibrated)
         if options.report:  # last: if it fails, the predictions are written
@@ -87,6 +91,7 @@ def _describe(found: Predictions, out: Path, page: Path | None, calibrated: bool
         "table": out,
         "manifest": out.with_suffix(".json"),
         "skipped_list": out.with_name(f"{out.stem}.skipped.csv"),
+        "series_table": out.with_name(f"{out.stem}.series.csv"),
         **({"page": page} if page else {}),
     }
     text = describe_prediction(out, table, len(found.skipped), calibrated)
@@ -170,8 +175,8 @@ def predict_test(options: argparse.Namespace) -> Result:
     recipe = read_recipe(options.run)
 
     from kit.processes import limit_threads
+    from kit.runs.competition import predict_competition
     from kit.runs.export import read_prior
-    from kit.runs.prediction import predict_competition
     from kit.training.distributed import join_processes
 
     run, out = options.run, options.out

@@ -17,6 +17,7 @@ from pydicom.uid import (
 )
 
 from kit.dicom.checks import (
+    DESCRIPTIONS,
     FLOAT_PIXELS,
     NATIVE_SYNTAXES,
     check_compression,
@@ -44,7 +45,7 @@ _HEADER_TAGS = [
     "RescaleType",
 ]  # fmt: skip
 
-_TAGS = {keyword: Tag(keyword) for keyword in _HEADER_TAGS}
+_TAGS = {keyword: Tag(keyword) for keyword in (*_HEADER_TAGS, *DESCRIPTIONS)}
 _BINARY = {
     "Rows", "Columns", "SamplesPerPixel", "BitsAllocated", "BitsStored", "HighBit",
     "PixelRepresentation", "PixelPaddingValue", "PixelPaddingRangeLimit",
@@ -67,10 +68,10 @@ class PixelError(DicomError):
 class Header(NamedTuple):
     """What a file says of itself.
 
-    `values` has every keyword of `_HEADER_TAGS`: int where the element is binary, else text
-    (several values joined by a backslash), or None. `syntax` is the transfer syntax, a native one
-    where the pixels are evidently not coded. `pixel_bytes` is how many bytes there are for the
-    pixels, None without Pixel Data; `itemized` says that they lie in items.
+    `values` has every keyword of `_HEADER_TAGS` and `DESCRIPTIONS`: int where the element is
+    binary, else text (several values joined by a backslash), or None. `syntax` is the transfer
+    syntax, a native one where the pixels are evidently not coded. `pixel_bytes` is how many bytes
+    there are for the pixels, None without Pixel Data; `itemized` says that they lie in items.
     """
 
     values: dict[str, Any]
@@ -98,6 +99,8 @@ def check_header(parsed: Parsed, path: str | Path) -> Header:
         syntax = UID(dataset.file_meta.get(keyword) or bare)
         for keyword in _HEADER_TAGS:
             values[keyword] = _read_value(dataset, keyword)
+        for keyword in DESCRIPTIONS:
+            values[keyword] = _read_description(dataset, keyword)
         keyword = "PixelData"
         tag, start, pixel_bytes, undefined = _find_pixels(parsed)
         keyword = "MediaStorageSOPClassUID"
@@ -149,6 +152,15 @@ def _find_pixels(parsed: Parsed) -> tuple[int, bytes, int, bool]:
     length, left = int.from_bytes(start[size - 4 : size], order), parsed.bytes_left - size
     undefined = length == _UNDEFINED
     return tag, start[size : size + 4], left - 8 if undefined else min(length, left), undefined
+
+
+def _read_description(dataset: FileDataset, keyword: str) -> str | None:
+    """A text that no slice is refused for: None where it cannot be read."""
+    try:
+        value = _read_value(dataset, keyword)
+    except PARSE_ERRORS:
+        return None
+    return None if value is None else str(value)
 
 
 def _read_value(dataset: FileDataset, keyword: str) -> int | str | None:

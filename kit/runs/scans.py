@@ -73,11 +73,8 @@ def tabulate(
         slices = apply_calibration(table, calibrated, "slice").assign(calibrated=True)
     if by == "slice":
         return slices.drop(columns=["series", "ImagePositionPatient"])
-    if calibrated is not None and pooled is not None:
-        raise InputError(
-            "this model gives a series a probability of its own, to which no temperature was "
-            "fitted: leave out --calibrated, or predict by slice"
-        )
+    if calibrated is not None:
+        refuse_pooled(pooled)
     summary = summarize_series(slices, threshold, pooled)
     names = [*LABELS, *name_columns("classifier")]
     maxima = table.groupby("series", sort=False)[names].max()
@@ -87,6 +84,15 @@ def tabulate(
     summary = summary.assign(**{label: maxima[label].to_numpy() for label in LABELS})
     summary = apply_calibration(summary, calibrated, "series")
     return apply_calibration(summary, calibrated, "series", "_maximum").assign(calibrated=True)
+
+
+def refuse_pooled(pooled: pd.DataFrame | None) -> None:
+    """Raise `InputError` for a model that pools series: there is no temperature for its own."""
+    if pooled is not None:
+        raise InputError(
+            "this model gives a series a probability of its own, to which no temperature was "
+            "fitted: leave out --calibrated, or predict by slice"
+        )
 
 
 def measure_thickness(positions: np.ndarray) -> np.ndarray:

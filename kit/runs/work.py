@@ -27,7 +27,7 @@ def leave_own(paths: list[str], scans: Path, out: Path) -> list[str]:
     """The files below `scans` that no call for `out` wrote: it may lie among them."""
     place = os.path.relpath(os.path.realpath(out.parent), os.path.realpath(scans))
     folder = Path(os.path.normpath(scans / place))
-    endings = (".csv", ".skipped.csv", ".json", ".html")
+    endings = (".csv", ".skipped.csv", ".series.csv", ".json", ".html")
     own = {str(folder / f"{out.stem}{ending}") for ending in endings}
     work = f"{folder / _name_work(out)}{os.sep}"
     return [path for path in paths if path not in own and not path.startswith(work)]

@@ -14,7 +14,7 @@ from typing import Any
 
 from kit import escape_controls
 from kit.dicom import header, pixels
-from kit.dicom.checks import show_numbers
+from kit.dicom.checks import DESCRIPTIONS, show_numbers
 from kit.dicom.parsing import DicomError, parse_numbers
 from kit.files import Reason
 from kit.processes import blame_machine
@@ -35,19 +35,27 @@ HEADER_COLUMNS = (
     "Columns",
 )
 
+# By these the table of series tells what a series is.
+DESCRIPTION_COLUMNS = ("SeriesDescription", *DESCRIPTIONS)
+
 # By these, slices are grouped and ordered where UIDs and positions do not tell.
 GROUP_COLUMNS = ("FrameOfReferenceUID", "SeriesNumber", "AcquisitionNumber")
 
-ENTRY_COLUMNS = ("path", "reason", "code", "repaired", "note", *HEADER_COLUMNS, *GROUP_COLUMNS)
+_OWN_COLUMNS = ("path", "reason", "code", "repaired", "note")
+ENTRY_COLUMNS = (*_OWN_COLUMNS, *HEADER_COLUMNS, *GROUP_COLUMNS, *DESCRIPTION_COLUMNS)
 
 _IDENTITY = HEADER_COLUMNS[:4]
+
+# A slice that is left out for this alone keeps its columns: its series is listed.
+NOT_AXIAL = "plane is not axial"
 
 # What no text holds. The other control characters may be letters in a character set not named.
 _UNSAFE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 
+_LONGEST = 64  # characters of a description, as the standard has it
 _FARTHEST = 1e5  # mm from the scanner's origin: a hundred metres are in no scanner
 _LEAST_AXIAL = 0.7  # of a unit normal's z; gantries tilt to 30°, heads a little more
-_LEAST_AIR = -200  # HU; every slice of a head has air below
+LEAST_AIR = -200  # HU; every slice of a head has air below
 _NO_AIR = "no value can be below -200 HU, so the rescale intercept may be wrong"
 
 
@@ -77,15 +85,22 @@ def read_entry(path: str) -> tuple:
         blame_machine(error)
         return refuse_entry(path, Reason(error.code, error.detail))
     reason = _check_identity(found.values) or _check_position(found.values)
-    if reason:
+    if reason and reason.code != NOT_AXIAL:
         return refuse_entry(path, reason)
     found.values.update(dict.fromkeys(_find_nonsense(found.values)))
-    reason, repaired = _check_pixels(path, found)
+    repaired = False
+    if not reason:
+        reason, repaired = _check_pixels(path, found)
     explained = (str(reason), reason.code) if reason else (None, None)
     lowest = float(found.values["RescaleIntercept"])  # of values without a sign
-    airless = not repaired and not found.values["PixelRepresentation"] and lowest > _LEAST_AIR
+    airless = not repaired and not found.values["PixelRepresentation"] and lowest > LEAST_AIR
     values = [found.values[name] for name in (*HEADER_COLUMNS, *GROUP_COLUMNS)]
-    return (path, *explained, repaired, _NO_AIR if airless else None, *values)
+    texts = [_describe(found.values[name]) for name in DESCRIPTION_COLUMNS]
+    return (path, *explained, repaired, _NO_AIR if airless else None, *values, *texts)
+
+
+def _describe(text: str | None) -> str | None:
+    return text and escape_controls(text[:_LONGEST])
 
 
 def _check_pixels(path: str, found: header.Header) -> tuple[Reason | None, bool]:
@@ -132,7 +147,7 @@ def _check_position(values: dict[str, Any]) -> Reason | None:
             along = abs(row[0] * column[1] - row[1] * column[0])
             if along < _LEAST_AXIAL:
                 detail = f"its normal is {math.degrees(math.acos(along)):.0f}° off the body's axis"
-                return Reason("plane is not axial", detail)
+                return Reason(NOT_AXIAL, detail)
     return None
 
 

@@ -102,6 +102,7 @@ def test_results_can_be_had_in_json(small_run, small_data, tmp_path):
         "table": str(out),
         "manifest": str(tmp_path / "p.json"),
         "skipped_list": str(tmp_path / "p.skipped.csv"),
+        "series_table": str(tmp_path / "p.series.csv"),
     }
     assert (tmp_path / "p.json").exists()
     assert (tmp_path / "p.skipped.csv").exists()

@@ -37,7 +37,8 @@ def test_without_feature_maps_the_page_says_so(
     )
     table = table[table["series"] == table["series"].iloc[0]].loc[:, ~table.columns.duplicated()]
     skipped = pd.DataFrame({"path": [], "reason": []})
-    predictions = Predictions(table, None, skipped, load_model(small_run.path), 1.0)
+    trained = load_model(small_run.path)
+    predictions = Predictions(table, None, pd.DataFrame(), skipped, trained, 1.0)
     data = read_data(write_scan_report(predictions, tmp_path / "page.html", "weights"))
     assert data["unmapped"] == architecture
     assert data["series"][0]["maps"] is None

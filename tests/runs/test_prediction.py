@@ -1,6 +1,7 @@
 """A folder of scans, predicted by a finished run: the table, what is written, what is refused."""
 
 import dataclasses
+import json
 import shutil
 from functools import partial
 
@@ -9,11 +10,13 @@ import pandas as pd
 import pydicom
 import pytest
 from conftest import copy_run, predict_folder, shared
+from dicom_files import CORONAL, write_series
 
 import kit
 from kit import images
 from kit.cli.commands import main
 from kit.competition import LABELS
+from kit.dicom import read_hounsfield
 from kit.ensemble import name_columns
 from kit.runs.directory import RunError
 from kit.runs.tables import read_slices
@@ -34,7 +37,7 @@ def test_the_function_and_the_command_give_the_same_table(small_run, one_series,
     table = kit.predict(str(one_series), small_run.path, tmp_path / "function.csv", workers=0)
     command = ["predict", one_series, "--run", small_run.path, "--out", tmp_path / "command.csv"]
     assert main([*map(str, command), "--workers", "0", "--quiet"]) == 0
-    assert len(list(tmp_path.iterdir())) == 6  # with the manifests
+    assert len(list(tmp_path.iterdir())) == 8  # with the manifests
     for rest in (".csv", ".skipped.csv"):
         written = [(tmp_path / f"{by}{rest}").read_bytes() for by in ("function", "command")]
         assert written[0] == written[1]
@@ -105,6 +108,7 @@ def test_own_scans_are_predicted_in_order_and_the_unusable_listed(small_run, tmp
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "p.csv",
         "p.json",
+        "p.series.csv",
         "p.skipped.csv",
     ]
 
@@ -222,3 +226,69 @@ def test_two_patients_of_the_same_uids_are_each_predicted_by_their_own_pixels(
     assert both["SOPInstanceUID"].duplicated().sum() == 4
     np.testing.assert_allclose(both[list(LABELS)], expected[list(LABELS)], atol=1e-5)
     assert not np.allclose(expected[list(LABELS)][:4], expected[list(LABELS)][4:], atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def hospital(small_data, tmp_path_factory):
+    """A study as a hospital sends it: axial, coronal, bone, contrast and thin series; and another.
+
+    Their images are those of the competition's test part.
+    """
+    folder = tmp_path_factory.mktemp("hospital")
+    images = [
+        read_hounsfield(path) for path in sorted((small_data / "stage_2_test").iterdir())[:12]
+    ]
+    kinds = {
+        "1": {"plane": CORONAL},
+        "2": {"ConvolutionKernel": "BONE"},
+        "3": {"ContrastBolusAgent": "IOHEXOL"},
+        "4": {"spacing": 1.0, "ConvolutionKernel": "H30s"},
+        "5": {"ConvolutionKernel": "H30s", "SeriesDescription": "HEAD 5mm"},
+        "6": {"StudyInstanceUID": "1.2.2", "ContrastBolusAgent": "IOHEXOL"},
+    }
+    for name, how in kinds.items():
+        write_series(folder, name, stored=lambda number: images[number], **how)
+    return folder
+
+
+def test_of_a_folder_with_five_series_the_right_one_answers_for_the_study(
+    small_run, hospital, tmp_path
+):
+    model = kit.load_model(small_run.path)
+    slices = kit.predict(hospital, model, workers=0)
+    found = kit.predict(hospital, model, tmp_path / "p.csv", by="study", workers=0)
+    assert found["SeriesInstanceUID"].tolist() == ["1.2.5", "1.2.6"]
+    assert found["warnings"].tolist() == ["", "contrast"]
+    assert found["series_count"].tolist() == [5, 1]
+    for _, row in found.iterrows():
+        part = slices[slices["SeriesInstanceUID"] == row["SeriesInstanceUID"]]
+        for label in LABELS:
+            assert row[label] == pytest.approx(part[label].max(), rel=1e-5)
+            best = part.loc[part[label].idxmax()]
+            assert row[f"{label}_SOPInstanceUID"] == best["SOPInstanceUID"]
+            assert row[f"{label}_InstanceNumber"] == best["InstanceNumber"]
+    read = pd.read_csv(tmp_path / "p.csv")
+    assert list(read) == list(found)
+    series = pd.read_csv(tmp_path / "p.series.csv")
+    assert series["SeriesInstanceUID"].tolist() == [f"1.2.{n}" for n in (2, 3, 4, 5, 6, 1)]
+    assert series["plane"].tolist() == ["axial"] * 5 + ["coronal"]
+    manifest = json.loads((tmp_path / "p.json").read_text())
+    assert manifest["slices"] == 24  # those of the two series alone were computed
+
+
+def test_a_table_says_what_predicted_it_and_what_was_left_out(small_run, hospital, tmp_path):
+    found = kit.predict(hospital, small_run.path, workers=0)
+    assert found.attrs["provenance"]["synthetic"]
+    assert {one["code"] for one in found.attrs["skipped"]} == {"plane is not axial"}
+    assert len(found.attrs["skipped"]) == 12
+    assert [one["slices"] for one in found.attrs["series"]] == [12, 12, 12, 12, 12, 0]
+    found.to_parquet(tmp_path / "p.parquet")  # which writes attrs as JSON
+    assert pd.concat([found, found]).attrs == found.attrs
+
+
+def test_descriptions_are_left_out_with_the_names(small_run, hospital, tmp_path):
+    predict_folder(hospital, small_run, tmp_path / "p.csv", pseudonymize=True, workers=0)
+    series = pd.read_csv(tmp_path / "p.series.csv")
+    assert series["PatientID"].unique().tolist() == ["patient1"]
+    assert series["SeriesDescription"].isna().all()
+    assert series["slices"].tolist() == [12, 12, 12, 12, 12, 0]

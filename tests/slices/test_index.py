@@ -11,7 +11,7 @@ import pytest
 from conftest import shared
 from dicom_files import reasons, write_slice
 
-from kit.slices.entries import HEADER_COLUMNS
+from kit.slices.entries import DESCRIPTION_COLUMNS, HEADER_COLUMNS
 from kit.slices.index import index_files, index_slices, list_files
 
 
@@ -65,7 +65,8 @@ def test_a_zip_gives_the_same_table_as_its_unpacked_folder(tmp_path):
 def test_the_table_has_the_promised_columns(tmp_path):
     write_slice(tmp_path / "a.dcm", PatientName="Doe^Jane", PatientBirthDate="19700101")
     slices, skipped = index_slices(tmp_path, 1)
-    assert set(slices) == {"path", "series", "seq", "position", "repaired", "note", *HEADER_COLUMNS}
+    ours = {"path", "series", "seq", "position", "repaired", "note"}
+    assert set(slices) == {*ours, *HEADER_COLUMNS, *DESCRIPTION_COLUMNS}
     assert {"path", "reason", "series", "position"} <= set(skipped)
     assert slices["seq"].tolist() == [1]  # a series of one slice
     assert slices["series"].tolist() == ["P1/1.2.1/1.2.1.1"]
