@@ -153,6 +153,7 @@ class LossScaling:
         )
         self.optimizer, self.enabled, self.masters = optimizer, enabled, masters
         self.skipped = self.skipped_in_a_row = torch.zeros((), device=device)
+        self.scaler.scale(self.skipped)  # else a process whose first batch is None has no scale
         optimizer.register_step_pre_hook(self._before_step)
         optimizer.register_step_post_hook(self._after_step)
 

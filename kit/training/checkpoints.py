@@ -184,6 +184,9 @@ def load_checkpoint(
             number, _, entry = name.partition(".")
             if value.ndim and value.shape != parameters[int(number)].shape:
                 raise ValueError(f"{name} is {tuple(value.shape)}")
+            if value.ndim:  # a fused optimizer takes its state only in the layout of the weights
+                layout = torch.empty_like(parameters[int(number)], dtype=value.dtype, device="cpu")
+                value = layout.copy_(value)
             saved["state"].setdefault(int(number), {})[entry] = value
         if len({frozenset(entries) for entries in saved["state"].values()}) > 1:
             raise ValueError("the optimizer's state is not complete")
@@ -201,11 +204,15 @@ def load_checkpoint(
 
 def _check_progress(state: Progress) -> Progress:
     """Return it, or raise `ValueError` where no training stood there."""
-    whole = all(type(number) is int for number in (state.epoch, state.step))
+    whole = all(type(number) is int for number in (state.epoch, state.step, state.at_once))
     numbers = all(math.isfinite(number) for number in (state.loss_sum, state.seconds))
     listed = isinstance(state.history, list) and all(isinstance(e, dict) for e in state.history)
     if not (
-        whole and numbers and listed and state.step >= 0 and len(state.history) == state.epoch - 1
+        whole
+        and numbers
+        and listed
+        and min(state.step, state.at_once) >= 0
+        and len(state.history) == state.epoch - 1
     ):
         raise ValueError("its progress is not possible")
     return state

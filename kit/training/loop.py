@@ -156,10 +156,10 @@ class _Training:
                 rate = learning_rate_at(config, state.epoch, state.step, len(batches))
                 for group in self.optimizer.param_groups:
                     group["lr"] = rate
-                if batch is not None and not self.prepared:
-                    self._prepare(batch, len(batches))
-                seed = _step_seed(config.seed, state.epoch, state.step)
                 where = f"epoch {state.epoch}, step {state.step + 1}"
+                if batch is not None and not self.prepared:
+                    self._prepare(batch, len(batches), where)
+                seed = _step_seed(config.seed, state.epoch, state.step)
                 outcome = self.stepper.take(batch, seed, where, _is_past(deadline))
                 state.step += 1
                 self._read_outcome()
@@ -182,7 +182,7 @@ class _Training:
             yield next(made) if len(share) else None
         next(made, None)  # it may have something to say in the end
 
-    def _prepare(self, batch: dict, steps: int) -> None:
+    def _prepare(self, batch: dict, steps: int, where: str) -> None:
         """Find, before the first step, how much fits the card and which way it computes fastest."""
         state, self.prepared = self.state, True
         if not state.at_once:
@@ -191,7 +191,7 @@ class _Training:
             if fitting < share:
                 log.info(f"kit: {fitting} of {share} examples go through the card at once")
         epochs = self.config.epochs - state.epoch + 1
-        noted = self.stepper.choose_way(batch, steps * epochs - state.step)
+        noted = self.stepper.choose_way(batch, steps * epochs - state.step, where)
         if noted and distributed.rank() == 0:
             write_json(self.directory / "speed.json", noted)
 
@@ -201,7 +201,8 @@ class _Training:
         if outcome is None:
             return
         loss, own, skipped, past = outcome.read()
-        self.past, self.state.at_once = past > 0, self.stepper.at_once
+        self.past = past > 0
+        self.state.at_once = self.stepper.at_once if self.prepared else self.state.at_once
         finite = math.isfinite(loss)
         if finite:
             self.state.losses += 1

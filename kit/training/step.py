@@ -81,7 +81,7 @@ class Stepper:
         Raises `TrainingError` naming `where` if the card cannot hold one example.
         """
         slices, own = 0, torch.zeros((), device=self.device)
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         if batch is not None:
             slices = count_slices(batch)
             own = self._accumulate_fitting(batch, seed, where)
@@ -108,7 +108,7 @@ class Stepper:
             except torch.cuda.OutOfMemoryError as error:
                 shortage = str(error)
             # Not in the handler: the error holds on to what the failed part had computed.
-            self.optimizer.zero_grad(set_to_none=True)
+            self._drop_gradients()
             torch.cuda.empty_cache()
             self.at_once = min(self.at_once, len(batch["labels"]))
             if self.at_once == 1:
@@ -131,18 +131,24 @@ class Stepper:
                 loss += own.detach()
         return loss
 
+    def _drop_gradients(self) -> None:
+        """Drop them, also those of half-precision weights whose masters did not get them yet."""
+        self.model.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
+
     def _choose_model(self, examples: int) -> Any:
         """The compiled model for the sizes it was compiled for: others would take minutes more."""
         if self.tuning.compiled and self.compiled and examples in self.compiled[1]:
             return self.compiled[0]
         return self.model
 
-    def choose_way(self, batch: dict, steps: int) -> dict:
+    def choose_way(self, batch: dict, steps: int, where: str) -> dict:
         """Choose how convolutions compute for so many steps, by timing `batch` on a GPU.
 
-        Weights and buffers stay as they are. Returns what is to be noted of it, if anything.
+        Weights and buffers stay as they are. Returns what is to be noted of it, if anything. Raises
+        `TrainingError` naming `where` if the card cannot hold one example.
         """
-        if self.device.type != "cuda" or not hasattr(self.model, "lay_out"):
+        if not is_tunable(self.model, self.device):
             return {}
 
         def measure(tuning: Tuning) -> float:
@@ -150,6 +156,7 @@ class Stepper:
             return time_batches(lambda: self._accumulate(batch), self.device, calls=3)
 
         with self._keep_buffers():
+            self._accumulate_fitting(batch, 0, where)  # a resumed run may be on a smaller card
             chosen, times = choose_tuning(measure, steps)
         self.set_way(chosen, batch)
         card = torch.cuda.get_device_name(self.device)
@@ -160,7 +167,10 @@ class Stepper:
         self.tuning = tuning
         model = cast(Any, self.model)
         model.lay_out(tuning.layout)
-        # A fused optimizer takes its state only in the layout of the weights.
+        # A fused optimizer takes its weights and its state only in the layout of the gradients.
+        for parameter, master in amp.find_scaling(self.optimizer).masters:
+            master.data = torch.empty_like(parameter, dtype=master.dtype).copy_(master)
+            master.grad = None
         for parameter, state in self.optimizer.state.items():
             for name, value in state.items():
                 if value.shape == parameter.shape:
@@ -179,7 +189,7 @@ class Stepper:
         finally:
             for value, earlier in zip(buffers, before, strict=True):
                 value.copy_(earlier)
-            self.optimizer.zero_grad(set_to_none=True)
+            self._drop_gradients()
             torch.cuda.empty_cache()
 
     def fit_memory(self, batch: dict) -> None:
@@ -198,7 +208,7 @@ class Stepper:
 
     def _measure_peak(self, batch: dict, count: int) -> int:
         """The bytes that the gradients of so many examples take beside what is held anyway."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         torch.cuda.reset_peak_memory_stats(self.device)
         held = torch.cuda.memory_allocated(self.device)
         (part,) = split_batch(_take_examples(batch, 0, count), count)
@@ -207,13 +217,18 @@ class Stepper:
 
     def _count_free(self) -> int:
         """The bytes of the card that gradients and activations may take."""
-        self.optimizer.zero_grad(set_to_none=True)
+        self._drop_gradients()
         reserved = torch.cuda.memory_reserved(self.device)
         free = torch.cuda.mem_get_info(self.device)[0] + reserved
         free -= torch.cuda.memory_allocated(self.device)
         kept = 0 if self.optimizer.state else 2  # Adam's means come with the first step
         sizes = [value.numel() * value.element_size() for value in list_parameters(self.optimizer)]
         return free - (kept + 1) * sum(sizes)  # gradients beside the activations of later parts
+
+
+def is_tunable(model: nn.Module, device: torch.device) -> bool:
+    """Whether it is worth timing in which way a model computes: convolutions on a GPU."""
+    return device.type == "cuda" and hasattr(model, "lay_out")
 
 
 def count_fitting(free: int, two: int, four: int) -> int:

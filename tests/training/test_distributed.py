@@ -97,7 +97,10 @@ from kit.training.distributed import join_processes, rank, work_alone
 from kit.training.step import Stepper
 run, out, cpu = Run(Path(sys.argv[1])), Path(sys.argv[2]), torch.device("cpu")
 table = read_slices(run)
-table = table[table["split"] == "train"].iloc[:23]  # batches of 10, 10 and 3
+table = table[table["split"] == "train"].iloc[:23].copy()  # batches of 10, 10 and 3
+broken = Path(sys.argv[2]) / "broken.dcm"
+broken.touch()
+table.loc[table.index[5], "path"] = str(broken)
 # Without batch normalization, which sees the images of a part alone.
 classifier = ClassifierConfig(
     architecture="convnext_atto", architecture_options={"depths": [1] * 4, "dims": [8, 8, 16, 16]},
@@ -137,6 +140,49 @@ def test_two_processes_in_parts_train_to_the_weights_of_one(small_run, tmp_path)
     done = run_two(script, small_run.path, tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("is equal") == 2 * 2 * 3
+
+
+EMPTY_BATCHES = """
+import sys, torch
+sys.path.insert(0, "tests")
+from small_training import Net, config, make_data
+from kit.training import amp
+from kit.training.distributed import join_processes, rank, work_alone
+from kit.training.loop import make_optimizer, weighted_loss
+from kit.training.step import Stepper
+inputs, labels = map(torch.from_numpy, make_data())
+def compute_loss(model, batch):
+    return weighted_loss(model(batch["values"]), batch["labels"])
+def take_steps(opt_level, choose):
+    torch.manual_seed(0)
+    model = Net(config()).eval()  # without dropout
+    optimizer = make_optimizer(model, config(learning_rate=1e-2))
+    amp.initialize(model, optimizer, opt_level)
+    stepper = Stepper(model, optimizer, compute_loss, 50)
+    before = amp.list_masters(model, optimizer)["layers.0.weight"].clone()
+    for step in range(4):
+        batch = {"values": inputs[step::4], "labels": labels[step::4]} if choose(step) else None
+        assert stepper.take(batch) is not None
+    weights = amp.list_masters(model, optimizer)
+    assert (weights["layers.0.weight"] - before).abs().max() > 1e-3
+    return weights
+with join_processes():
+    for opt_level in ("O0", "O1", "O2"):
+        with work_alone():
+            expected = take_steps(opt_level, lambda step: True)
+        found = take_steps(opt_level, lambda step: step % 2 == rank())
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, atol=1e-6, rtol=0)
+        print(f"process {rank()}: {opt_level} is equal", flush=True)
+"""
+
+
+def test_a_process_whose_batch_is_empty_takes_the_step_of_the_other(tmp_path):
+    script = tmp_path / "train.py"
+    script.write_text(EMPTY_BATCHES)
+    done = run_two(script)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("is equal") == 2 * 3
 
 
 FAILING = """
