@@ -24,7 +24,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from kit import InputError, progress
+from kit import InputError, __version__, progress
 from kit.dicom.parsing import DicomError
 from kit.files import hash_states
 from kit.progress import log
@@ -148,8 +148,8 @@ def open_cache(
     """The cache of the labelled `slices`, of all folds, in the folder of `keep_images`, if any.
 
     Tells its size by some of the images, which `read` returns for a path and `config`. Its name
-    says which files, sizes and times it was made from, and how. Raises `InputError` where there is
-    no room.
+    says which files, sizes and times it was made from, how, and by which version. Raises
+    `InputError` where there is no room.
     """
     folder = _folder.get()
     if folder is None:
@@ -163,7 +163,8 @@ def open_cache(
         return None
     seen = {name: getattr(config, name) for name in (each.name for each in fields(InputConfig))}
     places = np.sort(slices.index.to_numpy(np.int64))
-    digest = hashlib.sha256(f"{seen} {hash_states(paths)}".encode() + places.tobytes()).hexdigest()
+    made = f"{seen} {_FORM} {_QUALITY} {__version__} {hash_states(paths)}"
+    digest = hashlib.sha256(made.encode() + places.tobytes()).hexdigest()
     path = folder / f"images-{config.image_size}px-{digest[:16]}.kit"
     cache = ImageCache(path, int(places[-1]) + 1, samples[0].shape, _FORM)
     needed = cache.estimate_bytes(samples, len(paths))

@@ -117,7 +117,10 @@ class Stepper:
                     f"--classifier-recompute-activations need less memory ({shortage})"
                 )
             self.at_once = -(-self.at_once // 2)
-            log.warning(f"kit: {where}: out of memory; going on with {self.at_once} at once")
+            slower = ", no longer compiled" if self.compiled and self.tuning.compiled else ""
+            log.warning(
+                f"kit: {where}: out of memory; going on with {self.at_once} at once{slower}"
+            )
 
     def _accumulate(self, batch: dict) -> torch.Tensor:
         """Add up the gradients of the mean loss over the slices of a batch; return that loss."""

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
@@ -74,14 +75,15 @@ def choose_tuning(
 
 
 def time_batches(step: Callable[[], object], device: torch.device, calls: int = 5) -> float:
-    """Seconds per call of `step` on a GPU, after two calls to warm up."""
+    """Seconds per call of `step`, which works on `device`, after two calls to warm up."""
     for _ in range(2):
         step()
-    torch.cuda.synchronize(device)
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
     started = time.perf_counter()
     for _ in range(calls):
         step()
-    torch.cuda.synchronize(device)
+    wait()
     return (time.perf_counter() - started) / calls
 
 

@@ -125,7 +125,7 @@ def test_its_size_is_told_before_and_must_be_free(slices, tmp_path, monkeypatch,
         open_cache(slices, config, images.read_image)
 
 
-def test_other_files_places_or_images_have_another_cache(slices, tmp_path):
+def test_other_files_places_or_images_have_another_cache(slices, tmp_path, monkeypatch):
     config = find_recipe("demo").classifier
 
     def name(slices=slices, config=config):
@@ -137,6 +137,11 @@ def test_other_files_places_or_images_have_another_cache(slices, tmp_path):
     changed = replace(config, subtract_minimum=False)
     assert len({name(), name(slices.iloc[1:]), name(moved), name(config=changed)}) == 4
     assert name(config=replace(config, epochs=9)) == name()
+    names = {name()}
+    for what, other in (("_FORM", ".png"), ("_QUALITY", [1, 90]), ("__version__", "0.1.0")):
+        monkeypatch.setattr(image_cache, what, other)
+        names.add(name())
+    assert len(names) == 4
 
 
 def test_training_from_it_is_the_same_where_it_loses_nothing(slices, tmp_path, monkeypatch):
