@@ -310,7 +310,7 @@ def test_the_way_of_a_training_is_chosen_and_changes_nothing(monkeypatch):
     for stepper in steppers:
         stepper.take(batch).read()  # the optimizer has a state, as after a resume
     before = {name: value.clone() for name, value in steppers[1].model.state_dict().items()}
-    noted = steppers[1].choose_way(batch, 10)
+    noted = steppers[1].choose_way(batch, 10, "here")
     assert len(noted["milliseconds"]) == 5
     assert noted["way"] == min(noted["milliseconds"], key=noted["milliseconds"].get)
     for name, value in steppers[1].model.state_dict().items():

@@ -7,12 +7,10 @@ normalization sees: that is the images of one part.
 from __future__ import annotations
 
 import contextlib
-import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -22,10 +20,8 @@ from torch import nn
 from kit.progress import log
 from kit.training import amp, distributed
 from kit.training.checkpoints import TrainingError
+from kit.training.parts import count_fitting, count_slices, split_batch, take_examples
 from kit.training.tuning import Tuning, choose_tuning, search_algorithms, time_batches
-
-# What a part is not filled up to: blocks of memory do not fit one another exactly.
-_USABLE = 0.9
 
 _AHEAD = 2  # batches made before they are needed
 
@@ -214,7 +210,7 @@ class Stepper:
         self._drop_gradients()
         torch.cuda.reset_peak_memory_stats(self.device)
         held = torch.cuda.memory_allocated(self.device)
-        (part,) = split_batch(_take_examples(batch, 0, count), count)
+        (part,) = split_batch(take_examples(batch, 0, count), count)
         self._accumulate(part)
         return torch.cuda.max_memory_allocated(self.device) - held
 
@@ -232,34 +228,6 @@ class Stepper:
 def is_tunable(model: nn.Module, device: torch.device) -> bool:
     """Whether it is worth timing in which way a model computes: convolutions on a GPU."""
     return device.type == "cuda" and hasattr(model, "lay_out")
-
-
-def count_fitting(free: int, two: int, four: int) -> int:
-    """How many examples fit `free` bytes, if two and four take so many; at least 1."""
-    each = max(1, (four - two) / 2)
-    return max(1, math.floor((_USABLE * free - (two - 2 * each)) / each))
-
-
-def count_slices(batch: dict) -> int:
-    """The labelled slices of a batch: its images, or the real slices of its series."""
-    return int(batch["mask"].sum()) if "mask" in batch else len(batch["labels"])
-
-
-def split_batch(batch: dict, at_once: int) -> list[dict]:
-    """Split the tensors of a batch into the fewest parts of at most `at_once`, of like size.
-
-    Images that several examples share (`kit.images.load_batches`) stay whole in each part.
-    """
-    count = len(batch["labels"])
-    parts = -(-count // at_once)
-    ends = [count * part // parts for part in range(parts + 1)]
-    return [_take_examples(batch, *pair) for pair in pairwise(ends)]
-
-
-def _take_examples(batch: dict, start: int, stop: int) -> dict:
-    tensors = {name: value for name, value in batch.items() if isinstance(value, torch.Tensor)}
-    shared = {"image"} if "parts" in batch else set()
-    return {name: v if name in shared else v[start:stop] for name, v in tensors.items()}
 
 
 def list_parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

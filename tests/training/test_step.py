@@ -12,11 +12,11 @@ from kit.competition import LABELS
 from kit.lstm import LSTMConfig, SequenceLSTM, compute_loss
 from kit.recipes import SMALL_RESNEXT
 from kit.sequences import SeriesDataset, collate_series
-from kit.training import amp
+from kit.training import amp, step
 from kit.training.checkpoints import TrainingError, load_weights
 from kit.training.config import ClassifierConfig
 from kit.training.loop import make_optimizer, weighted_loss
-from kit.training.step import Stepper, count_fitting, count_slices, list_parameters, split_batch
+from kit.training.step import Stepper, list_parameters
 from kit.training.tuning import Tuning
 
 
@@ -72,28 +72,6 @@ def test_parts_of_unequal_series_step_as_the_joined_batch(at_once, opt_level):
         torch.testing.assert_close(weights[name], value, atol=tolerance, rtol=0)
     first, _ = make_model()
     assert losses[0] == pytest.approx(compute_loss(first, batches[0]).item(), rel=0.02)
-
-
-def test_parts_are_few_and_of_like_size():
-    batch = {"labels": torch.arange(11), "image": torch.arange(11), "names": list("abcdefghijk")}
-    sizes = {at_once: [len(part["labels"]) for part in split_batch(batch, at_once)]
-             for at_once in (11, 10, 4, 1)}  # fmt: skip
-    assert sizes == {11: [11], 10: [5, 6], 4: [3, 4, 4], 1: [1] * 11}
-    assert torch.cat([part["image"] for part in split_batch(batch, 4)]).tolist() == list(range(11))
-
-
-def test_slices_are_images_or_the_real_places_of_series():
-    assert count_slices({"labels": torch.zeros(5, 6)}) == 5
-    mask = torch.tensor([[0, 0, 1], [1, 1, 1]]).bool()
-    assert count_slices({"labels": torch.zeros(2, 3, 6), "mask": mask}) == 4
-
-
-def test_the_images_that_fit_are_reckoned_from_two_and_four():
-    gigabyte = 2**30
-    # 0.6 GB an image and 1 GB whatever their number: 0.9 · 13 GB hold 17.
-    two, four = int(2.2 * gigabyte), int(3.4 * gigabyte)
-    assert count_fitting(13 * gigabyte, two, four) == 17
-    assert count_fitting(gigabyte, two, four) == 1
 
 
 def run_short(directory, chosen, most, monkeypatch):
@@ -220,3 +198,29 @@ def test_another_layout_of_the_weights_steps_alike(opt_level, tolerance):
     first, second = (amp.list_masters(each.model, each.optimizer) for each in steppers)
     for name, value in first.items():
         torch.testing.assert_close(second[name], value, atol=tolerance, rtol=0.01)
+
+
+def test_a_resumed_run_tries_what_this_card_holds_before_it_times_it(monkeypatch, caplog):
+    """`at_once` may be of a larger card; a way whose trial fails would be passed over."""
+    stepper, batch = make_image_stepper("O0")
+    compute = stepper.compute_loss
+
+    def compute_short(model, part):
+        if len(part["labels"]) > 3:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return compute(model, part)
+
+    stepper.compute_loss = compute_short
+    before = {name: value.clone() for name, value in stepper.model.state_dict().items()}
+    assert stepper.choose_way(batch, 10**9, "epoch 2, step 1") == {}  # a CPU has no choice
+    monkeypatch.setattr(step, "is_tunable", lambda model, device: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "card")
+    noted = stepper.choose_way(batch, 1, "epoch 2, step 1")
+    assert (noted["card"], noted["way"], noted["at_once"]) == ("card", "channels last", 3)
+    assert list(noted["milliseconds"]) == ["channels last"]
+    assert [record.message for record in caplog.records] == [
+        "kit: epoch 2, step 1: out of memory; going on with 3 at once"
+    ]
+    assert all(value.grad is None for value in stepper.model.parameters())
+    for name, value in stepper.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
