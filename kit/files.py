@@ -99,7 +99,8 @@ def file_size(path: str | Path, file: BinaryIO) -> int:
 def list_archive(archive: str | Path) -> list[str]:
     """All members of a zip archive as paths, sorted. Raises `OSError` where it is none."""
     members = _open_archive(str(archive))[0].infolist()
-    return sorted(f"{archive}/{member.filename}" for member in members if not member.is_dir())
+    names = (member.filename for member in members)  # `is_dir` fails where one is empty
+    return sorted(f"{archive}/{name}" for name in names if not name.endswith("/"))
 
 
 @contextlib.contextmanager
@@ -170,10 +171,15 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: not JSON that can be read ({error})") from error
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text beside its place, then move it there."""
+    with replace_file(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON beside its place, then move it there."""
-    with replace_file(path) as part:
-        part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 def hash_file(path: str | Path, algorithm: str = "sha256") -> str:
@@ -221,9 +227,9 @@ def _open_member(path: str | Path, archive: str, member: str) -> BinaryIO:
         raise FileError(path, "zip member is encrypted")
     try:
         return cast(BinaryIO, opened.open(found))
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         raise FileError(path, "zip member is packed by an unknown method", str(error)) from error
-    except zipfile.BadZipFile as error:  # with a broken header of its own
+    except (zipfile.BadZipFile, UnicodeDecodeError) as error:  # with a broken header of its own
         raise FileError(path, "zip member is damaged", str(error)) from error
 
 
@@ -238,7 +244,7 @@ def _open_archive(archive: str) -> tuple[zipfile.ZipFile, dict[str, int]]:
 def _open_version(archive: str, *_: int) -> tuple[zipfile.ZipFile, dict[str, int]]:
     try:
         opened = zipfile.ZipFile(archive)
-    except (zipfile.BadZipFile, NotImplementedError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError) as error:
         raise FileError(archive, "not a zip archive that can be read", str(error)) from error
     names = opened.namelist()
     if len(names) == len(set(names)):

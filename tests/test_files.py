@@ -3,11 +3,21 @@
 import errno
 import os
 import subprocess
+import zipfile
 
 import pytest
 
 from kit import InputError
-from kit.files import FileError, name_errors, read_commit, read_json, read_text, replace_file
+from kit.files import (
+    FileError,
+    list_archive,
+    name_errors,
+    open_file,
+    read_commit,
+    read_json,
+    read_text,
+    replace_file,
+)
 
 
 def test_the_content_is_on_the_disk_before_the_file_has_its_name(tmp_path, monkeypatch):
@@ -72,6 +82,29 @@ def test_a_file_that_is_no_text_is_named_and_not_read(tmp_path):
     path.write_text("[" * 100_000)
     with pytest.raises(InputError, match=f"^{path}: not JSON that can be read"):
         read_json(path)
+
+
+def test_a_zip_whose_names_are_no_text_is_named(tmp_path):
+    """The names stand in the directory at the end and again before each member."""
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("é", b"content")
+    whole, name = path.read_bytes(), "é".encode()
+    for place, reason in (
+        (whole.index(name), r"a\.zip/é: zip member is damaged"),
+        (whole.rindex(name), r"a\.zip: not a zip archive that can be read"),
+    ):
+        path.write_bytes(whole[:place] + b"\xff" + whole[place + 1 :])
+        with pytest.raises(FileError, match=reason):
+            open_file(path / "é")
+
+
+def test_a_zip_with_a_nameless_member_is_listed(tmp_path):
+    nameless = zipfile.ZipInfo("name")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(nameless, b"")
+        nameless.filename = ""  # what the directory at the end will say
+    assert list_archive(tmp_path / "a.zip") == [f"{tmp_path}/a.zip/"]
 
 
 def test_a_link_in_the_place_of_the_part_is_not_followed(tmp_path):

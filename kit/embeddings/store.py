@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 
 from kit import InputError
 from kit.competition import LABELS
-from kit.files import name_errors, open_file, read_json, read_text, replace_file, write_json
+from kit.files import name_errors, open_file, read_json, read_text, write_json, write_text
 from kit.sequences import SeriesDataset
 
 # What numpy raises for a header that is none, beside what is caught where it reads.
@@ -92,8 +92,7 @@ def make_series(store: EmbeddingStore, table: pd.DataFrame) -> SeriesDataset:
 
 def seal_store(directory: Path, ids: Iterable[str], provenance: dict) -> None:
     """Write the ids and, last, `store.json`, which makes the store complete."""
-    with replace_file(directory / "ids.txt") as part:
-        part.write_text("".join(f"{name}\n" for name in ids), encoding="utf-8")
+    write_text(directory / "ids.txt", "".join(f"{name}\n" for name in ids))
     write_json(directory / "store.json", provenance)
 
 

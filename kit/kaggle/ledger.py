@@ -16,7 +16,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from kit.competition import SLUG
-from kit.files import open_whole, read_commit, replace_file
+from kit.files import open_whole, read_commit, write_text
 from kit.kaggle.connection import AGAIN, CompetitionClient, KaggleError, quote_reason
 from kit.progress import log
 from kit.runs.metrics import read_out_of_fold
@@ -130,8 +130,7 @@ def render_ledger(ledger: Path = LEDGER) -> Path:
     """Write `README.md` beside `ledger`: its submissions as a table, the newest first."""
     rows = [_format_row(entry) for entry in reversed(read_entries(ledger))]
     readme = ledger.with_name("README.md")
-    with replace_file(readme) as part:
-        part.write_text(_TABLE_HEAD + "".join(rows), encoding="utf-8")
+    write_text(readme, _TABLE_HEAD + "".join(rows))
     return readme
 
 

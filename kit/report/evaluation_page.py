@@ -18,7 +18,7 @@ from kit.evaluation.inputs import IDS, UNITS, WHOLE
 from kit.evaluation.intervals import slice_losses
 from kit.evaluation.methods import Evaluation, describe_methods, list_limits, list_versions
 from kit.evaluation.tables import SECTIONS, format_latex, format_markdown, make_tables
-from kit.files import replace_file
+from kit.files import write_text
 from kit.report.page import read_asset
 from kit.runs.tables import write_frame
 
@@ -56,11 +56,11 @@ def write_evaluation(evaluation: Evaluation, folder: Path, scans_page: Path | No
     for name, frame in frames.items():
         write_frame(folder / name, frame)
     for name, text in texts.items():
-        _write_text(folder / name, text)
+        write_text(folder / name, text)
     figures = draw_figures(evaluation.findings, evaluation.settings, folder)
     link = None if scans_page is None else quote(os.path.relpath(scans_page, folder))
     page = folder / "evaluation.html"
-    _write_text(page, render_evaluation(evaluation, tables, folder, link))
+    write_text(page, render_evaluation(evaluation, tables, folder, link))
     return [page, *(folder / name for name in (*frames, *texts)), *figures]
 
 
@@ -145,11 +145,6 @@ def _list_ids(cases: Cases) -> list[str]:
     """The columns that say which case it is: its own id and coarser ones, and its series."""
     ids = [IDS[unit] for unit in UNITS[UNITS.index(cases.unit) :]]
     return [name for name in (*ids, "series", "series_count") if name in cases.details]
-
-
-def _write_text(path: Path, text: str) -> None:
-    with replace_file(path) as part:
-        part.write_text(text, encoding="utf-8")
 
 
 def _render_section(title: str, note: str, body: str) -> str:
