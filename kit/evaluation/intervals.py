@@ -7,6 +7,7 @@ import pandas as pd
 
 from kit.competition import LABEL_WEIGHTS
 from kit.ensemble import CLIP
+from kit.evaluation.resampling import draw_counts
 
 _RESAMPLES = 1000
 
@@ -34,10 +35,6 @@ def bootstrap_intervals(
     sums = np.zeros((len(names), losses.shape[1]))
     np.add.at(sums, codes, losses)
     totals = np.column_stack([sums, np.bincount(codes)])  # (P, K + 1)
-    random, share = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
-    means = []
-    for start in range(0, resamples, 100):  # in pieces: (100, P) counts fit into memory
-        counts = random.multinomial(len(names), share, size=min(100, resamples - start))
-        drawn = counts @ totals
-        means.append(drawn[:, :-1] / drawn[:, -1:])
-    return np.percentile(np.concatenate(means), [2.5, 97.5], axis=0).T
+    pieces = draw_counts(len(names), resamples, seed, 100)  # (100, P) counts fit into memory
+    drawn = np.concatenate([counts @ totals for counts in pieces])
+    return np.percentile(drawn[:, :-1] / drawn[:, -1:], [2.5, 97.5], axis=0).T

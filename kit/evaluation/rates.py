@@ -38,18 +38,20 @@ def count_cells(labels: np.ndarray, probabilities: np.ndarray, threshold: float)
 
 def measure_share(part: int, whole: int) -> Rate:
     """Measure a share with Wilson's 95 % interval (JASA 1927;22:209); NaN of nothing."""
+    from scipy.stats import binomtest  # here, because importing it takes long
+
     if not whole:
         return _UNKNOWN
-    share, z = part / whole, Z95**2 / whole
-    middle = (share + z / 2) / (1 + z)
-    half = np.sqrt(share * (1 - share) * z + z**2 / 4) / (1 + z)
-    low = 0.0 if part == 0 else middle - half
-    high = 1.0 if part == whole else middle + half
-    return Rate(share, float(low), float(high))
+    interval = binomtest(part, whole).proportion_ci(method="wilson")
+    return Rate(part / whole, float(interval.low), float(interval.high))
 
 
 def measure_rates(counts: Counts, prevalence: float | None = None) -> dict[str, Rate]:
-    """Measure all rates of a 2 × 2 table; with `prevalence` PPV and NPV at that one too."""
+    """Measure all rates of a 2 × 2 table; with `prevalence` PPV and NPV at that one too.
+
+    These are of sensitivity and specificity, by Bayes; their intervals, of those of the likelihood
+    ratios, are NaN where a ratio has none.
+    """
     tp, fp, tn, fn = counts
     plus = measure_ratio(tp, tp + fn, fp, fp + tn)
     minus = measure_ratio(fn, tp + fn, tn, fp + tn)
@@ -63,10 +65,18 @@ def measure_rates(counts: Counts, prevalence: float | None = None) -> dict[str, 
         "LR−": minus,
     }
     if prevalence is not None:
-        odds = prevalence / (1 - prevalence)
-        rates[f"PPV at prevalence {prevalence:g}"] = Rate(*(_to_share(odds * x) for x in plus))
-        ends = (minus.value, minus.high, minus.low)  # the more likely a missed one, the lower NPV
-        rates[f"NPV at prevalence {prevalence:g}"] = Rate(*(1 - _to_share(odds * x) for x in ends))
+        odds, healthy = prevalence / (1 - prevalence), 1 - prevalence
+        sensitivity, specificity = rates["sensitivity"].value, rates["specificity"].value
+        found, missed = sensitivity * prevalence, (1 - sensitivity) * prevalence
+        cleared, alarmed = specificity * healthy, (1 - specificity) * healthy
+        rates[f"PPV at prevalence {prevalence:g}"] = Rate(
+            _divide(found, found + alarmed),
+            *(_to_share(odds * end) for end in plus[1:]),
+        )
+        rates[f"NPV at prevalence {prevalence:g}"] = Rate(
+            _divide(cleared, cleared + missed),
+            *(1 - _to_share(odds * end) for end in (minus.high, minus.low)),
+        )
     return rates
 
 
@@ -107,6 +117,10 @@ def choose_thresholds(labels: np.ndarray, probabilities: np.ndarray) -> dict[str
     if len(specific):
         chosen["specificity 0.9"] = specific[-1]
     return {name: float(threshold) for name, threshold in chosen.items()}
+
+
+def _divide(part: float, whole: float) -> float:
+    return part / whole if whole else np.nan
 
 
 def _to_share(odds: float) -> float:

@@ -18,11 +18,15 @@ def draw_patients(patients: np.ndarray, resamples: int, seed: int) -> Iterator[n
     `patients` (N,) are the rows' patients. The pieces have `resamples` rows in all.
     """
     names, codes = np.unique(patients, return_inverse=True)
-    random, share = np.random.default_rng(seed), np.full(len(names), 1 / len(names))
-    rows = max(1, _CELLS // max(1, len(codes)))
+    for counts in draw_counts(len(names), resamples, seed, max(1, _CELLS // max(1, len(codes)))):
+        yield counts[:, codes].astype(np.float64)
+
+
+def draw_counts(patients: int, resamples: int, seed: int, rows: int) -> Iterator[np.ndarray]:
+    """Draw so many patients with replacement: how often each is drawn, (`rows`, P) a piece."""
+    random, share = np.random.default_rng(seed), np.full(patients, 1 / patients)
     for start in range(0, resamples, rows):
-        drawn = random.multinomial(len(names), share, size=min(rows, resamples - start))
-        yield drawn[:, codes].astype(np.float64)
+        yield random.multinomial(patients, share, size=min(rows, resamples - start))
 
 
 def weigh_measures(

@@ -71,6 +71,21 @@ def test_what_is_not_defined_is_nan():
     assert np.isnan(perfect["LR−"].low)
 
 
+def test_predictive_values_at_a_prevalence_need_no_likelihood_ratio():
+    """All 9 alarms are right and one of 10 positives is missed: Bayes still answers."""
+    rates = measure_rates(Counts(tp=9, fp=0, tn=5, fn=1), prevalence=0.1)
+    assert rates["PPV at prevalence 0.1"].value == 1
+    assert np.isnan(rates["PPV at prevalence 0.1"][1:]).all()
+    # .9 × 1 / (.9 × 1 + .1 × .1)
+    assert rates["NPV at prevalence 0.1"].value == pytest.approx(0.9 / 0.91)
+    blind = measure_rates(Counts(tp=5, fp=5, tn=0, fn=2), prevalence=0.1)
+    assert blind["NPV at prevalence 0.1"].value == 0
+    assert blind["PPV at prevalence 0.1"].value == pytest.approx(0.1 * 5 / 7 / (0.1 * 5 / 7 + 0.9))
+    none = measure_rates(Counts(tp=5, fp=5, tn=0, fn=0), prevalence=0.1)
+    assert np.isnan(none["NPV at prevalence 0.1"].value)
+    assert np.isnan(measure_rates(Counts(0, 1, 5, 0), 0.1)["PPV at prevalence 0.1"].value)
+
+
 def test_a_row_at_the_threshold_is_called_positive():
     assert count_cells(np.array([1, 1, 0, 0]), np.array([0.5, 0.4, 0.5, 0.4]), 0.5) == (1, 1, 1, 1)
 
