@@ -59,13 +59,19 @@ def add_position(cases: Cases) -> Cases:
     """Add the baseline that sees only where in its series a slice lies, for cases by slice.
 
     Its probability is the share of positives in the same tenth of the series among other patients:
-    the patients are dealt into five parts, and each part is predicted from the rest. Cases by
-    another unit, without `seq`, or of fewer than two patients come back as they are.
+    the patients are dealt into five parts, and each part is predicted from the rest. As the rest
+    has fewer positives the more a part has, which would count against the baseline, shares are
+    relative to the rest's own, times that of all cases. Cases by another unit, without `seq` or
+    with a blank in it, or of fewer than two patients come back as they are.
     """
     names, codes = np.unique(cases.patients, return_inverse=True)
     if cases.unit != "slice" or "relative_position" not in cases.details or len(names) < 2:
         return cases
     places = cases.details["relative_position"].to_numpy(np.float64)
+    unknown = int(np.isnan(places).sum())
+    if unknown:
+        note = f"No baseline of position: in {unknown} of {len(places)} slices seq is no number."
+        return replace(cases, notes=[*cases.notes, note])
     bins = np.minimum((places * _BINS).astype(int), _BINS - 1)
     parts = np.random.default_rng(0).permutation(len(names))[codes] % _FOLDS
     predicted = np.full(cases.labels.shape, np.nan)
@@ -79,5 +85,6 @@ def add_position(cases: Cases) -> Cases:
             share = labels[rest].mean()  # counts as one more slice in each tenth
             sums = np.bincount(bins[rest], labels[rest], minlength=_BINS) + share
             shares = sums / (np.bincount(bins[rest], minlength=_BINS) + 1)
-            predicted[parts == part, column] = shares[bins[parts == part]]
-    return replace(cases, models={**cases.models, POSITION: predicted})
+            relative = shares / share if share else np.ones(_BINS)
+            predicted[parts == part, column] = relative[bins[parts == part]] * labels[known].mean()
+    return replace(cases, models={**cases.models, POSITION: np.minimum(predicted, 1)})
