@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from kit import InputError
 from kit.cli.registry import RUN, Commands, Result, argument, parse_run
 
 COMMANDS = Commands()
@@ -32,14 +33,27 @@ def _parse_threshold(text: str) -> tuple[str, float]:
 
 
 def _arrange_points(thresholds: list[tuple[str, float]]) -> dict[str, dict[str, float]]:
-    """Operating points by name: each threshold for all labels, and those "given" for one label."""
+    """Operating points by name: each threshold for all labels, and those "given" for one label.
+
+    Raises `InputError` where a label has two of one name.
+    """
     from kit.competition import LABELS
 
     points: dict[str, dict[str, float]] = {}
     for label, threshold in thresholds:
         name, labels = ("given", (label,)) if label else (f"{threshold:g}", LABELS)
-        points.setdefault(name, {}).update(dict.fromkeys(labels, threshold))
+        point = points.setdefault(name, {})
+        if point.keys() & set(labels):
+            raise InputError(f"--threshold gives {label or name} twice")
+        point.update(dict.fromkeys(labels, threshold))
     return points
+
+
+def _read_map(flag: str, pairs: list[tuple[str, str]]) -> dict[str, str]:
+    names = [name for name, _ in pairs]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise InputError(f"{flag} gives {min(twice)} twice")
+    return dict(pairs)
 
 
 def _add_map(name: str, of: str) -> Any:
@@ -100,7 +114,8 @@ def evaluate(options: argparse.Namespace) -> Result:
     maps = ("columns", "label_columns", "against_columns")
     names = ("predictions", "labels", "preset", "unit", "against", "run", "exclude_seen")
     given: dict[str, Any] = {name: getattr(options, name) for name in names}
-    given |= {name: dict(getattr(options, name)) for name in maps}
+    for name in maps:
+        given[name] = _read_map(f"--{name.replace('_', '-')}", getattr(options, name))
     sources = Sources(**given)
     settings = Settings(
         _arrange_points(options.threshold),

@@ -22,6 +22,7 @@ IDS = {
     "patient": "PatientID",
 }
 UNITS = tuple(IDS)
+OWN = "own PatientID"  # as the predictions have it, where a preset renames it as its labels do
 
 WHOLE = "model"  # the predictions that are evaluated; other models of a file are compared with it
 
@@ -70,9 +71,16 @@ def read_predictions(path: Path, columns: dict[str, str] | None = None) -> Predi
     """Read the CSV of `kit predict`, a submission, a run's `oof.parquet` or another's CSV.
 
     `columns` maps our names (an id or a label) to those of the file. Raises `InputError` naming the
-    file and the row for a missing or repeated id and for a value that is no probability.
+    file and the row for a missing or repeated id and for a value that is no probability; and where
+    a label is mapped in a run's table, in which its name is that of the truth.
     """
     table = read_columns(path, columns)
+    mapped = [label for label in LABELS if label in (columns or {})]
+    if mapped and _find_labels(table, "bag_"):
+        raise InputError(
+            f"{path}: has a run's own predictions (bag_{mapped[0]} …), which count: no column can "
+            f"be mapped to {mapped[0]}"
+        )
     if list(table) == ["ID", "Label"]:
         table = read_submission(path).reset_index()
     parts, names = [], []
@@ -89,8 +97,11 @@ def read_predictions(path: Path, columns: dict[str, str] | None = None) -> Predi
     for values in parts:
         _refuse_rows(path, ~((values >= 0) & (values <= 1)), "is no probability from 0 to 1")
     calibrated = "calibrated" in table and table["calibrated"].astype(str).eq("True").any()
-    rest = table[[name for name in table if name not in LABELS]]
+    ours = {*LABELS, OWN, *(name for part in parts for name in part)}
+    rest = table[[name for name in table if name not in ours]]
     unit = find_unit(path, rest)
+    if IDS["patient"] in rest:
+        rest = rest.assign(**{OWN: rest[IDS["patient"]]})
     return Predictions(pd.concat([rest, *parts], axis=1), unit, names, bool(calibrated))
 
 
@@ -128,8 +139,13 @@ def make_labels(path: Path, table: pd.DataFrame, notes: tuple[str, ...] = ()) ->
 def read_columns(path: Path, columns: dict[str, str] | None = None) -> pd.DataFrame:
     """Read a CSV (all as text, blanks as they are) or a parquet table; rename by `columns`.
 
-    Raises `InputError` naming the file, and the column where it is not there.
+    Raises `InputError` naming the file, and the column where it is not there or has two names.
     """
+    columns = columns or {}
+    for column in columns.values():
+        twins = [other for other in columns if columns[other] == column]
+        if len(twins) > 1:
+            raise InputError(f"{path}: the column {column!r} is given for {' and '.join(twins)}")
     how = {"dtype": str, "keep_default_na": False, "encoding": "utf-8-sig"}
     try:
         with open_file(path) as file:
@@ -144,11 +160,11 @@ def read_columns(path: Path, columns: dict[str, str] | None = None) -> pd.DataFr
         raise InputError(f"{path}: not a table that can be read: {error}") from error
     if table.empty:
         raise InputError(f"{path}: there is no row in it")
-    for name, column in (columns or {}).items():
+    for column in columns.values():
         if column not in table:
             raise InputError(f"{path}: no column {column!r}; there are {', '.join(table)}")
-        if name != column:
-            table = table.drop(columns=name, errors="ignore").rename(columns={column: name})
+    table = table.drop(columns=[name for name in {*columns} - {*columns.values()} if name in table])
+    table = table.rename(columns={column: name for name, column in columns.items()})
     for name in set(IDS.values()) & set(table):
         table[name] = table[name].astype(str).str.strip()
     return table

@@ -175,14 +175,16 @@ def split_groups(details: pd.DataFrame, column: str) -> dict[str, np.ndarray]:
     if column not in details:
         raise InputError(f"--subgroup {column}: no such column; there are {', '.join(details)}")
     values = details[column].astype(str).replace("", "unknown")
-    numbers = pd.to_numeric(values, errors="coerce")
-    if values.nunique() > _GROUPS:
-        if numbers.isna().any():
-            raise InputError(f"--subgroup {column}: {values.nunique()} values are too many groups")
-        values = pd.qcut(numbers, 3, duplicates="drop").map(
-            lambda cut: f"above {cut.left:g} to {cut.right:g}"
-        )
-        numbers = numbers.groupby(values, observed=True).transform("min")
+    numbers = pd.to_numeric(values, errors="coerce").replace([np.inf, -np.inf], np.nan)
+    told = ~values.isin(["unknown", "several values"])
+    if values[told].nunique() > _GROUPS:
+        if numbers[told].isna().any():
+            count = values[told].nunique()
+            raise InputError(f"--subgroup {column}: {count} values are too many groups")
+        cuts = pd.qcut(numbers[told], 3, duplicates="drop")
+        values = values.astype(object)
+        values[told] = cuts.map(lambda cut: f"above {cut.left:g} to {cut.right:g}").astype(str)
+        numbers = numbers.groupby(values).transform("min")
     order = pd.DataFrame({"value": values.astype(str), "number": numbers})
     names = order.sort_values(["number", "value"])["value"].unique()
     return {name: order["value"].eq(name).to_numpy() for name in names}

@@ -78,6 +78,21 @@ def _adapt_cq500(predictions: Predictions) -> Predictions:
     return replace(predictions, table=table)
 
 
+def list_forms(patient: str) -> set[str]:
+    """List the forms in which public sets write a PatientID: a run may know it by another.
+
+    CQ500's names with hyphens, as in `reads.csv`, and without, once or twice, as in folders and
+    headers; bare numbers, as CT-ICH's, with leading zeros and without.
+    """
+    name = patient.strip()
+    if found := re.search(_CQ500_NAME, name, re.IGNORECASE):
+        short = f"CQ500CT{int(found[1])}"
+        return {name, f"CQ500-CT-{int(found[1])}", short, f"{short} {short}"}
+    if found := re.fullmatch(r"0*(\d+?)(\.nii(\.gz)?)?", name):
+        return {name, found[1], found[1].zfill(3)}
+    return {name}
+
+
 def _name_cq500(text: str) -> str:
     found = re.search(_CQ500_NAME, text, re.IGNORECASE)
     return f"CQ500-CT-{int(found[1])}" if found else ""
@@ -127,6 +142,8 @@ def _number(text: str) -> str:
 
 
 def _read_rsna(path: Path, columns: dict[str, str] | None) -> Labels:
+    if columns:
+        raise InputError(f"{path}: the organizers' labels have one form: no column can be mapped")
     return make_labels(path, read_labels(path).reset_index())
 
 

@@ -43,6 +43,9 @@ class Settings:
             raise InputError(f"the prevalence {self.prevalence:g} is not between 0 and 1")
         if self.resamples < 100:
             raise InputError(f"{self.resamples} resamples are too few for an interval: 100 or more")
+        twice = {column for column in self.subgroups if self.subgroups.count(column) > 1}
+        if twice:
+            raise InputError(f"--subgroup names {min(twice)} twice")
         for thresholds in self.points.values():
             for label, threshold in thresholds.items():
                 if not 0 <= threshold <= 1:

@@ -1,4 +1,5 @@
 import json
+import time
 
 import numpy as np
 import pandas as pd
@@ -132,6 +133,31 @@ def test_wrong_flags_are_refused(capsys, words, reason):
         main(["evaluate", "p.csv", "l.csv", "--out", "o", *words])
     assert stopped.value.code == 2
     assert reason in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (["--threshold", "any=0.3", "any=0.4"], "--threshold gives any twice"),
+        (["--threshold", "0.3", "0.30"], "--threshold gives 0.3 twice"),
+        (["--columns", "any=A", "any=B"], "--columns gives any twice"),
+        (["--against-columns", "any=A", "any=B"], "--against-columns gives any twice"),
+        (["--subgroup", "kernel", "site", "kernel"], "--subgroup names kernel twice"),
+    ],
+)
+def test_what_is_given_twice_is_refused(capsys, tmp_path, words, reason):
+    predictions, labels = write_studies(tmp_path, 30)
+    code, printed = call(capsys, "evaluate", predictions, labels, "--out", tmp_path / "o", *words)
+    assert code == 1
+    assert printed.err == f"kit: {reason}\n"
+
+
+def test_five_hundred_studies_take_less_than_ten_seconds(capsys, tmp_path):
+    """Of processor time, all threads together: with every table, figure and the page."""
+    predictions, labels = write_studies(tmp_path, 500)
+    started = time.process_time()
+    assert call(capsys, "evaluate", predictions, labels, "--out", tmp_path / "o")[0] == 0
+    assert time.process_time() - started < 10
 
 
 def test_calibrate_prints_temperatures_and_points_by_unit(new_patients, capsys):

@@ -123,6 +123,27 @@ def test_labels_of_a_frame_keep_other_columns(tmp_path):
     assert find_unit(tmp_path / "l.csv", table) == "study"
 
 
+def test_columns_may_swap_their_names_but_none_has_two(tmp_path):
+    path = write(tmp_path / "p.csv", "StudyInstanceUID,any,subdural\na,0.5,0.25\n")
+    swapped = read_predictions(path, {"any": "subdural", "subdural": "any"})
+    assert select_models(swapped)[WHOLE][0, 4:].tolist() == [0.5, 0.25]
+    with pytest.raises(InputError, match=r"p\.csv: the column 'any' is given for any and epidural"):
+        read_predictions(path, {"any": "any", "epidural": "any"})
+
+
+def test_a_label_cannot_be_mapped_where_a_runs_own_predictions_would_hide_it(small_run):
+    with pytest.raises(InputError, match=r"own predictions \(bag_any …\), which count: no column"):
+        read_predictions(small_run.oof, {"any": "classifier_any"})
+    assert read_predictions(small_run.oof, {"StudyInstanceUID": "StudyInstanceUID"})
+
+
+def test_a_column_that_is_called_as_a_models_is_not_mistaken_for_it(tmp_path):
+    path = write(tmp_path / "p.csv", "StudyInstanceUID,any,model_any,own PatientID\na,0.5,0.1,x\n")
+    predictions = read_predictions(path)
+    assert select_models(predictions)[WHOLE][:, 5].tolist() == [0.5]
+    assert list(predictions.table) == ["StudyInstanceUID", "model_any"]
+
+
 def test_a_gzipped_table_is_read_and_a_missing_one_named(tmp_path):
     pd.DataFrame({"StudyInstanceUID": ["a"], "any": [0.5]}).to_csv(
         tmp_path / "p.csv.gz", index=False

@@ -152,6 +152,10 @@ def test_many_numbers_are_cut_into_thirds_and_blanks_are_a_group():
         "10": [True, False, False, False],
         "unknown": [False, False, True, False],
     }
+    mixed = [str(n / 2) for n in range(30)] + ["", "several values"]
+    thirds = split_groups(pd.DataFrame({"mm": mixed}), "mm")
+    assert [mask.sum() for mask in thirds.values()] == [10, 10, 10, 1, 1]
+    assert list(thirds)[3:] == ["several values", "unknown"]
     with pytest.raises(InputError, match="no such column; there are mm"):
         split_groups(pd.DataFrame({"mm": ["1"]}), "kernel")
     with pytest.raises(InputError, match="30 values are too many groups"):

@@ -119,3 +119,5 @@ def test_the_organizers_labels_are_by_slice(tmp_path):
     labels = PRESETS["rsna"].read(tmp_path / "l.csv", None)
     assert labels.unit == "slice"
     np.testing.assert_array_equal(labels.table[list(LABELS)], wide)
+    with pytest.raises(InputError, match=r"l\.csv: the organizers' labels have one form"):
+        PRESETS["rsna"].read(tmp_path / "l.csv", {"any": "Label"})
