@@ -125,8 +125,8 @@ def measure_models(oof, predictions: dict) -> dict[str, list[float]]:
 
     ids, patients = oof["SOPInstanceUID"].to_numpy(), oof["PatientID"].to_numpy()
     labels, models = oof[list(LABELS)].to_numpy(float), {WHOLE: predictions["rolling_mean"]}
-    nothing = pd.DataFrame()
-    cases = Cases("slice", ids, patients, True, labels, models | predictions, nothing, nothing, [])
+    nothing = [pd.DataFrame()] * 3
+    cases = Cases("slice", ids, patients, labels, models | predictions, *nothing, [])
     rows = pd.DataFrame(measure_weighted(cases, Settings())).set_index("model")
     base = rows.loc[WHOLE, "value"]
     changes = rows[["value", "low", "high"]] / base

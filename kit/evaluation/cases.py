@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import re
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,11 +10,9 @@ import pandas as pd
 
 from kit import InputError
 from kit.competition import LABELS
-from kit.evaluation.inputs import IDS, UNITS, WHOLE, Labels, Predictions, select_models
-from kit.progress import format_count
+from kit.evaluation.inputs import IDS, OWN, UNITS, WHOLE, Labels, Predictions, select_models
 
-_PSEUDONYM = re.compile(r"patient\d+")  # as `kit predict --pseudonymize` writes
-_MISSING = ["", "nan", "None", "<NA>"]
+MISSING = ["", "nan", "None", "<NA>"]
 
 
 @dataclass(frozen=True)
@@ -24,19 +21,20 @@ class Cases:
 
     `labels` (N, 6) are 0, 1 or NaN (unknown). `models` are the probabilities, (N, 6) each, of the
     one that is evaluated and of those it is compared with; NaN for labels that a model does not
-    give. `identified` says that `patients` are PatientIDs. `details` (N rows) has the ids, every
-    column of both files that says one thing about a unit, and `series` and `series_count`: which
-    series stood for a study, out of how many. `unmatched` lists the ids that one file alone has:
-    `id`, `unit`, `found_in`.
+    give. `patients` (N,) are PatientIDs, or what stands for one. `details` (N rows) has the ids,
+    every column of both files that says one thing about a unit, and `series` and `series_count`:
+    which series stood for a study, out of how many. `named` has the ids of every row of both files,
+    also those that the predictions had before they were named as the labels are. `unmatched` lists
+    the ids that one file alone has: `id`, `unit`, `found_in`.
     """
 
     unit: str
     ids: np.ndarray
     patients: np.ndarray
-    identified: bool
     labels: np.ndarray
     models: dict[str, np.ndarray]
     details: pd.DataFrame
+    named: pd.DataFrame
     unmatched: pd.DataFrame
     notes: list[str]
 
@@ -62,15 +60,15 @@ def match_cases(predictions: Predictions, labels: Labels, unit: str) -> Cases:
     ours, truth = _borrow_ids(ours, truth), _borrow_ids(truth, ours)
     _check_unit(ours, "predictions", predictions.unit, unit)
     _check_unit(truth, "labels", labels.unit, unit)
-    ours, unplaced = _drop_unplaced(ours, unit, predictions.unit, "predictions")
-    truth, lost = _drop_unplaced(truth, unit, labels.unit, "labels")
+    ours, unplaced = _part_unplaced(ours, unit, "the predictions")
+    truth, lost = _part_unplaced(truth, unit, "the labels")
     found, details = _summarize_predictions(ours, unit, predictions.models)
     known = _summarize_labels(truth, unit)
     both = found.index.intersection(known.index, sort=False)
     unmatched = pd.concat(
         [
-            unplaced,
-            lost,
+            _list_ids(unplaced[IDS[predictions.unit]], predictions.unit, "predictions"),
+            _list_ids(lost[IDS[labels.unit]], labels.unit, "labels"),
             _list_ids(found.index.difference(known.index), unit, "predictions"),
             _list_ids(known.index.difference(found.index), unit, "labels"),
         ]
@@ -84,59 +82,38 @@ def match_cases(predictions: Predictions, labels: Labels, unit: str) -> Cases:
     patients, note = _find_patients(details, unit)
     selected = select_models(replace(predictions, table=found.loc[both]))
     values = known.loc[both].reindex(columns=list(LABELS)).to_numpy(np.float64)
+    notes = [*labels.notes, *_describe_lost(lost, labels.unit, unit), note]
     return Cases(
-        unit, both.to_numpy(), patients, not note, values, selected, details.reset_index(),
-        unmatched.reset_index(drop=True), [*labels.notes, *([note] if note else [])],
+        unit, both.to_numpy(), patients, values, selected, details.reset_index(),
+        _name_rows(ours, truth), unmatched.reset_index(drop=True), [text for text in notes if text],
     )  # fmt: skip
 
 
 def add_model(cases: Cases, name: str, predictions: Predictions) -> Cases:
-    """Add another file's predictions as a model to compare with; only units that both have stay."""
-    table = _borrow_ids(predictions.table, cases.details)
-    if IDS[cases.unit] not in table:
-        raise InputError(f"{name}: has no {IDS[cases.unit]}: a {cases.unit} cannot be told")
+    """Add another file's predictions as a model to compare with; only units that both have stay.
+
+    Ids that one of them alone has are listed in `unmatched`. Raises `InputError` where the other
+    file does not tell the unit of its rows, and where none of them was evaluated.
+    """
+    key = IDS[cases.unit]
+    table = _borrow_ids(predictions.table, cases.named)
+    if key not in table:
+        raise InputError(f"{name}: has no {key}: a {cases.unit} cannot be told")
+    table, unplaced = _part_unplaced(table, cases.unit, name)
     found, _ = _summarize_predictions(table, cases.unit, predictions.models[:1])
-    shared = np.isin(cases.ids, found.index)
+    shared = pd.Index(cases.ids).isin(found.index)
     if not shared.any():
         raise InputError(f"{name}: has no {cases.unit} that was evaluated")
-    lost = _list_ids(pd.Index(cases.ids[~shared]), cases.unit, "predictions, but not in --against")
-    cases = replace(cases.select(shared), unmatched=pd.concat([cases.unmatched, lost]))
+    others = found.index.difference([*cases.ids, *cases.unmatched["id"]])
+    unmatched = [
+        cases.unmatched,
+        _list_ids(cases.ids[~shared], cases.unit, "predictions and labels"),
+        _list_ids(unplaced[IDS[predictions.unit]], predictions.unit, "--against"),
+        _list_ids(others, cases.unit, "--against"),
+    ]
+    cases = replace(cases.select(shared), unmatched=pd.concat(unmatched, ignore_index=True))
     values = select_models(replace(predictions, table=found.loc[cases.ids], models=[WHOLE]))[WHOLE]
     return replace(cases, models={**cases.models, name: values})
-
-
-def exclude_seen(cases: Cases, seen: frozenset[str], exclude: bool) -> Cases:
-    """Leave out the patients whose hashed ids are in `seen`, with a note that says how many.
-
-    Raises `InputError` where there are such patients and they are not to be excluded.
-    """
-    names = pd.unique(cases.patients)
-    if not cases.identified or all(_PSEUDONYM.fullmatch(str(name)) for name in names):
-        note = "Whether the model was trained on these patients is unknown: no PatientID is given."
-        return replace(cases, notes=[*cases.notes, note])
-    known = [name for name in names if hash_patient(name) in seen]
-    if known and not exclude:
-        raise InputError(
-            f"the run was trained on {len(known)} of the {format_count(len(names), 'patient')} "
-            "evaluated here, which would make it look better than it is: leave them out by "
-            "--exclude-seen"
-        )
-    if len(known) == len(names):
-        raise InputError("the run was trained on all patients of the labels: none is left")
-    kept = cases.select(~np.isin(cases.patients, known))
-    left_out = f"{len(cases.ids) - len(kept.ids)} of {len(cases.ids)} rows by {cases.unit}"
-    note = (
-        f"{format_count(len(known), 'patient')} ({left_out}) that the model was trained on were "
-        "left out."
-        if known
-        else "By their ids, the model was trained on none of these patients."
-    )
-    return replace(kept, notes=[*cases.notes, note])
-
-
-def hash_patient(patient: str) -> str:
-    """Hash a PatientID as a run keeps those it was trained on."""
-    return hashlib.sha256(str(patient).strip().encode()).hexdigest()
 
 
 def _check_unit(table: pd.DataFrame, name: str, found: str, unit: str) -> None:
@@ -157,20 +134,38 @@ def _borrow_ids(table: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
         IDS.values()).index(shared)]  # fmt: skip
     if not coarser:
         return table
-    source = other.drop_duplicates(shared).set_index(shared)[coarser]
-    return table.join(source, on=shared)
+    known = other[[shared, *coarser]].replace(MISSING, None)  # a blank tells nothing
+    return table.join(known.groupby(shared)[coarser].first(), on=shared)
 
 
-def _drop_unplaced(
-    table: pd.DataFrame, unit: str, own: str, name: str
-) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Part from a table the rows of which the unit is unknown; list them by their own ids."""
-    unknown = table[IDS[unit]].isna() | table[IDS[unit]].astype(str).isin(_MISSING)
-    return table[~unknown], _list_ids(pd.Index(table.loc[unknown, IDS[own]]), own, name)
+def _part_unplaced(table: pd.DataFrame, unit: str, name: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Part a table into the rows whose unit is known and the others."""
+    unknown = table[IDS[unit]].isna() | table[IDS[unit]].astype(str).isin(MISSING)
+    if unknown.all():
+        raise InputError(f"no row of {name} has a known {IDS[unit]}: the {unit} cannot be told")
+    return table[~unknown], table[unknown]
 
 
-def _list_ids(ids: pd.Index, unit: str, found_in: str) -> pd.DataFrame:
-    return pd.DataFrame({"id": ids.astype(str), "unit": unit, "found_in": found_in})
+def _describe_lost(lost: pd.DataFrame, own: str, unit: str) -> list[str]:
+    """Say how many positive rows of the labels belong to no unit."""
+    positive = int(lost[[label for label in LABELS if label in lost]].eq(1).any(axis=1).sum())
+    if not positive:
+        return []
+    return [
+        f"{positive} positive rows by {own} have no prediction, and their {unit} is not known: a "
+        f"{unit} whose bleeding is on such rows alone counts as negative."
+    ]
+
+
+def _name_rows(*tables: pd.DataFrame) -> pd.DataFrame:
+    """Gather the ids of every row of the tables; a blank where a table has none."""
+    ids = [*IDS.values(), OWN]
+    named = pd.concat([table[[name for name in ids if name in table]] for table in tables])
+    return named.astype(object).where(named.notna(), "").astype(str)
+
+
+def _list_ids(ids: Iterable, unit: str, found_in: str) -> pd.DataFrame:
+    return pd.DataFrame({"id": list(map(str, ids)), "unit": unit, "found_in": found_in})
 
 
 def _summarize_predictions(
@@ -181,7 +176,7 @@ def _summarize_predictions(
     columns = [f"{model}_{label}" for model in models for label in LABELS]
     columns = [name for name in columns if name in table]
     values = table.groupby(key, sort=False)[columns].max()
-    details = _describe_units(table.drop(columns=columns), unit)
+    details = _describe_units(table.drop(columns=[*columns, OWN], errors="ignore"), unit)
     series = IDS["series"]
     if unit in ("study", "patient") and series in table:
         leading = next(name for name in (f"{models[0]}_any", *columns) if name in table)
@@ -190,10 +185,10 @@ def _summarize_predictions(
         counts = table.groupby(key, sort=False)[series].nunique()
         details = details.assign(series=stands, series_count=counts)
     if unit == "slice" and {series, "seq"} <= set(table):
-        rank = table.groupby(series)["seq"].transform(lambda s: pd.to_numeric(s).rank() - 1)
-        last = table.groupby(series)["seq"].transform("size") - 1
-        relative = (rank / last.where(last > 0, 1)).to_numpy()
-        details = details.assign(relative_position=pd.Series(relative, table[key].to_numpy()))
+        numbers = pd.to_numeric(table["seq"], errors="coerce").groupby(table[series])
+        last = numbers.transform("size") - 1
+        relative = (numbers.rank() - 1) / last.where(last > 0, 1)  # NaN where seq is no number
+        details = details.assign(relative_position=relative.set_axis(table[key]))
     return values, details
 
 
@@ -208,8 +203,9 @@ def _summarize_labels(table: pd.DataFrame, unit: str) -> pd.DataFrame:
 
 def _describe_units(table: pd.DataFrame, unit: str) -> pd.DataFrame:
     """Return what a table says of each unit, by its id: "several values" where rows differ."""
-    rest = table.drop(columns=[label for label in LABELS if label in table]).astype(str)
-    rest = rest.replace(dict.fromkeys(_MISSING, ""))
+    rest = table.drop(columns=[label for label in LABELS if label in table])
+    rest = rest.astype(object).where(rest.notna(), "").astype(str)
+    rest = rest.replace(dict.fromkeys(MISSING, ""))
     if rest[IDS[unit]].is_unique:
         return rest.set_index(IDS[unit])
     groups = rest.groupby(IDS[unit], sort=False)
@@ -218,23 +214,27 @@ def _describe_units(table: pd.DataFrame, unit: str) -> pd.DataFrame:
 
 def _join_details(ours: pd.DataFrame, theirs: pd.DataFrame) -> pd.DataFrame:
     """Join what both files say; the labels' PatientID counts, for the other may be a pseudonym."""
-    ours = ours.drop(columns=IDS["patient"], errors="ignore") if IDS["patient"] in theirs else ours
+    patient = IDS["patient"]
+    if patient in ours and patient in theirs:
+        ours = ours.assign(**{patient: theirs[patient].where(theirs[patient] != "", ours[patient])})
     return ours.join(theirs[[name for name in theirs if name not in ours]])
 
 
 def _find_patients(details: pd.DataFrame, unit: str) -> tuple[np.ndarray, str]:
     """Return the patient of each unit, or what stands for it, and a note that says so."""
     table = details.reset_index()
-    name = IDS["patient"]
-    if name in table and not table[name].isin(["", "several values"]).any():
-        return table[name].to_numpy(), ""
-    columns = {stand_in: IDS[stand_in] for stand_in in ("study", "series", unit)}
+    unknown = {column: table[column].isin(["", "several values"]) for column in table}
     stand_in = next(
         key
-        for key, column in columns.items()
-        if column in table and not table[column].isin(["", "several values"]).any()
+        for key in ("study", "series", unit)
+        if IDS[key] in table and not unknown[IDS[key]].any()
     )
-    return table[columns[stand_in]].to_numpy(), (
-        f"No PatientID: each {stand_in} counts as a patient, and training patients cannot be "
-        "recognized."
+    stands, name = table[IDS[stand_in]], IDS["patient"]
+    if name not in table:
+        return stands.to_numpy(), f"No PatientID: each {stand_in} counts as a patient."
+    blank = unknown[name]
+    note = (
+        f"{blank.sum()} of {len(blank)} rows by {unit} have no single PatientID: of these each "
+        f"{stand_in} counts as a patient."
     )
+    return table[name].where(~blank, stands).to_numpy(), note if blank.any() else ""

@@ -19,6 +19,13 @@ from kit.evaluation.rates import Rate
 from kit.evaluation.settings import COLUMNS, Finding, Settings, list_findings, state
 from kit.progress import format_count
 
+_FILES = {  # where an id was found
+    "predictions": "the predictions",
+    "labels": "the labels",
+    "predictions and labels": "the predictions and labels",
+    "--against": "the model compared with",
+}
+_SHOWN = 3  # of the ids that do not match
 _PLURALS = {"slice": "slices", "series": "series", "study": "studies", "patient": "patients"}
 
 
@@ -66,9 +73,11 @@ def list_limits(evaluation: Evaluation) -> list[str]:
     cases, findings = evaluation.cases, evaluation.findings
     limits = list(cases.notes)
     if len(cases.unmatched):
-        counts = cases.unmatched.groupby(["unit", "found_in"], sort=False).size()
+        groups = cases.unmatched.groupby(["unit", "found_in"], sort=False)["id"]
         parts = [
-            f"{count} by {unit} in the {where} alone" for (unit, where), count in counts.items()
+            f"{len(ids)} by {unit} in {_FILES[where]} alone ({', '.join(ids[:_SHOWN])}"
+            f"{', …' if len(ids) > _SHOWN else ''})"
+            for (unit, where), ids in groups
         ]
         limits.append(f"Ids that do not match (unmatched.csv): {', '.join(parts)}.")
     missing = [label for label in LABELS if label not in {f.name for f in findings}]

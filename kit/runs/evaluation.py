@@ -7,16 +7,17 @@ from pathlib import Path
 
 from kit import InputError
 from kit.competition import LABELS
-from kit.evaluation.cases import Cases, add_model, exclude_seen, match_cases
+from kit.evaluation.cases import Cases, add_model, match_cases
 from kit.evaluation.comparison import add_position
 from kit.evaluation.inputs import read_predictions
+from kit.evaluation.leakage import exclude_seen
 from kit.evaluation.methods import Evaluation, evaluate
 from kit.evaluation.presets import PRESETS
 from kit.evaluation.settings import Settings
 from kit.files import hash_file
 from kit.runs.calibration import read_calibration
 from kit.runs.directory import Run
-from kit.runs.patients import read_patients
+from kit.runs.patients import is_from_elsewhere, read_patients
 
 
 @dataclass(frozen=True)
@@ -72,11 +73,18 @@ def evaluate_files(sources: Sources, settings: Settings) -> Evaluation:
 
 
 def _check_patients(cases: Cases, run: Run, exclude: bool) -> Cases:
-    seen = read_patients(run)
+    """Check the cases against the run's training patients, and say what cannot be checked."""
+    seen, notes = read_patients(run), []
     if seen is not None:
-        return exclude_seen(cases, seen, exclude)
-    note = "The run does not say which patients it was trained on."
-    return replace(cases, notes=[*cases.notes, note])
+        cases = exclude_seen(cases, seen, exclude)
+    else:
+        notes.append("The run does not say which patients it was trained on.")
+    if is_from_elsewhere(run):
+        notes.append(
+            "The run's classifier was trained elsewhere: whether it has seen these patients is "
+            "not known."
+        )
+    return replace(cases, notes=[*cases.notes, *notes])
 
 
 def _name_files(sources: Sources) -> dict[str, str]:

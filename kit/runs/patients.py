@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import pandas as pd
 
-from kit.evaluation.cases import hash_patient
+from kit.evaluation.leakage import hash_patient
 from kit.files import write_json
-from kit.runs.directory import Run, RunError, read_document
+from kit.runs.directory import (
+    Run,
+    RunError,
+    list_folds,
+    read_config,
+    read_document,
+    read_recipe,
+)
+from kit.runs.status import is_imported
 from kit.runs.tables import read_slices
 
 
@@ -26,6 +34,17 @@ def read_patients(run: Run) -> frozenset[str] | None:
             raise RunError(f"{run.patients}: not the hashed ids of patients")
         return frozenset(hashes)
     return _hash_training(read_slices(run)) if run.slices.exists() else None
+
+
+def is_from_elsewhere(run: Run) -> bool:
+    """Whether a classifier or its embeddings were imported, or the run is an export of such a run.
+
+    An import notes the files that it took; a run's own export has a provenance without them.
+    """
+    if "files" in read_config(run).get("provenance", {}):
+        return True
+    recipe = read_recipe(run)
+    return any(is_imported(run, recipe, fold) for fold in list_folds(recipe))
 
 
 def _hash_training(slices: pd.DataFrame) -> frozenset[str]:

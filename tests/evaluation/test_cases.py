@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,7 +5,7 @@ from evaluation_files import make_cases
 
 from kit import InputError
 from kit.competition import LABELS
-from kit.evaluation.cases import add_model, exclude_seen, hash_patient, match_cases
+from kit.evaluation.cases import add_model, match_cases
 from kit.evaluation.inputs import WHOLE, Labels, Predictions
 
 ANY = LABELS.index("any")
@@ -54,6 +52,7 @@ def test_a_study_is_positive_where_one_of_its_labelled_slices_is():
     cases = match_cases(make_predictions(**SLICES), labels, "study")
     np.testing.assert_array_equal(cases.labels[:, ANY], [1, np.nan])
     assert cases.unmatched.values.tolist() == [["x", "slice", "labels"]]
+    assert cases.notes[-1].startswith("1 positive rows by slice have no prediction, and their stud")
 
 
 def test_labels_that_name_their_study_count_even_without_a_prediction():
@@ -122,9 +121,19 @@ def test_without_patients_each_study_stands_for_one_and_that_is_said():
     labels = make_labels("study", StudyInstanceUID=["1", "2"], any=[0.0, 1.0])
     cases = match_cases(make_predictions(**columns), labels, "study")
     assert cases.patients.tolist() == ["1", "2"]
-    assert not cases.identified
-    assert "each study counts as a patient" in cases.notes[0]
-    assert "unknown" in exclude_seen(cases, frozenset(), False).notes[-1]
+    assert cases.notes == ["No PatientID: each study counts as a patient."]
+
+
+def test_a_unit_without_a_patient_stands_for_one_of_its_own():
+    columns = SLICES | {"PatientID": ["p", "p", "p", "", "", ""]}
+    labels = make_labels("study", StudyInstanceUID=["1", "2"], any=[0.0, 1.0])
+    cases = match_cases(make_predictions(**columns), labels, "study")
+    assert cases.patients.tolist() == ["p", "2"]
+    assert cases.notes[0].startswith("1 of 2 rows by study have no single PatientID: of these each")
+    # A blank of the labels does not hide what the predictions say.
+    labels.table["PatientID"] = ["", "real2"]
+    cases = match_cases(make_predictions(**columns), labels, "study")
+    assert cases.patients.tolist() == ["p", "real2"]
 
 
 def test_another_model_is_paired_and_what_it_lacks_is_listed(tmp_path):
@@ -135,27 +144,50 @@ def test_another_model_is_paired_and_what_it_lacks_is_listed(tmp_path):
     assert both.models["other.csv"][:, ANY].tolist() == [0.75, 0.25]
     assert both.models[WHOLE].tolist() == cases.models[WHOLE][[1, 3]].tolist()
     assert set(both.unmatched["id"]) == {"1.2.0", "1.2.2", "1.2.4", "1.2.5"}
+    assert set(both.unmatched["found_in"]) == {"predictions and labels"}
 
 
-def test_patients_the_run_was_trained_on_stop_it_or_are_left_out(tmp_path):
-    cases = make_cases(tmp_path, 6)
-    seen = frozenset(map(hash_patient, ["p1", "p4", "elsewhere"]))
-    with pytest.raises(InputError, match=r"trained on 2 of the 6 patients.*--exclude-seen"):
-        exclude_seen(cases, seen, False)
-    kept = exclude_seen(cases, seen, True)
-    assert kept.patients.tolist() == ["p0", "p2", "p3", "p5"]
-    assert "2 patients (2 of 6 rows by study)" in kept.notes[-1]
-    assert "none of these patients" in exclude_seen(cases, frozenset(), False).notes[-1]
-    with pytest.raises(InputError, match="all patients"):
-        exclude_seen(cases, frozenset(map(hash_patient, cases.patients)), True)
+def test_what_only_another_model_predicts_is_listed_too(tmp_path):
+    cases = make_cases(tmp_path, 2)
+    table = pd.DataFrame(
+        {"StudyInstanceUID": ["1.2.0", "1.2.1", "x", ""], f"{WHOLE}_any": [0.5] * 4}
+    )
+    both = add_model(cases, "other.csv", Predictions(table, "study", [WHOLE]))
+    assert both.unmatched.values.tolist() == [
+        ["", "study", "--against"],
+        ["x", "study", "--against"],
+    ]
 
 
-def test_pseudonyms_are_not_taken_for_patients_that_are_new(tmp_path):
-    cases = make_cases(tmp_path, 3)
-    renamed = replace(cases, patients=np.array(["patient1", "patient2", "patient3"]))
-    assert "is unknown" in exclude_seen(renamed, frozenset(), False).notes[-1]
+def test_another_model_by_slice_borrows_the_study_of_its_slices():
+    labels = make_labels("study", StudyInstanceUID=["1", "2"], any=[0.0, 1.0])
+    cases = match_cases(make_predictions(**SLICES), labels, "study")
+    other = make_predictions(SOPInstanceUID=list("fab"), any=[0.9, 0.2, 0.1])
+    both = add_model(cases, "other.csv", other)
+    assert both.ids.tolist() == ["1", "2"]
+    assert both.models["other.csv"][:, ANY].tolist() == [0.2, 0.9]
+    by_series = Predictions(
+        pd.DataFrame({"SeriesInstanceUID": ["s2", "s3"], f"{WHOLE}_any": [0.3, 0.4]}),
+        "series",
+        [WHOLE],
+    )
+    found = add_model(cases, "other.csv", by_series)
+    assert found.models["other.csv"][:, ANY].tolist() == [0.3, 0.4]
 
 
-def test_a_hash_is_the_sha256_of_the_id_without_blanks_around_it():
-    digest = "5859a2460caab7c2b37b14debc8da86766b12c559c6953ed08781b14902a7084"
-    assert hash_patient(" ID_1 ") == digest  # echo -n ID_1 | sha256sum
+def test_a_file_of_which_no_row_has_the_unit_is_refused():
+    labels = make_labels("study", StudyInstanceUID=["1"], any=[0.0])
+    blank = make_predictions(**SLICES | {"StudyInstanceUID": [""] * 6})
+    with pytest.raises(InputError, match="no row of the predictions has a known StudyInstanceUID"):
+        match_cases(blank, labels, "study")
+    by_slice = make_labels("slice", SOPInstanceUID=["x", "y"], any=[0.0, 1.0])
+    with pytest.raises(InputError, match="no row of the labels has a known StudyInstanceUID"):
+        match_cases(make_predictions(**SLICES), by_slice, "study")
+
+
+def test_a_blank_or_a_text_for_seq_has_no_position():
+    labels = make_labels("slice", SOPInstanceUID=list("abcdef"), any=[0.0] * 6)
+    columns = SLICES | {"seq": ["1", "", "1", "first", "2", "3"]}
+    cases = match_cases(make_predictions(**columns), labels, "slice")
+    places = cases.details["relative_position"]
+    np.testing.assert_array_equal(places, [0, np.nan, 0, np.nan, 0, 0.5])

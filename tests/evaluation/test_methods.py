@@ -55,7 +55,7 @@ def test_limits_name_what_was_left_out(tmp_path):
     limits = list_limits(evaluate(cases, SETTINGS, {}, FILES))
     assert limits[0] == "Said before."
     text = " ".join(limits)
-    assert "2 by study in the labels alone, 1 by study in the predictions alone" in text
+    assert "2 by study in the labels alone (a, b), 1 by study in the predictions alone (c)" in text
     assert "Not evaluated, for want of labels or predictions: epidural." in text
     assert "any: 3 missing labels left out." in text
     few = next(limit for limit in limits if limit.startswith("Fewer than ten"))

@@ -9,6 +9,7 @@ from kit import InputError
 from kit.competition import LABELS
 from kit.evaluation.inputs import WHOLE
 from kit.evaluation.settings import Settings
+from kit.files import read_json, write_json
 from kit.runs.calibration import calibrate_run
 from kit.runs.directory import Run
 from kit.runs.evaluation import Sources, evaluate_files
@@ -56,6 +57,16 @@ def test_a_run_that_does_not_know_its_patients_says_so(tmp_path, trained):
     evaluation = evaluate_files(Sources(predictions, labels, run=trained), QUICK)
     assert "does not say which patients" in evaluation.cases.notes[-1]
     assert len(evaluation.cases.ids) == 40
+
+
+def test_an_imported_classifier_may_have_seen_anybody_and_that_is_said(tmp_path, trained):
+    config = read_json(trained.config)
+    write_json(trained.config, config | {"provenance": {"files": {}}})
+    predictions, labels = write_studies(tmp_path, 40)
+    sources = Sources(predictions, labels, run=trained, exclude_seen=True)
+    notes = evaluate_files(sources, QUICK).cases.notes
+    assert "2 patients (2 of 40 rows by study)" in notes[-2]
+    assert notes[-1].startswith("The run's classifier was trained elsewhere: whether it has seen")
 
 
 def test_predictions_are_not_calibrated_twice(tmp_path, trained):

@@ -1,10 +1,14 @@
 import hashlib
 
 import pytest
+from conftest import copy_run
+from released_models import shrink_ianpan, write_ianpan
 
-from kit.runs.directory import Run, RunError
+from kit.files import write_json
+from kit.models.importing import import_model
+from kit.runs.directory import Run, RunError, list_folds, read_recipe
 from kit.runs.export import check_export, export_runs
-from kit.runs.patients import read_patients, write_patients
+from kit.runs.patients import is_from_elsewhere, read_patients, write_patients
 from kit.runs.tables import read_slices
 
 
@@ -46,3 +50,22 @@ def test_an_export_takes_them_along(small_run, weights, tmp_path):
     Run(tmp_path).patients.unlink()  # as before weights are published
     check_export(tmp_path)
     assert read_patients(Run(tmp_path)) is None
+
+
+def test_a_run_knows_that_its_classifier_was_trained_elsewhere(
+    small_run, weights, tmp_path, monkeypatch
+):
+    for own in (small_run, Run(weights)):
+        assert not is_from_elsewhere(own)
+    shrink_ianpan(monkeypatch)
+    write_ianpan(tmp_path / "release")
+    imported = import_model(tmp_path / "release", tmp_path / "model")
+    assert is_from_elsewhere(imported)
+    export_runs([imported], tmp_path / "dataset")
+    assert is_from_elsewhere(Run(tmp_path / "dataset"))
+    run = copy_run(small_run, tmp_path / "run")
+    recipe = read_recipe(run)
+    store = run.store(list_folds(recipe)[0], recipe.classifier.epochs)
+    store.mkdir(parents=True, exist_ok=True)
+    write_json(store / "store.json", {"imported": ["e.npz"]})
+    assert is_from_elsewhere(run)
