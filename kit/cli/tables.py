@@ -84,9 +84,9 @@ def format_plan(plan: dict) -> str:
         f"{rates['headers']:,.0f} headers; {rates['training_images']:,.0f} images read and",
         f"augmented, {rates['images']:,.0f} read; {rates['trained']:,.1f} trained and "
         f"{rates['embedded']:,.1f} embedded on one device. An LSTM",
-        f"step: {rates['lstm_step_seconds'] * 1000:,.0f} ms. Not measured: that several GPUs share "
-        "images evenly, other sizes",
-        "(by their pixels), starting and ending of stages, reports.",
+        f"step: {rates['lstm_step_seconds'] * 1000:,.0f} ms; readers start in "
+        f"{rates['reading_start']:.1f} s. Not measured: that several GPUs",
+        "share images evenly, other sizes (by their pixels), compiling, reports.",
         "",
         f"Hours by image size (rows) and classifier epochs; * ends within {hours:g} h",
     ]

@@ -176,7 +176,12 @@ def _plan_classifier(
     check, _ = _overlap(1 / rates.images, 1 / (rates.embedded * views), machine)
     return StagePlan(
         f"fold{fold} classifier",
-        config.epochs * (images * seconds + min(held_out, VALIDATION_SLICES) * check),
+        config.epochs
+        * (
+            images * seconds
+            + min(held_out, VALIDATION_SLICES) * check
+            + (1 + bool(held_out)) * rates.reading_start
+        ),
         (config.epochs + _STEP_STATE) * rates.classifier_bytes,
         bottleneck,
     )
@@ -189,7 +194,7 @@ def _plan_embeddings(
     stores = recipe.bag_classifier_epochs
     return StagePlan(
         f"fold{fold} embeddings",
-        stores * images * seconds,
+        stores * (images * seconds + rates.reading_start),
         stores * images * (2 * rates.embedding_size + _STORE_BYTES),
         bottleneck,
     )

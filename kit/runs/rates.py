@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,13 +47,15 @@ class Rates:
     """What was measured; per second, unless named otherwise. Reading is by all workers together.
 
     `trained` and `embedded` are images on one device at `image_size`, without reading: `embedded`
-    with all views of the recipe. `lstm_slices` are those of a forward pass of the LSTM.
+    with all views of the recipe. `lstm_slices` are those of a forward pass of the LSTM. Every pass
+    over images begins with `reading_start` seconds in which the workers start.
     """
 
     image_size: int
     headers: float
     training_images: float  # read and augmented
     images: float
+    reading_start: float
     trained: float
     embedded: float
     lstm_step_seconds: float
@@ -72,13 +75,16 @@ def measure_rates(paths: list[str], recipe: Recipe, workers: int, seconds: float
     thirds = [[paths[number] for number in part] or paths for part in np.array_split(chosen, 3)]
     tables = [_make_table(third) for third in thirds]
     config, device, each = recipe.classifier, choose_device(), seconds / 6
+    read = partial(measure_images, workers=workers, seconds=each)
     with seed_random(0, device):
+        augmented, started = read(tables[1], config)
         classifier = measure_classifier(tables[2], config, device, each)
         return Rates(
             image_size=config.image_size,
             headers=_measure_headers(thirds[0], workers, each),
-            training_images=measure_images(tables[1], config, workers, each),
-            images=measure_images(tables[2], replace(config, augment=False), workers, each),
+            training_images=augmented,
+            images=read(tables[2], replace(config, augment=False))[0],
+            reading_start=started,
             **classifier,
             **_measure_lstm(recipe, classifier["embedding_size"], device, each),
         )
@@ -106,8 +112,11 @@ def _measure_headers(paths: list[str], workers: int, seconds: float) -> float:
 
 def measure_images(
     table: pd.DataFrame, config: ClassifierConfig, workers: int, seconds: float
-) -> float:
-    """Images read a second by `workers` processes; in the order of `table`, or as for training."""
+) -> tuple[float, float]:
+    """Images read a second by `workers` processes, and the seconds until the first batch came.
+
+    In the order of `table`, or as for training.
+    """
     dataset = images.SliceDataset(table, config, config.augment)
     rows = np.arange(len(table))
     if config.augment:
@@ -116,10 +125,13 @@ def measure_images(
     batches = [rows[start : start + size] for start in range(0, len(rows), size)]
     # What the workers had read ahead when the first batch came is not counted.
     meter = _Meter(torch.device("cpu"), seconds, min(2 * workers, len(batches) // 4))
-    for batch in images.load_batches(dataset, batches, workers):
+    loader, begun = images.load_batches(dataset, batches, workers), time.perf_counter()
+    first = next(loader)
+    started = time.perf_counter() - begun
+    for batch in itertools.chain([first], loader):
         if meter.add(len(batch["rows"]) + len(batch["failed"])):
             break
-    return meter.rate()
+    return meter.rate(), started
 
 
 def measure_classifier(

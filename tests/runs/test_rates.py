@@ -39,15 +39,17 @@ def test_every_rate_is_positive_and_finite(small_run, files):
 
 
 def test_a_reader_that_waits_is_measured_as_slow(files, monkeypatch):
-    read_image = images.read_image
+    read_image, begin = images.read_image, time.monotonic() + 0.7
 
     def read_slowly(*arguments):
-        time.sleep(0.02)
+        time.sleep(max(0.02, begin - time.monotonic()))  # a slow start, told apart
         return read_image(*arguments)
 
     monkeypatch.setattr(images, "read_image", read_slowly)
-    rate = measure_images(make_table(files), find_recipe("demo").classifier, 1, seconds=0.5)
+    config = find_recipe("demo").classifier
+    rate, started = measure_images(make_table(files), config, 1, seconds=0.5)
     assert 10 < rate <= 50
+    assert 0.6 < started < 20
 
 
 def test_training_is_timed_in_the_loop_itself_without_its_start(files, monkeypatch):
