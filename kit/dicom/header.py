@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -54,6 +53,7 @@ _BINARY = {
 _MODALITY_LUT = Tag("ModalityLUTSequence")
 _PIXEL_DATA = Tag("PixelData")
 _UNDEFINED = 0xFFFFFFFF  # the length of what ends with a delimiter
+_PIXEL_VRS = (b"OB", b"OW", b"OF", b"OD", b"UN")
 _ITEMS = (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")  # an item's tag in either byte order
 
 
@@ -102,11 +102,12 @@ def check_header(parsed: Parsed, path: str | Path) -> Header:
         for keyword in DESCRIPTIONS:
             values[keyword] = _read_description(dataset, keyword)
         keyword = "PixelData"
-        tag, start, pixel_bytes, undefined = _find_pixels(parsed)
+        elements = {tag: dataset.get_item(tag) for tag in (_PIXEL_DATA, *FLOAT_PIXELS)}
         keyword = "MediaStorageSOPClassUID"
         kind = None if any(values.values()) else dataset.file_meta.get(keyword, "")
     except PARSE_ERRORS as error:
         raise NotACTSliceError(path, f"{keyword} cannot be read") from error
+    tag, start, pixel_bytes, undefined = _find_pixels(parsed, elements)
     if kind == MediaStorageDirectoryStorage:
         raise UnreadableError(path, "a DICOMDIR, which lists files and holds no image")
     if kind is not None:  # what pydicom makes of a coded file that ends too early
@@ -133,14 +134,14 @@ def count_pixel_bytes(values: dict[str, Any]) -> int:
     return values["Rows"] * values["Columns"] * values["BitsAllocated"] // 8
 
 
-def _find_pixels(parsed: Parsed) -> tuple[int, bytes, int, bool]:
+def _find_pixels(parsed: Parsed, elements: dict[int, Any]) -> tuple[int, bytes, int, bool]:
     """The pixels' tag, their first bytes, how many there are, and whether a delimiter ends them.
 
-    Where the Pixel Data were not read, what stands at their place says so: the data set may have
-    another form than the file's meta information tells.
+    `elements` are those that may hold pixels, None where they are not there. If the Pixel Data were
+    not read, what stands at their place says so: the data set may have another form than the file's
+    meta information tells.
     """
-    for tag in (_PIXEL_DATA, *FLOAT_PIXELS):
-        element: Any = parsed.dataset.get_item(tag)
+    for tag, element in elements.items():
         if element is not None:
             value = element.value if isinstance(element.value, bytes) else b""
             undefined = getattr(element, "length", _UNDEFINED) == _UNDEFINED
@@ -148,7 +149,8 @@ def _find_pixels(parsed: Parsed) -> tuple[int, bytes, int, bool]:
     start, little = parsed.next_bytes, parsed.dataset.original_encoding[1]
     order: Literal["little", "big"] = "little" if little else "big"
     tag = int.from_bytes(start[:2], order) << 16 | int.from_bytes(start[2:4], order)
-    size = 12 if re.fullmatch(b"[A-Z]{2}", start[4:6]) else 8  # with a VR, or without
+    # With a VR, or, in implicit VR, an even length, whose first byte is none of these letters.
+    size = 12 if start[4:6] in _PIXEL_VRS else 8
     length, left = int.from_bytes(start[size - 4 : size], order), parsed.bytes_left - size
     undefined = length == _UNDEFINED
     return tag, start[size : size + 4], left - 8 if undefined else min(length, left), undefined
@@ -170,6 +172,8 @@ def _read_value(dataset: FileDataset, keyword: str) -> int | str | None:
     if value is None or len(value) == 0:
         return None
     if keyword in _BINARY:
+        if len(value) not in (2, 4) and keyword.startswith("PixelPadding"):
+            return None  # the image can be read without
         if len(value) not in (2, 4):
             raise ValueError(f"{len(value)} bytes are not one number")
         return int.from_bytes(value, "little" if element.is_little_endian else "big")

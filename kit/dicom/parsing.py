@@ -33,7 +33,6 @@ PARSE_ERRORS = (
     TypeError,
     LookupError,
     AttributeError,
-    NotImplementedError,
     ArithmeticError,
     EOFError,
     RuntimeError,

@@ -3,11 +3,14 @@
 import subprocess
 import sys
 
+import numpy as np
 import pydicom
 import pytest
 from conftest import ROOT, shared
 from dicom_files import LOSSLESS, encoded, reason_of, write_slice
+from pydicom.uid import ImplicitVRLittleEndian
 
+from kit.dicom import header, read_hounsfield
 from kit.dicom.header import NotACTSliceError, read_header
 
 
@@ -46,6 +49,26 @@ def test_a_patient_id_in_japanese_is_read_in_its_character_set(tmp_path):
     for charset, name in (("ISO_IR 192", "山田太郎"), (["", "ISO 2022 IR 87"], "山田")):
         path = write_slice(tmp_path / "a.dcm", SpecificCharacterSet=charset, PatientID=name)
         assert read_header(path).values["PatientID"] == name
+
+
+def test_a_length_that_looks_like_letters_is_one_in_implicit_vr(tmp_path):
+    """205 × 205 × 2 = 0x14852, which is `RH` and two bytes more."""
+    stored = np.arange(205 * 205, dtype=np.int16).reshape(205, 205)
+    path = write_slice(tmp_path / "a.dcm", stored, syntax=ImplicitVRLittleEndian)
+    assert path.read_bytes().count(b"\xe0\x7f\x10\0RH\1\0") == 1
+    assert read_header(path).pixel_bytes == 84050
+    np.testing.assert_array_equal(read_hounsfield(path), stored)
+
+
+def test_an_error_of_the_kits_own_is_no_fault_of_the_file(tmp_path, monkeypatch):
+    path = write_slice(tmp_path / "a.dcm")
+
+    def fail(parsed, elements):
+        raise TypeError("of our own")
+
+    monkeypatch.setattr(header, "_find_pixels", fail)
+    with pytest.raises(TypeError, match="of our own"):
+        read_header(path)
 
 
 def test_header_values_are_those_that_pydicom_gives():
