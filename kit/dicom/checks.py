@@ -35,7 +35,7 @@ DESCRIPTIONS = ("BodyPartExamined", "ConvolutionKernel", "ContrastBolusAgent")
 # Words of ImageType and SeriesDescription by which scanners and workstations name what is no slice
 # in Hounsfield units. Others of ImageType, in a description, may tell of slices that are.
 _SCOUTS = {
-    "LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM", "TOPO", "SURVIEW", "SCANOGRAM", "PILOT",
+    "LOCALIZER", "LOCALISER", "SCOUT", "TOPOGRAM", "TOPO", "SURVIEW", "SCANOGRAM",
 }  # fmt: skip
 _MAPS = {
     "CBF", "RCBF", "CBV", "RCBV", "MTT", "RMTT", "TTP", "TTD", "TMAX", "PBV", "PERMEABILITY",
@@ -73,15 +73,8 @@ def check_kind(values: dict[str, Any]) -> Reason | None:
         return Reason("not a CT image", f"Modality is {_quote(values['Modality'])}{known}")
     if sop_class and sop_class not in (CTImageStorage, LegacyConvertedEnhancedCTImageStorage):
         return Reason("not a CT image", f"SOPClassUID is {_name_uid(sop_class)}")
-    for keyword, maps in (("ImageType", _MAP_TYPES), ("SeriesDescription", _MAPS)):
-        text = (values[keyword] or "").upper()
-        words = {*text.split("\\"), *re.findall(r"[A-Z]+", text)}
-        for kinds, code in (
-            (_SCOUTS, "a localizer, not an axial slice"),
-            (maps, "a parametric map, not Hounsfield units"),
-        ):
-            if found := words & kinds:
-                return Reason(code, f"{keyword} says {min(found)}")
+    if reason := _check_words(values):
+        return reason
     if values["SamplesPerPixel"] not in (None, 1):
         return Reason("a colour image", f"SamplesPerPixel is {values['SamplesPerPixel']}")
     photometric = values["PhotometricInterpretation"]
@@ -93,6 +86,22 @@ def check_kind(values: dict[str, Any]) -> Reason | None:
     frames = values["NumberOfFrames"] or "1"
     if parse_numbers(frames) != (1,):
         return Reason("not one slice in one file", f"NumberOfFrames is {show_numbers(frames)}")
+    return None
+
+
+def _check_words(values: dict[str, Any]) -> Reason | None:
+    """Why the words that tell the kind of an image say that it is no slice in HU, or None."""
+    as_measured = (values["ImageType"] or "").upper().split("\\")[:2] == ["ORIGINAL", "PRIMARY"]
+    for keyword, scouts, maps in (
+        ("ImageType", {*_SCOUTS, "PILOT"}, _MAP_TYPES),
+        ("SeriesDescription", _SCOUTS, _MAPS),  # a pilot study's slices are slices
+    ):
+        text = (values[keyword] or "").upper()
+        words = {*text.split("\\"), *re.findall(r"[A-Z]+", text)}
+        if found := words & scouts:
+            return Reason("a localizer, not an axial slice", f"{keyword} says {min(found)}")
+        if (found := words & maps) and not as_measured:
+            return Reason("a parametric map, not Hounsfield units", f"{keyword} says {min(found)}")
     return None
 
 
@@ -143,10 +152,10 @@ def check_compression(syntax: UID) -> Reason | None:
     if syntax in NATIVE_SYNTAXES:
         return None
     try:
-        available = get_decoder(syntax).is_available
+        decoder = get_decoder(syntax)
     except NotImplementedError:
         return Reason("there is no decoder for its compression", _name_uid(syntax))
-    if not available:
+    if not decoder.is_available:
         return Reason("a decoder is not installed", f"{syntax.name} needs {_DECODERS}")
     return None
 

@@ -32,6 +32,7 @@ _CODED_WITH_SIZE = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000Tra
 # The wrong intercept: 12-bit values of −1000 HU are stored as 3096, air's noise around it.
 _WRAP = 4096
 _WRAPPED_AIR = _WRAP - 1000
+_CORNER = slice(0, 2), slice(-2, None)
 _CORNERS = [0, 0, -1, -1], [0, -1, 0, -1]
 
 AIR = -1000  # HU
@@ -233,17 +234,26 @@ def _find_padding(header: Header, cells: np.ndarray, stored: np.ndarray) -> np.n
     if value is None:
         return None
     # Known as 16 or 32 bits without a sign: as the pixels are.
-    ends = np.array([value, value if limit is None else limit], np.uint32).astype(cells.dtype)
+    written = np.array([value, value if limit is None else limit], np.uint32)
+    ends = written.astype(cells.dtype)
+    if ((written >> 16 != 0) & (ends.astype(np.uint32) != written)).any():  # of no pixel
+        return None
     low, high = ends.min(), ends.max()
     slope, intercept = _find_rescale(header)
     if cells is stored and high * slope + intercept <= AIR:  # as most scanners write it
         return None
     # A value of more bits than are stored is in the cells alone.
     images = (cells,) if cells is stored else (cells, stored)
-    if not any(((low <= image[_CORNERS]) & (image[_CORNERS] <= high)).any() for image in images):
+    if not any(_fills_corner(image, low, high) for image in images):
         return None
     padded = [(low <= image) & (image <= high) if low < high else image == low for image in images]
     return padded[0] if len(padded) == 1 else padded[0] | padded[1]
+
+
+def _fills_corner(image: np.ndarray, low: np.integer, high: np.integer) -> bool:
+    """Whether all of a corner's 2 × 2 pixels are within the two; one of them may be noise."""
+    blocks = (image[rows, columns] for rows in _CORNER for columns in _CORNER)
+    return any(low <= block.min() and block.max() <= high for block in blocks)
 
 
 def _find_rescale(header: Header) -> tuple[float, float]:

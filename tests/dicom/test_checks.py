@@ -93,11 +93,29 @@ def test_a_map_of_perfusion_or_material_is_named(tmp_path, tags, word):
 
 
 @pytest.mark.parametrize(
+    ("tags", "word"),
+    [
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "LOCALIZER"),
+        ({"ImageType": ["ORIGINAL", "PRIMARY", "PILOT"]}, "PILOT"),
+        ({"SeriesDescription": "Topogram 0.6"}, "TOPOGRAM"),
+    ],
+)
+def test_a_scout_is_named(tmp_path, tags, word):
+    path = write_slice(tmp_path / "a.dcm", **tags)
+    *_, keyword = tags
+    reason = f"a localizer, not an axial slice: {keyword} says {word}"
+    assert reason_of(path, NotACTSliceError) == reason
+
+
+@pytest.mark.parametrize(
     "tags",
     [
         {"SeriesDescription": "HEAD W/O CONTRAST MATERIAL"},
         {"SeriesDescription": "Perfusion 5.0 source"},
         {"ImageType": ["DERIVED", "PRIMARY", "AXIAL", "VNC"]},  # virtual non-contrast: in HU
+        {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "PERFUSION"]},  # a slice of the series
+        {"ImageType": ["ORIGINAL", "PRIMARY", "AXIAL"], "SeriesDescription": "for CBF map"},
+        {"SeriesDescription": "HEAD PILOT STUDY"},
     ],
 )
 def test_slices_that_are_no_map_are_read(tmp_path, tags):

@@ -266,13 +266,13 @@ def test_a_dark_slice_may_have_fewer_bits_but_none_above_them(tmp_path):
 @pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
 def test_padding_is_air(tmp_path, bits, kind, tags, padding, syntax):
     stored = make_disc(1064, 24).astype(kind)
-    stored[0, 0], stored[-1, -1] = padding[0], padding[-1]
+    stored[:2, :2], stored[-2:, -2:] = padding[0], padding[-1]
     path = write_slice(tmp_path / "a.dcm", stored, BitsStored=bits, RescaleIntercept=-1024,
                        syntax=syntax, **tags)  # fmt: skip
     hounsfield = read_hounsfield(path)
-    assert hounsfield[0, 0] <= -1000
-    assert hounsfield[-1, -1] <= -1000
-    hounsfield[0, 0] = hounsfield[-1, -1] = -1000
+    assert (hounsfield[:2, :2] <= -1000).all()
+    assert (hounsfield[-2:, -2:] <= -1000).all()
+    hounsfield[:2, :2] = hounsfield[-2:, -2:] = -1000
     np.testing.assert_array_equal(hounsfield, make_disc(40, -1000))
 
 
@@ -283,6 +283,24 @@ def test_padding_that_stands_in_no_corner_is_tissues_value(tmp_path):
     path = write_slice(tmp_path / "b.dcm", make_disc(40, -2000).astype(np.int16),
                        PixelPaddingValue=-2000)  # fmt: skip
     assert read_hounsfield(path)[0, 0] == -2000  # it is below air already
+
+
+def test_one_pixel_in_a_corner_does_not_make_tissue_padding(tmp_path):
+    stored = make_disc(40, -1000).astype(np.int16)
+    for corner in [(0, 0), (0, 1), (1, 0)], [(-1, 0), (-1, 1), (-2, 1)]:
+        stored[tuple(zip(*corner, strict=True))] = 40
+    path = write_slice(tmp_path / "a.dcm", stored, PixelPaddingValue=40)
+    np.testing.assert_array_equal(read_hounsfield(path), stored)
+
+
+@pytest.mark.parametrize("value", [[1064, 7], [1064, 7, 9]])
+@pytest.mark.parametrize("syntax", [ImplicitVRLittleEndian, ExplicitVRBigEndian])
+def test_padding_of_more_than_one_number_is_passed_over(tmp_path, value, syntax):
+    stored = make_disc(1064, 24).astype(np.uint16)
+    stored[:2, :2] = 1064
+    path = write_slice(tmp_path / "a.dcm", stored, RescaleIntercept=-1024, syntax=syntax,
+                       PixelPaddingValue=value)  # fmt: skip
+    np.testing.assert_array_equal(read_hounsfield(path), stored.astype(np.int16) - 1024)
 
 
 ITEM, END = b"\xfe\xff\x00\xe0", b"\xfe\xff\xdd\xe0\0\0\0\0"
