@@ -19,13 +19,14 @@ from torch import Tensor
 from kit import InputError
 from kit.files import hash_file, read_json
 from kit.progress import log
+from kit.training.checkpoints import check_file
 
 SUMS = "checksums.json"
 
 # What torch's unpickler raises for files that are damaged or hostile.
 _MISREAD = (
     OSError, RuntimeError, ValueError, EOFError, LookupError, AttributeError, TypeError,
-    ArithmeticError, MemoryError, AssertionError, SyntaxError, pickle.UnpicklingError,
+    ArithmeticError, MemoryError, SyntaxError, pickle.UnpicklingError,
     struct.error, zipfile.BadZipFile,
 )  # fmt: skip
 
@@ -33,6 +34,7 @@ _MISREAD = (
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     """The tensors of a `.safetensors` file. Raises `InputError` naming it."""
     try:
+        check_file(path)
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
         raise InputError(f"{path}: not a .safetensors file that can be read ({error})") from error
@@ -45,6 +47,7 @@ def read_pickled(path: Path) -> dict:
     that a file may name. Raises `InputError` naming the file.
     """
     try:
+        check_file(path)
         with _allow_scalars():
             saved = torch.load(path, map_location="cpu", weights_only=True)
     except _MISREAD as error:
