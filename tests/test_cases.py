@@ -55,7 +55,7 @@ RIGHT = {
     "feet_first_decubitus": numbered(8),
     "float_pixels": {},
     "frames_zero": {},
-    "gantry_z_constant": {},
+    "gantry_z_constant": numbered(8),
     "icon_encapsulated": ONE,
     "instance_number_not_spatial": {
         f"{n}.dcm": (21 + place, -1000)
@@ -126,7 +126,6 @@ REASONS = {
     "enhanced_ct": {"a.dcm": "not a CT image: SOPClassUID is Enhanced CT Image Storage"},
     "float_pixels": {"a.dcm": "pixels are floating-point numbers: they are FloatPixelData"},
     "frames_zero": {"a.dcm": "not one slice in one file: NumberOfFrames is 0"},
-    "gantry_z_constant": dict.fromkeys(numbered(8), PLANE),
     "icon_encapsulated": {"b.dcm": "file holds no pixel data"},
     "iop_zero": dict.fromkeys(numbered(5), ORIENTATION + r"0.0\0.0\0.0\0.0\0.0\0.0"),
     "modality_lowercase": {
@@ -146,7 +145,7 @@ REASONS = {
         "blank.dcm": r"ImagePositionPatient is not 3 numbers: it is -80\   \5",
         "nan.dcm": r"ImagePositionPatient is not 3 numbers: it is -80\-80\…",
     },
-    "scout_by_other_names": {"scout.dcm": PLANE},
+    "scout_by_other_names": {"scout.dcm": "plane is more than 10° off that of its series"},
     "secondary_axial": dict.fromkeys(
         numbered(2), "not a CT image: SOPClassUID is Secondary Capture Image Storage"
     ),

@@ -145,10 +145,15 @@ def _check_position(values: dict[str, Any]) -> Reason | None:
                 detail = f"it is {show_numbers(text)}"
                 return Reason(f"{name} is not two unit vectors at right angles", detail)
             along = abs(row[0] * column[1] - row[1] * column[0])
-            if along < _LEAST_AXIAL:
+            if along < _LEAST_AXIAL and not _is_called_axial(values):
                 detail = f"its normal is {math.degrees(math.acos(along)):.0f}° off the body's axis"
                 return Reason(NOT_AXIAL, detail)
     return None
+
+
+def _is_called_axial(values: dict[str, Any]) -> bool:
+    """Whether the scanner itself says so: a patient may lie with the head bent far back."""
+    return "AXIAL" in (values["ImageType"] or "").split("\\")
 
 
 def _is_whole(number: float) -> bool:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import zipfile
 import zlib
 
+import numpy as np
 import pandas as pd
 
 from kit.dicom.parsing import DicomError, parse_numbers
 from kit.dicom.pixels import read_hounsfield
 from kit.files import Reason, hash_file
 from kit.slices.entries import GROUP_COLUMNS
-from kit.slices.order import SERIES_KEY
+from kit.slices.order import SAME_PLACE, SERIES_KEY, find_positions
 
 _STUDY = list(SERIES_KEY[:2])
 _SHAPE = ["Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"]
@@ -26,58 +27,86 @@ def add_note(table: pd.DataFrame, rows: pd.Index, note: str) -> None:
 
 def set_reason(table: pd.DataFrame, rows: pd.Index | int, reason: Reason) -> None:
     """Leave these rows out, for a reason."""
-    table.loc[rows, ["reason", "code"]] = str(reason), reason.code
+    if isinstance(rows, int) or len(rows):
+        table.loc[rows, ["reason", "code"]] = str(reason), reason.code
 
 
 def fill_blanks(table: pd.DataFrame) -> None:
-    """Give a slice without a study or a patient that of its series, if the series has one alone."""
+    """Give a slice without a study or a patient that of its series, if the series has one alone.
+
+    An anonymizer may have given another patient the same UIDs. Slices of another frame of
+    reference, or at places that are another scan's, are left blank.
+    """
+    series = ["SeriesInstanceUID", "FrameOfReferenceUID"]
     for column, keys in (
-        ("StudyInstanceUID", ["SeriesInstanceUID"]),
-        ("PatientID", ["StudyInstanceUID", "SeriesInstanceUID"]),
+        ("StudyInstanceUID", series),
+        ("PatientID", ["StudyInstanceUID", *series]),
     ):
         blank = table[column].isna() & table["SeriesInstanceUID"].notna()
         if not blank.any():
             continue
         groups = table.groupby(keys, dropna=False)[column]
         blank &= groups.transform("nunique") == 1
+        number = groups.ngroup()
+        concerned = table[number.isin(number[blank])]
+        for _, group in concerned.groupby(number, sort=False):
+            if _are_of_two_scans(group, blank[group.index].to_numpy()):
+                blank[group.index] = False
         table.loc[blank, column] = groups.transform("first")[blank]
         add_note(table, table.index[blank], f"{column} is blank and taken from its series")
+
+
+def _are_of_two_scans(group: pd.DataFrame, blank: np.ndarray) -> bool:
+    """Whether some slices of a series, (N,) bool, lie among the others as those of another scan.
+
+    They are nearer to one of them than three quarters of the least distance between these.
+    """
+    one = group.assign(**dict.fromkeys(_STUDY, ""))
+    positions = find_positions(one, np.ones(len(group), bool))
+    order = np.argsort(positions)[: np.isfinite(positions).sum()]
+    steps, mixed = np.diff(positions[order]), np.diff(blank[order])
+    known = np.diff(positions[order][~blank[order]])
+    least = 0.75 * known[known > SAME_PLACE].min(initial=np.inf)
+    return bool((steps[mixed] < (least if np.isfinite(least) else SAME_PLACE)).any())
 
 
 def join_series(table: pd.DataFrame) -> None:
     """Join series of a study whose headers say that they are one, apart from their UID.
 
-    They have frame of reference, series and acquisition number, plane, spacing and thickness in
-    common, and no two slices one position. Where a study has several series of one slice and the
-    header does not say as much, that is noted.
+    They have frame of reference, series number and description, acquisition number, plane, spacing
+    and thickness in common, and no two slices one position. Where a study has several series of one
+    slice and the header does not say as much, that is noted.
     """
-    usable = table[table["reason"].isna()]
+    same = [*_STUDY, *GROUP_COLUMNS, "SeriesDescription", *_SHAPE, "SliceThickness"]
+    columns = [*same, "SeriesInstanceUID", "ImagePositionPatient"]
+    usable = table.loc[table["reason"].isna(), columns]
     series = usable.groupby(_STUDY, dropna=False)["SeriesInstanceUID"].transform("nunique")
     usable = usable[series > 1]
     if usable.empty:
         return
-    same = [*_STUDY, *GROUP_COLUMNS, *_SHAPE, "SliceThickness"]
+    number = table.groupby(list(SERIES_KEY), dropna=False).ngroup()
+    sizes = number[usable.index].value_counts()
     stated = usable[["FrameOfReferenceUID", "SeriesNumber", "ImagePositionPatient"]].notna()
+    names, joined = {}, []  # the UID of each joined series by its number, and their slices
     for _, group in usable[stated.all(axis=1)].groupby(same, dropna=False, sort=False):
-        uids = group["SeriesInstanceUID"].unique()
-        positions = group["ImagePositionPatient"].map(parse_numbers)
-        if len(uids) > 1 and not positions.duplicated().any():
-            study = group[_STUDY].iloc[0].fillna("")
-            theirs = table["SeriesInstanceUID"].isin(uids)
-            theirs &= table[_STUDY].fillna("").eq(study).all(axis=1)
-            if (theirs & table["reason"].isna()).sum() == len(group):  # these are whole series
-                table.loc[theirs, "SeriesInstanceUID"] = uids[0]
-                add_note(table, group.index, "joined: it is of one series but for the UID")
-                usable = usable.drop(group.index)
-    single = usable.groupby([*_STUDY, "SeriesInstanceUID"], dropna=False)["path"].transform("size")
-    single = usable[single == 1]
-    several = single.groupby([*_STUDY, *_SHAPE], dropna=False)["path"].transform("size") > 2
-    add_note(table, single.index[several], "one of several series of a single slice in its study")
+        several = number[group.index].unique()
+        whole = len(several) > 1 and sizes[several].sum() == len(group)
+        if whole and not group["ImagePositionPatient"].map(parse_numbers).duplicated().any():
+            names.update(dict.fromkeys(several, group["SeriesInstanceUID"].iloc[0]))
+            joined.extend(group.index)
+    if joined:
+        theirs = number.isin(names)
+        table.loc[theirs, "SeriesInstanceUID"] = number[theirs].map(names)
+        add_note(table, pd.Index(joined), "joined: it is of one series but for the UID")
+        usable = usable.drop(joined)
+    single = usable[number[usable.index].map(sizes) == 1]
+    among = single.groupby([*_STUDY, *_SHAPE], dropna=False).transform("size") > 2
+    add_note(table, single.index[among], "one of several series of a single slice in its study")
 
 
 def reject_repeated(table: pd.DataFrame, keys: list[str]) -> None:
     """Of the files with equal `keys` keep one: the first by path whose pixels can be read."""
-    usable = table[table["reason"].isna()]
+    usable = table.loc[table["reason"].isna(), ["path", *keys]]
     repeated = usable[usable.duplicated(keys, keep=False)]
     for _, paths in repeated.groupby(keys, sort=False, dropna=False)["path"]:
         contents = paths.map(_hash_content)

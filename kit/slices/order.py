@@ -10,7 +10,7 @@ from kit.dicom.parsing import parse_numbers
 
 SERIES_KEY = ("PatientID", "StudyInstanceUID", "SeriesInstanceUID")
 
-_SAME_PLACE = 1e-3  # mm; below, a position is written in other digits, or rounded
+SAME_PLACE = 0.01  # mm; below, a position is written in other digits, or rounded
 _SAME_PLANE = np.cos(np.deg2rad(10))
 
 _SEPARATORS = str.maketrans("[](),'\"\\", " " * 8)
@@ -84,9 +84,11 @@ def _order_ties(
     numbers = [_read_numbers(table, f"{kind}Number") for kind in ("Instance", "Acquisition")]
     known = np.isfinite(numbers).any()
     along = np.nan_to_num(positions[order], nan=np.finfo(float).max)
-    apart = np.diff(along, prepend=np.nan) > (_SAME_PLACE if known else 0)
+    apart = np.diff(along, prepend=np.nan) > (SAME_PLACE if known else 0)
     place = np.cumsum(apart | (np.diff(codes, prepend=-1) != 0))
     tied = np.bincount(place)[place] > 1
+    if not tied.any():
+        return order
     rows = order[tied]
     uids = table["SOPInstanceUID"].iloc[rows].astype(str)
     if uids.str.fullmatch(r"[0-9.]+").all():  # 2 before 10

@@ -7,9 +7,8 @@ import pandas as pd
 from kit.files import Reason
 from kit.slices.entries import ENTRY_COLUMNS, GROUP_COLUMNS
 from kit.slices.identity import add_note, fill_blanks, join_series, reject_repeated, set_reason
-from kit.slices.order import SERIES_KEY, find_positions, find_tilted, order_slices
+from kit.slices.order import SAME_PLACE, SERIES_KEY, find_positions, find_tilted, order_slices
 
-_SAME_PLACE = 0.01  # mm
 _PASS = "AcquisitionNumber"
 
 
@@ -44,10 +43,10 @@ def _split(table: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     placed["series"] = placed["series"].where(placed["position"].notna(), None)
     slices = placed[usable].drop(columns=["reason", "code"]).reset_index(drop=True)
     slices["seq"] = slices.groupby("series", sort=False).cumcount() + 1
-    slices["repaired"] = slices["repaired"].astype(bool)
     slices["InstanceNumber"] = pd.to_numeric(slices["InstanceNumber"], errors="coerce")
     # They are floats if a skipped row had none.
-    slices = slices.astype({"Rows": "int64", "Columns": "int64"})
+    for column, kind in (("repaired", bool), ("Rows", "int64"), ("Columns", "int64")):
+        slices[column] = slices[column].astype(kind)
     _note_places(slices)
     unplaced = table[table["SeriesInstanceUID"].isna()]
     skipped = pd.concat([placed[~usable].drop(columns="seq"), unplaced])
@@ -63,13 +62,13 @@ def _note_places(slices: pd.DataFrame) -> None:
     add_note(
         slices, slices.index[lost], "its position is missing and its InstanceNumber gave its place"
     )
-    near = slices.groupby("series", sort=False)["position"].diff() < _SAME_PLACE
+    near = slices.groupby("series", sort=False)["position"].diff() < SAME_PLACE
     near |= near.shift(-1, fill_value=False)
     add_note(slices, slices.index[near], "another slice of its series is at the same place")
 
 
 def _reject_tilted(table: pd.DataFrame) -> None:
-    usable = table[table["reason"].isna()]
+    usable = table.loc[table["reason"].isna(), [*SERIES_KEY, "ImageOrientationPatient"]]
     tilted = usable.index[find_tilted(usable)]
     set_reason(table, tilted, Reason("plane is more than 10° off that of its series"))
 

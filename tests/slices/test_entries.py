@@ -24,6 +24,18 @@ def test_an_instance_number_that_is_no_whole_number_is_as_good_as_missing(tmp_pa
     assert reasons(skipped)["lost.dcm"].startswith("ImagePositionPatient is missing")
 
 
+def test_what_the_scanner_calls_axial_is_a_slice_in_any_plane_of_its_series(tmp_path):
+    """A head bent far back, or a patient on the side: the gantry goes along another axis."""
+    for y in range(3):
+        write_slice(tmp_path / f"{y}.dcm", ImagePositionPatient=[0, 5 * y, 0], InstanceNumber=y,
+                    ImageOrientationPatient=[1, 0, 0, 0, 0, -1],
+                    ImageType=["ORIGINAL", "PRIMARY", "AXIAL"])  # fmt: skip
+    slices, skipped = index_slices(tmp_path, 1)
+    assert skipped.empty
+    assert slices["InstanceNumber"].tolist() == [0, 1, 2]
+    assert slices["position"].tolist() == [0, 5, 10]
+
+
 def test_sizes_that_are_no_numbers_do_not_enter_the_table(tmp_path):
     for name, text in (("good", b"0.4883"), ("name", b"YAMADA"), ("date", b"410203"),
                        ("none", b"nan   "), ("zero", b"0.0000")):  # fmt: skip
@@ -50,8 +62,14 @@ def test_a_slice_that_cannot_be_placed_or_named_is_skipped_with_its_reason(tmp_p
         "far.dcm": {"ImagePositionPatient": ["0", "0", "-1.7e308"]},
         "axes.dcm": {"ImageOrientationPatient": [7, 0, 0, 0, 1, 0]},
         "flat.dcm": {"ImageOrientationPatient": [1, 0, 0, 1, 0, 0]},
-        "coronal.dcm": {"ImageOrientationPatient": [1, 0, 0, 0, 0, -1]},
-        "oblique.dcm": {"ImageOrientationPatient": [1, 0, 0, 0, 0.642788, -0.766044]},
+        "coronal.dcm": {
+            "ImageOrientationPatient": [1, 0, 0, 0, 0, -1],
+            "ImageType": ["DERIVED", "SECONDARY", "MPR"],
+        },
+        "oblique.dcm": {
+            "ImageType": None,
+            "ImageOrientationPatient": [1, 0, 0, 0, 0.642788, -0.766044],
+        },
     }.items():
         write_slice(tmp_path / name, **tags)
     slices, skipped = index_slices(tmp_path, 1)

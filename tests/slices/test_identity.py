@@ -69,6 +69,50 @@ def test_a_blank_patient_among_two_is_left_blank(tmp_path):
     assert slices["series"].nunique() == 3
 
 
+def write_two_scans(folder, places, **tags):
+    """Three slices of a patient, 5 mm apart, and others at `places` whose PatientID is blank."""
+    tags = {"FrameOfReferenceUID": "1.9", **tags}
+    write_stack(folder, FrameOfReferenceUID="1.9")
+    for number, z in enumerate(places):
+        write_slice(folder / f"x{number}.dcm", SOPInstanceUID=f"7.{number}", PatientID=None,
+                    ImagePositionPatient=[0, 0, z], InstanceNumber=30 + number, **tags)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("places", "tags"),
+    [
+        ([0, 5, 10], {}),  # the places of the others
+        ([2.5, 7.5], {}),  # between them
+        ([5.0004], {}),
+        ([15, 20], {"FrameOfReferenceUID": "1.8"}),
+    ],
+)
+def test_blank_slices_that_may_be_another_patients_are_left_blank(tmp_path, places, tags):
+    write_two_scans(tmp_path, places, **tags)
+    slices, _ = index_slices(tmp_path, 1)
+    assert slices["series"].unique().tolist() == ["/1.2.1/1.2.1.1", "P1/1.2.1/1.2.1.1"]
+    assert slices["PatientID"].isna().sum() == len(places)
+
+
+def test_blank_slices_that_repeat_numbers_of_slices_without_a_position_are_left_blank(tmp_path):
+    write_stack(tmp_path, ImagePositionPatient=None)
+    write_slice(tmp_path / "x.dcm", SOPInstanceUID="7.1", ImagePositionPatient=None,
+                InstanceNumber=8, PatientID=None)  # fmt: skip
+    slices, _ = index_slices(tmp_path, 1)
+    assert slices["series"].value_counts().to_dict() == {
+        "P1/1.2.1/1.2.1.1": 3,
+        "/1.2.1/1.2.1.1": 1,
+    }
+
+
+@pytest.mark.parametrize("places", [[15], [-5, 15, 20], [-2000]])
+def test_blank_slices_that_go_on_with_the_others_are_theirs(tmp_path, places):
+    write_two_scans(tmp_path, places)
+    slices, _ = index_slices(tmp_path, 1)
+    assert slices["series"].nunique() == 1
+    assert slices["position"].tolist() == sorted([0, 5, 10, *places])
+
+
 SAME = {"FrameOfReferenceUID": "1.9", "SeriesNumber": 2, "SliceThickness": 5}
 
 
@@ -119,6 +163,7 @@ def test_slices_sent_again_in_another_series_are_joined_if_they_fill_it(tmp_path
     "tags",
     [
         {"SeriesNumber": 3},
+        {"SeriesDescription": "BONE"},
         {"AcquisitionNumber": 2},
         {"FrameOfReferenceUID": "1.8"},
         {"ImageOrientationPatient": [1, 0, 0, 0, 0.9, -0.435890]},

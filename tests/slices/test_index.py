@@ -11,7 +11,7 @@ import pytest
 from conftest import shared
 from dicom_files import reasons, write_slice
 
-from kit.slices.entries import DESCRIPTION_COLUMNS, HEADER_COLUMNS
+from kit.slices.entries import DESCRIPTION_COLUMNS, HEADER_COLUMNS, read_entries
 from kit.slices.index import index_files, index_slices, list_files
 
 
@@ -248,16 +248,16 @@ def test_zip_bombs_and_locked_members_are_refused_without_reading_them(tmp_path)
 def test_reading_headers_costs_little_more_than_pydicom_itself():
     paths = [str(path) for path in sorted(shared("data/dcm_qa_ct").rglob("*")) if path.is_file()]
 
-    def measure(read) -> float:
-        started = time.process_time()
-        read()
-        return time.process_time() - started
-
-    bare, ours = (
-        min(measure(read) for _ in range(7))
-        for read in (
-            lambda: [pydicom.dcmread(path, stop_before_pixels=True) for path in paths],
-            lambda: index_files(paths, "them", 1),
-        )
-    )
-    assert ours < 1.5 * bare + 0.04  # what the table itself costs
+    readers = {
+        "bare": lambda: [pydicom.dcmread(path, stop_before_pixels=True) for path in paths],
+        "ours": lambda: read_entries(paths),
+        "index": lambda: index_files(paths, "them", 1),
+    }
+    seconds = dict.fromkeys(readers, np.inf)
+    for _ in range(9):  # in turn: what slows the machine down slows all three
+        for name, read in readers.items():
+            started = time.process_time()
+            read()
+            seconds[name] = min(seconds[name], time.process_time() - started)
+    assert seconds["ours"] < 1.5 * seconds["bare"]
+    assert seconds["index"] < 1.5 * seconds["bare"] + 0.02  # what the table itself costs

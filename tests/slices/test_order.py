@@ -187,7 +187,7 @@ def test_where_positions_do_not_tell_instance_numbers_do():
     assert order_of(falling) == [f"1.2.{number}" for number in range(12, 0, -1)]
 
 
-@pytest.mark.parametrize("jitter", [0, 2e-4, -2e-4])
+@pytest.mark.parametrize("jitter", [0, 2e-4, -2e-4, 2e-3, -4e-3])
 @pytest.mark.parametrize("column", ["AcquisitionNumber", "InstanceNumber"])
 def test_two_acquisitions_at_the_same_places_keep_one_order(column, jitter):
     rng = np.random.default_rng(0)

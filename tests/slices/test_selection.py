@@ -116,7 +116,8 @@ def test_a_scout_changes_neither_normal_nor_positions(tmp_path):
     }
 
 
-def test_a_slice_placed_by_its_number_and_slices_of_one_place_are_noted(tmp_path, caplog):
+@pytest.mark.parametrize("shifted", [5.0002, 5.002, 4.996])
+def test_a_slice_placed_by_its_number_and_slices_of_one_place_are_noted(tmp_path, caplog, shifted):
     write_stack(tmp_path, count=5)
     write_slice(tmp_path / "2.dcm", SOPInstanceUID="1.2", ImagePositionPatient=None,
                 InstanceNumber=7)  # fmt: skip
@@ -127,7 +128,7 @@ def test_a_slice_placed_by_its_number_and_slices_of_one_place_are_noted(tmp_path
     note = "its position is missing and its InstanceNumber gave its place"
     assert slices["note"].tolist() == [None, None, note, None, None]
     assert f"1 slice: {note}" in caplog.messages
-    write_slice(tmp_path / "again.dcm", SOPInstanceUID="1.9", ImagePositionPatient=[0, 0, 5.0002])
+    write_slice(tmp_path / "again.dcm", SOPInstanceUID="1.9", ImagePositionPatient=[0, 0, shifted])
     slices, _ = index_slices(tmp_path, 1)
     note = "another slice of its series is at the same place"
     assert slices["note"].eq(note).tolist() == [False, True, True, False, False, False]
