@@ -19,6 +19,7 @@ __all__ = [
     "load_model",
     "predict",
     "read_hounsfield",
+    "read_table",
     "window_image",
 ]
 
@@ -27,6 +28,7 @@ _HOMES = {
     "load_model": "kit.runs.prediction",
     "predict": "kit.runs.prediction",
     "read_hounsfield": "kit.dicom",
+    "read_table": "kit.runs.tables",
     "window_image": "kit.windowing",
 }
 

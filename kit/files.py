@@ -18,6 +18,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextvars import ContextVar
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -103,6 +104,19 @@ def list_archive(archive: str | Path) -> list[str]:
     return sorted(f"{archive}/{name}" for name in names if not name.endswith("/"))
 
 
+_durable: ContextVar[bool] = ContextVar("durable", default=True)
+
+
+@contextlib.contextmanager
+def write_briefly() -> Iterator[None]:
+    """Let this thread's files, which go with the block, be written without a wait for the disk."""
+    token = _durable.set(False)
+    try:
+        yield
+    finally:
+        _durable.reset(token)
+
+
 @contextlib.contextmanager
 def replace_file(path: str | Path) -> Iterator[Path]:
     """Yield a place beside `path` to write to; in the end it is moved to `path`.
@@ -117,8 +131,9 @@ def replace_file(path: str | Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)  # a link there, in a stranger's folder, is not followed
             yield part
             # On the disk before it has its name: power may fail, and some disks complain only now.
-            with open(part, "rb") as file:
-                os.fsync(file.fileno())
+            if _durable.get():
+                with open(part, "rb") as file:
+                    os.fsync(file.fileno())
             os.replace(part, path)
     finally:
         with contextlib.suppress(OSError):  # a disk that takes nothing lets nothing be removed
@@ -180,6 +195,20 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Write JSON beside its place, then move it there."""
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+# What a spreadsheet runs as a formula, perhaps behind apostrophes that were put there.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def guard_formula(text: str) -> str:
+    """A table's cell with an apostrophe in front if a spreadsheet would run it as a formula."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def unguard_formula(text: str) -> str:
+    """The cell that `guard_formula` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def hash_file(path: str | Path, algorithm: str = "sha256") -> str:

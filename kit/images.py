@@ -26,14 +26,31 @@ if TYPE_CHECKING:
     import albumentations
 
 
-def read_image(path: str, config: InputConfig) -> np.ndarray:
-    """DICOM file → the image that a model sees, (S, S, windows). Raises `DicomError`."""
+# A slice's file, its values in HU (rows, cols), or those of which the mean is taken.
+Source = str | np.ndarray | tuple
+
+
+def read_image(source: Source, config: InputConfig) -> np.ndarray:
+    """Source → the image that a model sees, (S, S, windows). Raises `DicomError`."""
+    path = source if isinstance(source, str) else "an array"
     try:
-        return render_image(read_hounsfield(path, config.repair), config)
+        return render_image(_read_source(source, config.repair), config)
     except MemoryError as error:
         raise DicomError(path, "there is not enough memory for its pixels") from error
     except InputError as error:
         raise DicomError(path, str(error)) from error
+
+
+def _read_source(source: Source, repair: bool) -> np.ndarray:
+    """The values of a source, (rows, cols) HU."""
+    if isinstance(source, str):
+        return read_hounsfield(source, repair)
+    if isinstance(source, np.ndarray):
+        return source
+    found = [_read_source(one, repair) for one in source]
+    if len({one.shape for one in found}) > 1:
+        raise DicomError(str(source[0]), "slices of several sizes cannot be averaged")
+    return np.stack(found).mean(axis=0, dtype=np.float32)
 
 
 class SliceDataset(torch.utils.data.Dataset):
@@ -42,6 +59,8 @@ class SliceDataset(torch.utils.data.Dataset):
     An item is a dict of `row`, `slices`, a list of images (S, S, windows) in the order of
     `config.neighbours`, and, where the table has labels, `labels` (6,); or, if the file gives no
     image, of `row`, `reason`, its `code`, and `missing`, the path of a file that is gone.
+
+    Pixels are read from `source`, a `Source`, where the table has that column, else from `path`.
 
     A neighbour is the next slice of the series in that direction that can be read, however far
     away; beyond the ends of the series it is None or, by `config.missing`, the last one before.
@@ -60,6 +79,7 @@ class SliceDataset(torch.utils.data.Dataset):
     ):
         self.cache, self.places = cache, table.index.to_numpy()
         self.paths = table["path"].to_numpy(object)
+        self.sources = table["source"].to_numpy(object) if "source" in table else self.paths
         labelled = set(LABELS) <= set(table.columns)
         self.labels = table[list(LABELS)].to_numpy(np.float32) if labelled else None
         self.config, self.seed = config, seed
@@ -90,8 +110,8 @@ class SliceDataset(torch.utils.data.Dataset):
 
     def _read_row(self, row: int) -> np.ndarray:
         if self.cache is None:
-            return read_image(self.paths[row], self.config)
-        return self.cache.read(self.places[row], lambda: read_image(self.paths[row], self.config))
+            return read_image(self.sources[row], self.config)
+        return self.cache.read(self.places[row], lambda: read_image(self.sources[row], self.config))
 
     def _read_neighbour(self, row: int, offset: int) -> np.ndarray | None:
         """Read the image `offset` slices after `row`; None beyond the end of its series.

@@ -139,9 +139,12 @@ def copy_run(run, directory):
 
 def predict_folder(folder, run, out, **options):
     """Predict and write as `kit predict` does; the table and the skipped files."""
-    from kit.runs.prediction import load_model, predict_scans, write_predictions
+    from kit.runs.gathering import gather_files
+    from kit.runs.prediction import load_model, predict_gathered, write_predictions
 
-    with predict_scans(folder, load_model(run.path), out, **options) as found:
+    gathering = {name: options.pop(name) for name in ("pseudonymize",) if name in options}
+    gathered = gather_files(folder, out, **gathering, workers=options.get("workers"))
+    with predict_gathered(gathered, load_model(run.path), out, **options) as found:
         write_predictions(found, out)
     return found.table, found.skipped
 

@@ -48,8 +48,9 @@ ADDED = {
 }
 
 
-def read_blocks(page: Path) -> list[str]:
-    return re.findall(r"^```console\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S)
+def read_blocks(page: Path, language: str = "console") -> list[str]:
+    pattern = rf"^```{language}\n(.*?)^```"
+    return re.findall(pattern, page.read_text(encoding="utf-8"), re.M | re.S)
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +138,10 @@ def test_every_command_of_a_page_runs(name, desk):
         words = complete(command)
         done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    for code in read_blocks(ROOT / name, "python"):
+        words = [sys.executable, "-c", code]
+        done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

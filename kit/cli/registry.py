@@ -64,6 +64,14 @@ def parse_time(text: str) -> float:
     return time
 
 
+def parse_length(text: str) -> float:
+    """Millimetres of a head, as the `type` of an argument."""
+    length = float(text)
+    if not 0 <= length <= 100:
+        raise argparse.ArgumentTypeError(f"{text} mm is not a part of a head")
+    return length
+
+
 def require_data(path: Path) -> None:
     """Raise `FileNotFoundError` where nothing is at `path`: at once, before torch is loaded."""
     if not path.exists():

@@ -15,6 +15,7 @@ from kit.cli.registry import (
     Commands,
     Result,
     argument,
+    parse_length,
     parse_run,
     require_data,
     require_runs,
@@ -50,6 +51,14 @@ COMMANDS = Commands()
         action="store_true",
         help="apply the run's temperatures (kit calibrate RUN) to the table",
     ),
+    argument(
+        "--slab",
+        type=parse_length,
+        metavar="MM",
+        help="average the slices of thin series to this thickness; 0: none (default: 5 mm, for "
+        "slices less than 2 mm apart)",
+    ),
+    argument("--overwrite", action="store_true", help="replace the table if it is there"),
     argument("--report", action="store_true", help="also write a page with Grad-CAM images"),
     argument("--pseudonymize", action="store_true", help="replace PatientIDs by running numbers"),
     argument(
@@ -61,19 +70,15 @@ def predict(options: argparse.Namespace) -> Result:
     threshold = _check_options(options)
 
     from kit.processes import limit_threads
-    from kit.runs.prediction import load_model, predict_scans, write_predictions
+    from kit.runs.gathering import gather_files
+    from kit.runs.prediction import load_model, predict_gathered, write_predictions
 
     out, page, model = options.out, options.out.with_suffix(".html"), load_model(options.run.path)
     limit_threads(model.recipe.classifier.image_size)
-    with predict_scans(
-        options.folder,
-        model,
-        out,
-        pseudonymize=options.pseudonymize,
-        workers=options.workers,
-        skip_unreadable=options.skip_unreadable,
-        by=options.by,
-    ) as found:
+    gathered = gather_files(
+        options.folder, out, options.pseudonymize, options.workers, options.skip_unreadable
+    )
+    with predict_gathered(gathered, model, out, options.workers, options.by, options.slab) as found:
         write_predictions(found, out, options.by, threshold, options.calibrated)
         if options.report:  # last: if it fails, the predictions are written
             from kit.report.scans_page import write_scan_report
@@ -114,7 +119,7 @@ def _check_options(options: argparse.Namespace) -> float:
     from kit.runs.directory import read_recipe
     from kit.runs.work import check_name
 
-    check_name(options.out)
+    check_name(options.out, options.overwrite)
     require_data(options.folder)
     read_recipe(options.run)
     if options.calibrated:

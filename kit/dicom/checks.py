@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 from pydicom.pixels import get_decoder
 from pydicom.tag import Tag
 from pydicom.uid import (
@@ -26,6 +27,7 @@ FLOAT_PIXELS: dict[int, str] = {
     Tag(keyword): keyword for keyword in ("FloatPixelData", "DoubleFloatPixelData")
 }
 
+LEAST_AIR = -200  # HU; every slice of a head has air below
 _NOT_HOUNSFIELD = "values are not Hounsfield units"
 _DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 
@@ -143,6 +145,18 @@ def check_units(values: dict[str, Any], has_table: bool) -> Reason | None:
     kind = values["RescaleType"]
     if kind and not _HOUNSFIELD.fullmatch(kind.upper()):
         return Reason(_NOT_HOUNSFIELD, f"RescaleType is {_quote(kind)}")
+    return None
+
+
+def check_volume(values: np.ndarray) -> Reason | None:
+    """Why these values, of a whole scan without a DICOM header, cannot be HU of a head, or None."""
+    if not np.isfinite(values).all():
+        return Reason(_NOT_HOUNSFIELD, "some are not finite")
+    low, high = values.min(), values.max()
+    if low < -32768 or high > 32767:
+        return Reason(_NOT_HOUNSFIELD, f"they go from {low:g} to {high:g}")
+    if low >= LEAST_AIR:
+        return Reason(_NOT_HOUNSFIELD, f"none is below {LEAST_AIR}, as air is")
     return None
 
 

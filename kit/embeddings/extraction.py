@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -26,7 +27,7 @@ from kit.training.tuning import Tuning, choose_tuning, search_algorithms, time_b
 @restart_once
 def extract_embeddings(
     table: pd.DataFrame,
-    weights: Path,
+    weights: Path | Embedder,
     directory: Path,
     device: torch.device,
     workers: int,
@@ -36,21 +37,18 @@ def extract_embeddings(
 ) -> EmbeddingStore:
     """Embed every slice of `table` with the classifier in `weights`; a second call continues.
 
-    Each file is decoded once; flip and transpose are made on the device. Under `torchrun` each
-    process fills its part of the one store. Raises `InputError` if no file gives an image,
-    `TrainingError` for an embedding not finite in float16, `OutOfTime` past `time.monotonic`'s
-    `deadline`.
+    An `Embedder` stays loaded for the next call. Each file is decoded once; flip and transpose are
+    made on the device. Under `torchrun` each process fills its part of the one store. Raises
+    `InputError` if no file gives an image, `TrainingError` for an embedding not finite in float16,
+    `OutOfTime` past `time.monotonic`'s `deadline`.
     """
-    provenance = {"weights": weights.name, "weights_sha256": hash_file(weights)}
-    if _is_finished(directory, provenance, device):
+    embedder = weights if isinstance(weights, Embedder) else Embedder(weights, device, batch_size)
+    if _is_finished(directory, embedder.provenance, device):
         return EmbeddingStore(directory)
-    model = load_classifier(weights).to(device)
-    config = model.config
-    at_once = batch_size or images.choose_batch(config.image_size, device)
-    writer = open_store(directory, len(table), model.embedding_size, provenance)
-    dataset = images.SliceDataset(table, config)
-    batches = writer.list_batches(images.choose_reading(config, at_once))
-    embedder = _Embedder(model, at_once, device)
+    model = embedder.model
+    writer = open_store(directory, len(table), model.embedding_size, {**embedder.provenance})
+    dataset = images.SliceDataset(table, model.config)
+    batches = writer.list_batches(images.choose_reading(model.config, embedder.at_once))
     before, todo = writer.finished, sum(map(len, batches))
     bar = progress.open_bar(description, before + todo, "slices", before)
     # The random state stays the caller's: torch's loader draws a number, and trials draw noise.
@@ -65,9 +63,7 @@ def extract_embeddings(
     return writer.finish(table["SOPInstanceUID"])
 
 
-def _fill_store(
-    writer: StoreWriter, embedder: _Embedder, loader: Iterable[dict], bar: tqdm
-) -> None:
+def _fill_store(writer: StoreWriter, embedder: Embedder, loader: Iterable[dict], bar: tqdm) -> None:
     """Embed the batches; whatever happens, what is done by then is noted."""
     usable = writer.note_failures(loader)
     try:
@@ -101,30 +97,47 @@ def _stop_in_time(batches: Iterable[dict], deadline: float | None) -> Iterator[d
             return
 
 
-class _Embedder:
+class Embedder:
     """The model over batches → embeddings (B, E) float16 and logits (B, 6); the fastest way here.
 
-    `at_once` images go through the model at once; on a GPU always as many, filled up with zeros,
-    because another number costs a search or a compilation of its own.
+    The classifier in `weights` is loaded when it is first needed. `at_once` images go through it at
+    once; on a GPU always as many, filled up with zeros, because another number costs a search or a
+    compilation of its own.
     """
 
-    def __init__(self, model: Classifier, at_once: int, device: torch.device):
-        self.model, self.at_once, self.device = model, at_once, device
-        self.opt_level = amp.choose_convolution_level(device, model.config.opt_level)
+    def __init__(self, weights: Path, device: torch.device, batch_size: int | None = None):
+        self.weights, self.device, self._batch_size = weights, device, batch_size
+        self.provenance = {"weights": weights.name, "weights_sha256": hash_file(weights)}
         self.filled = device.type == "cuda"
-        model.backbone = fuse_normalization(model.backbone)
         self.compiled: Callable[[torch.Tensor], torch.Tensor] | None = None
         self.tuning = Tuning()
+        self._noted: dict = {}
+
+    @cached_property
+    def model(self) -> Classifier:
+        model = load_classifier(self.weights).to(self.device)
+        model.backbone = fuse_normalization(model.backbone)
+        return model
+
+    @cached_property
+    def at_once(self) -> int:
+        size = self.model.config.image_size
+        return self._batch_size or images.choose_batch(size, self.device)
+
+    @property
+    def opt_level(self) -> str:
+        return amp.choose_convolution_level(self.device, self.model.config.opt_level)
 
     def choose_way(self, batches: int) -> dict:
-        """Choose how to compute so many batches; return what is to be noted of it."""
-        if self.device.type != "cuda":
-            return {}
+        """Choose how to compute so many batches, once; return what is to be noted of it."""
+        if self.device.type != "cuda" or self._noted:
+            return self._noted
         chosen, times = choose_tuning(self._measure, batches)
         self._set_way(chosen)
         card = torch.cuda.get_device_name(self.device)
         noted = {"card": card, "way": str(chosen), "batch": self.at_once, "milliseconds": times}
-        return {"speed": noted}
+        self._noted = {"speed": noted}
+        return self._noted
 
     def _set_way(self, tuning: Tuning) -> None:
         self.tuning = tuning

@@ -12,7 +12,7 @@ from pyarrow import ArrowException
 from kit import InputError
 from kit.competition import LABELS, read_submission
 from kit.ensemble import name_columns
-from kit.files import open_file
+from kit.files import open_file, unguard_formula
 
 # The units of analysis, from the finest to the coarsest, and the column that identifies each.
 IDS = {
@@ -153,7 +153,7 @@ def read_columns(path: Path, columns: dict[str, str] | None = None) -> pd.DataFr
                 table = pd.read_parquet(file)
             else:
                 packed = "gzip" if path.suffix == ".gz" else None
-                table = pd.read_csv(file, compression=packed, **how)
+                table = pd.read_csv(file, compression=packed, **how).map(unguard_formula)
         if not isinstance(table.index, pd.RangeIndex):
             raise ValueError("its rows have more columns than its header")
     except (ArrowException, ValueError, EOFError) as error:

@@ -23,9 +23,10 @@ from kit.runs.directory import (
     list_lstm_epochs,
     read_recipe,
 )
+from kit.runs.gathering import gather_files
 from kit.runs.members import bag_members, embed_members
 from kit.runs.prediction import load_model
-from kit.slices import index_slices
+from kit.slices.slabs import average_thin
 from kit.training.config import ClassifierConfig
 from kit.training.distributed import choose_device
 
@@ -64,7 +65,8 @@ def explain_scan(scans: Path, run: Run, series: str, page: Path) -> Path:
     `series` is as for `explain_series`; each set of embeddings is explained by its last LSTM.
     Raises `InputError` as that does, and `RunError` where the run is not complete.
     """
-    model, (slices, _) = load_model(run.path), index_slices(scans)
+    model, gathered = load_model(run.path), gather_files(scans)
+    slices = average_thin(gathered.slices, gathered.described)
     part = slices[slices["series"] == find_series(slices, series)].reset_index(drop=True)
     with TemporaryDirectory(prefix="kit-explain") as folder:
         stores = embed_members(part, model.members, Path(folder), None)

@@ -13,8 +13,9 @@ from kit import InputError
 from kit.embeddings import EmbeddingStore
 from kit.processes import restart_once
 from kit.runs.directory import Run
+from kit.runs.gathering import refuse_empty
 from kit.runs.members import bag_members, embed_members
-from kit.runs.prediction import list_failed, load_model, refuse_empty
+from kit.runs.prediction import list_failed, load_model
 from kit.runs.scoring import list_places
 from kit.runs.tables import read_placed, read_skipped, write_frame
 from kit.runs.work import keep_work, open_work
@@ -39,7 +40,7 @@ def predict_competition(
     with the probabilities, `*.skipped.csv` and `*.filled.csv`. Under `torchrun` each process
     embeds its part. A second call continues the first. Raises `FileNotFoundError` where the test
     part or the sample submission is missing, `OutOfTime` past `time.monotonic`'s `deadline`, and
-    otherwise as `predict_scans`; an earlier `out` then stays as it was.
+    otherwise as `predict_gathered`; an earlier `out` then stays as it was.
     """
     members = load_model(run.path).members
     files = find_competition(data, train=False)

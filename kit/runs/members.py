@@ -11,9 +11,9 @@ import pandas as pd
 import torch
 
 from kit import ensemble
-from kit.classifier import Classifier, load_classifier
+from kit.classifier import Classifier
 from kit.competition import LABELS
-from kit.embeddings import EmbeddingStore, extract_embeddings, make_series
+from kit.embeddings import Embedder, EmbeddingStore, extract_embeddings, make_series
 from kit.lstm import SequenceModel, load_lstm, predict_by_all
 from kit.processes import choose_workers
 from kit.progress import format_count, log, track
@@ -22,7 +22,36 @@ from kit.training import amp
 from kit.training.distributed import choose_device
 
 _SLOW_SIDE = 256  # pixels; models of smaller images take no time worth a word
+_READ_AT_ONCE = 64  # slices; to start processes that read so few takes longer than to read them
 _FEW = 5  # passes of a slice, which take no minute either
+
+
+class Loaded:
+    """The models of a run that stay in memory from one prediction to the next.
+
+    Only if there is room for all `members`; else each is loaded when it is needed, and let go.
+    """
+
+    def __init__(self, members: dict[Path, list[Path]] | None = None):
+        self.device = choose_device()
+        paths = [path for one, lstms in (members or {}).items() for path in (one, *lstms)]
+        size = sum(path.stat().st_size for path in paths)
+        self._fit = 0 < size <= _choose_room(self.device)
+        self._embedders: dict[Path, Embedder] = {}
+        self._lstms: dict[Path, SequenceModel] = {}
+        self.seconds: float | None = None  # that a slice takes on the CPU, by the first classifier
+
+    def find_embedder(self, weights: Path) -> Embedder:
+        found = self._embedders.get(weights) or Embedder(weights, self.device)
+        if self._fit:
+            self._embedders[weights] = found
+        return found
+
+    def find_lstm(self, weights: Path) -> SequenceModel:
+        found = self._lstms.get(weights) or load_lstm(weights).to(self.device)
+        if self._fit:
+            self._lstms[weights] = found
+        return found
 
 
 def embed_members(
@@ -31,18 +60,22 @@ def embed_members(
     directory: Path,
     workers: int | None,
     deadline: float | None = None,
+    loaded: Loaded | None = None,
 ) -> list[EmbeddingStore]:
     """Embed `slices` by each classifier of `members`, into stores below `directory`.
 
     Says before, where it takes more than a minute on a CPU, how long.
     """
-    _estimate_time(list(members), len(slices))
+    loaded = loaded or Loaded()
+    if workers is None and len(slices) <= _READ_AT_ONCE:
+        workers = 0
+    _estimate_time(list(members), len(slices), loaded)
     return [
         extract_embeddings(
             slices,
-            weights,
+            loaded.find_embedder(weights),
             directory / str(number),
-            choose_device(),
+            loaded.device,
             choose_workers(workers),
             description=f"Embeddings {number}/{len(members)}",
             deadline=deadline,
@@ -51,20 +84,20 @@ def embed_members(
     ]
 
 
-def _estimate_time(classifiers: list[Path], slices: int) -> None:
+def _estimate_time(classifiers: list[Path], slices: int, loaded: Loaded) -> None:
     """Log how long the classifiers take for so many slices, by one slice through the first."""
-    if choose_device().type != "cpu" or slices * len(classifiers) < _FEW:
+    if loaded.device.type != "cpu" or slices * len(classifiers) < _FEW:
         return
-    model = load_classifier(classifiers[0])
+    model = loaded.find_embedder(classifiers[0]).model
     if model.config.image_size < _SLOW_SIDE:
         return
-    each = _time_slice(model)
-    minutes = each * slices * len(classifiers) / 60
+    loaded.seconds = loaded.seconds or _time_slice(model)
+    minutes = loaded.seconds * slices * len(classifiers) / 60
     if minutes > 1:
         log.warning(
             "%s takes %.1f s a slice on this CPU: about %.0f minutes for %s by %s",
             model.config.architecture,
-            each,
+            loaded.seconds,
             minutes,
             format_count(slices, "slice"),
             format_count(len(classifiers), "classifier"),
@@ -82,7 +115,10 @@ def _time_slice(model: Classifier) -> float:
 
 
 def bag_members(
-    slices: pd.DataFrame, members: dict[Path, list[Path]], stores: list[EmbeddingStore]
+    slices: pd.DataFrame,
+    members: dict[Path, list[Path]],
+    stores: list[EmbeddingStore],
+    loaded: Loaded | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Average the predictions of all LSTMs of `members`, each on its classifier's embeddings.
 
@@ -92,7 +128,7 @@ def bag_members(
 
     def predict_each() -> Iterator[pd.DataFrame]:
         for store, lstms in zip(stores, members.values(), strict=True):
-            for found, of_series in predict_by_lstms(store, slices, lstms):
+            for found, of_series in predict_by_lstms(store, slices, lstms, loaded):
                 pooled.append(of_series)
                 yield found
 
@@ -113,16 +149,20 @@ def predict_slices(store: EmbeddingStore, table: pd.DataFrame, weights: Path) ->
 
 
 def predict_by_lstms(
-    store: EmbeddingStore, table: pd.DataFrame, weights: list[Path]
+    store: EmbeddingStore,
+    table: pd.DataFrame,
+    weights: list[Path],
+    loaded: Loaded | None = None,
 ) -> Iterator[tuple[pd.DataFrame, pd.DataFrame | None]]:
     """As `predict_slices` by each of several LSTMs; and by series, where a model predicts those.
 
     The embeddings are read once for as many LSTMs as the memory holds.
     """
     device, series = choose_device(), make_series(store, table)
+    loaded = loaded or Loaded()
     index = pd.Index(table["SOPInstanceUID"], name="SOPInstanceUID")
     for group in _group_by_size(weights, _choose_room(device)):
-        models = [_load_fitting(path, store).to(device) for path in group]
+        models = [_load_fitting(path, store, loaded) for path in group]
         for logits, pooled in predict_by_all(models, series, device):
             slices = _find_probabilities(logits, index).dropna()
             if pooled is None:
@@ -131,8 +171,8 @@ def predict_by_lstms(
                 yield slices, _find_probabilities(pooled, pd.Index(series.names, name="series"))
 
 
-def _load_fitting(weights: Path, store: EmbeddingStore) -> SequenceModel:
-    model = load_lstm(weights)
+def _load_fitting(weights: Path, store: EmbeddingStore, loaded: Loaded) -> SequenceModel:
+    model = loaded.find_lstm(weights)
     given, taken = store.embeddings.shape[1], model.config.embedding_size
     if given != taken:
         raise RunError(

@@ -5,34 +5,36 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from kit import InputError
 from kit.embeddings import EmbeddingStore
 from kit.ensemble import name_columns
-from kit.files import hash_states
-from kit.processes import restart_once
+from kit.files import hash_states, write_briefly
 from kit.progress import format_count, log
 from kit.recipes import Recipe
 from kit.runs.calibration import apply_calibration
 from kit.runs.directory import Run, list_members, read_recipe
-from kit.runs.members import average_classifiers, bag_members, embed_members
+from kit.runs.gathering import Gathered, Scans, gather_array, gather_files, make_ids_unique
+from kit.runs.members import Loaded, average_classifiers, bag_members, embed_members
 from kit.runs.provenance import read_provenance
 from kit.runs.scans import count_reasons, refuse_pooled, tabulate, write_manifest
 from kit.runs.studies import summarize_studies
-from kit.runs.tables import write_frame
-from kit.runs.work import check_name, keep_work, leave_own, open_work
-from kit.slices.index import index_files, list_files
-from kit.slices.order import number_series
-from kit.slices.series import choose_series, describe_series
+from kit.runs.tables import write_guarded
+from kit.runs.work import check_name, keep_work, open_work
+from kit.slices.series import choose_series
+from kit.slices.slabs import average_thin
 
+_UNITS = ("slice", "series", "study")
 _COLUMNS = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID",
             "InstanceNumber", "ImagePositionPatient", "series", "seq", "position", "path",
-            "repaired"]  # fmt: skip
+            "repaired", "averaged", "source"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,50 @@ class TrainedModel:
     run: Run
     recipe: Recipe
     members: dict[Path, list[Path]]
+
+    @cached_property
+    def loaded(self) -> Loaded:
+        """The weights in memory, for as many calls as there are."""
+        return Loaded(self.members)
+
+    def predict(
+        self,
+        scans: Scans | np.ndarray,
+        out: str | Path | None = None,
+        *,
+        positions: Sequence[float] | None = None,
+        by: str = "slice",
+        slab: float | None = None,
+        workers: int | None = None,
+        skip_unreadable: bool = False,
+        overwrite: bool = False,
+    ) -> pd.DataFrame:
+        """Predict every CT slice in a folder, zip or file, in a list of these, or in an array.
+
+        An array holds HU, (slices, rows, columns); `positions` are mm (see `gather_array`). Returns
+        one row per slice, in the order of the series: its identity, `seq`, `position` (mm), `path`,
+        `repaired`, `averaged` (of how many slices it is the mean, see `average_thin`), a
+        probability per label, and as `classifier_{label}` those of the classifiers alone; or, with
+        `by` "series" or "study", one row for each. The table's `attrs` hold `provenance` (of the
+        weights), `skipped` (the files that were not used, and why) and `series` (what
+        `describe_series` tells of each).
+
+        With `out`, a name ending in .csv, the table is written there, and the skipped files, the
+        series and a manifest beside it, as `kit predict` does. With `skip_unreadable`, a folder
+        that cannot be listed is skipped too. Raises `RunError` where the run is not complete,
+        `InputError` where there is no usable slice, or `out` exists and is not to be overwritten.
+        """
+        place = None if out is None else Path(out)
+        if place is not None:
+            check_name(place, overwrite)
+        if isinstance(scans, np.ndarray):
+            gathered = gather_array(scans, positions)
+        else:
+            gathered = gather_files(scans, place, False, workers, skip_unreadable)
+        with predict_gathered(gathered, self, place, workers, by, slab) as found:
+            if place is not None:
+                write_predictions(found, place, by)
+        return _finish_table(found.tabulate(by), found)
 
     def __repr__(self) -> str:
         lstms = sum(map(len, self.members.values()))
@@ -90,7 +136,8 @@ class Predictions:
 def load_model(path: str | Path) -> TrainedModel:
     """Open a run directory, or an export of one, for prediction.
 
-    Reads its configuration and checks that all weights are there. Raises `RunError` otherwise.
+    Reads its configuration and checks that all weights are there; they are loaded when they are
+    first needed, and then stay. Raises `RunError` where one is missing.
     """
     run = Run(Path(path))
     recipe = read_recipe(run)
@@ -98,45 +145,38 @@ def load_model(path: str | Path) -> TrainedModel:
 
 
 def predict(
-    scans: str | Path,
+    scans: Scans | np.ndarray,
     model: str | Path | TrainedModel,
     out: str | Path | None = None,
     *,
+    by: str = "slice",
+    slab: float | None = None,
     workers: int | None = None,
     skip_unreadable: bool = False,
-    by: str = "slice",
+    overwrite: bool = False,
 ) -> pd.DataFrame:
     """Predict every CT slice in a folder or zip of DICOM files. Not a medical device.
 
-    `model` is a run directory or what `load_model` returned. Returns one row per slice, in the
-    order of the series: the slice's identity, `seq`, `position` (mm), `path`, `repaired`, a
-    probability per label, and as `classifier_{label}` those of the classifiers alone; or, with `by`
-    "series" or "study", one row per series or study. Its `attrs` hold `provenance` (where the
-    weights come from), `skipped` (the files that were not used, with the reason) and `series`
-    (what `kit.slices.series.describe_series` tells of each), as lists of dicts. With `out`, a name
-    ending in .csv, the table is also written there, and the skipped files, the series and a
-    manifest beside it, as `kit predict` does. With `skip_unreadable`, a folder below `scans` that
-    cannot be listed is skipped too.
-
-    Raises `RunError` where the run is not complete, `InputError` where there is no usable slice.
+    `model` is a run directory or what `load_model` returned, which stays loaded for the next call.
+    For the rest see `TrainedModel.predict`.
     """
-    if not isinstance(model, TrainedModel):
-        model = load_model(model)
-    with tempfile.TemporaryDirectory(prefix="kit-predict") as folder:
-        place = Path(folder) / "predictions.csv" if out is None else Path(out)
-        with predict_scans(
-            Path(scans), model, place, workers=workers, skip_unreadable=skip_unreadable, by=by
-        ) as predictions:
-            if out is not None:
-                write_predictions(predictions, place, by)
+    model = model if isinstance(model, TrainedModel) else load_model(model)
+    return model.predict(
+        scans,
+        out,
+        by=by,
+        slab=slab,
+        workers=workers,
+        skip_unreadable=skip_unreadable,
+        overwrite=overwrite,
+    )
+
+
+def _finish_table(table: pd.DataFrame, predictions: Predictions) -> pd.DataFrame:
+    """Add what `predict` promises of `attrs`, plain values as pandas copies them; log the rest."""
     if len(predictions.skipped):
-        reasons = count_reasons(predictions.skipped)
-        log.warning("%s skipped: %s", format_count(len(predictions.skipped), "file"), reasons)
-    return _add_attributes(predictions.tabulate(by), predictions)
-
-
-def _add_attributes(table: pd.DataFrame, predictions: Predictions) -> pd.DataFrame:
-    """Add what `predict` promises of the table's `attrs`: plain values, as pandas copies them."""
+        count, reasons = len(predictions.skipped), count_reasons(predictions.skipped)
+        log.warning("%s skipped: %s", format_count(count, "file"), reasons)
     table.attrs = {
         "provenance": read_provenance(predictions.model.run),
         "skipped": predictions.skipped[["path", "reason", "code"]].to_dict("records"),
@@ -146,74 +186,52 @@ def _add_attributes(table: pd.DataFrame, predictions: Predictions) -> pd.DataFra
 
 
 @contextlib.contextmanager
-def predict_scans(
-    scans: Path,
+def predict_gathered(
+    gathered: Gathered,
     model: TrainedModel,
-    out: Path,
-    *,
-    pseudonymize: bool = False,
+    out: Path | None = None,
     workers: int | None = None,
-    skip_unreadable: bool = False,
     by: str = "slice",
+    slab: float | None = None,
 ) -> Iterator[Predictions]:
-    """Predict every CT slice in a folder or zip by all members of a run; write them in the block.
+    """Predict the slices that were gathered by all members of a run; write them in the block.
 
     Embeddings are kept in a hidden folder beside `out` until the block has ended without an error:
-    after an interruption, the same call on the same files continues from them. With `pseudonymize`,
-    PatientIDs become running numbers, and descriptions are left out. With `by="study"` only the
-    series of each study that `choose_series` takes is predicted. Raises `InputError` where there is
-    no usable slice or `out` is not a CSV, `RunError` where another process is at work for `out`.
+    after an interruption, the same call on the same files continues from them. `by` and `slab` are
+    those of `TrainedModel.predict`. Raises `InputError` where `out` is not a CSV, `RunError` where
+    another process is at work for `out`.
     """
-    started = time.monotonic()
-    check_name(out)
-    closed: list[OSError] | None = [] if skip_unreadable else None
-    paths = leave_own(list_files(scans, closed), scans, out)
-    slices, skipped = restart_once(index_files)(paths, str(scans), workers, closed=closed)
-    refuse_empty(scans, slices, skipped)
-    if pseudonymize:
-        slices, skipped = _pseudonymize(slices, skipped)
-    described = describe_series(slices, skipped)
-    slices = _select_chosen(slices, described) if by == "study" else slices
-    names = _make_ids_unique(slices)
+    if by not in _UNITS:
+        raise InputError(f"a table by {by!r} is not known: it is by {', '.join(_UNITS)}")
+    slices, described, skipped, started = gathered
+    if by == "study":
+        slices = slices[slices["series"].isin(choose_series(described)["series"])]
+    slices = average_thin(slices.reset_index(drop=True), described, slab)
+    names = make_ids_unique(slices)
     slices["repaired"] &= model.recipe.classifier.repair
-    with keep_work(out) as work:
-        open_work(work, {"files": hash_states(slices["path"])})
-        stores = embed_members(slices, model.members, work, workers)
-        probabilities, series = bag_members(slices, model.members, stores)
+    with _open_work(out, gathered, {"by": by, "slab": slab}) as work:
+        stores = embed_members(slices, model.members, work, workers, loaded=model.loaded)
+        probabilities, series = bag_members(slices, model.members, stores, model.loaded)
         skipped = pd.concat([skipped, list_failed(slices, stores[0])[skipped.columns]])
-        table = slices[_COLUMNS].join(probabilities, on="SOPInstanceUID", how="inner")
+        table = slices[[name for name in _COLUMNS if name in slices]]
+        table = table.join(probabilities, on="SOPInstanceUID", how="inner")
         table[name_columns("classifier")] = average_classifiers(stores, table["SOPInstanceUID"])
         table["SOPInstanceUID"] = names[table.index]
         yield Predictions(table, series, described, skipped, model, time.monotonic() - started)
 
 
-def _select_chosen(slices: pd.DataFrame, described: pd.DataFrame) -> pd.DataFrame:
-    chosen = slices["series"].isin(choose_series(described)["series"])
-    return slices[chosen].reset_index(drop=True)
-
-
-def _pseudonymize(slices: pd.DataFrame, skipped: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Both tables with running numbers for PatientIDs, and without what somebody typed."""
-    patients = pd.concat([slices["PatientID"], skipped["PatientID"]], ignore_index=True)
-    numbered = pd.Series([f"patient{n + 1}" for n in pd.factorize(patients)[0]], dtype=object)
-    parts = []
-    for table, own in ((slices, numbered[: len(slices)]), (skipped, numbered[len(slices) :])):
-        table = table.assign(PatientID=own.to_numpy(), SeriesDescription=None)
-        numbers, names = number_series(table)
-        renamed = pd.Series(names[numbers].to_numpy(object), table.index, dtype=object)
-        parts.append(table.assign(series=renamed.where(table["series"].notna(), None)))
-    return parts[0], parts[1]
-
-
-def _make_ids_unique(slices: pd.DataFrame) -> pd.Series:
-    """Have slices of one SOPInstanceUID bear their series too; return what they were called.
-
-    Anonymizers restart the UIDs with each patient, and embeddings and predictions go by them.
-    """
-    names = slices["SOPInstanceUID"].copy()
-    again = names.duplicated(keep=False)
-    slices.loc[again, "SOPInstanceUID"] = slices["series"][again] + "/" + names[again]
-    return names
+@contextlib.contextmanager
+def _open_work(out: Path | None, gathered: Gathered, options: dict) -> Iterator[Path]:
+    """Yield a folder for unfinished work: beside `out`, or else one that is removed in any case."""
+    if out is None or "source" in gathered.slices:
+        with tempfile.TemporaryDirectory(prefix="kit-predict") as folder, write_briefly():
+            yield Path(folder)
+        return
+    check_name(out)
+    files = hash_states(gathered.slices["path"])
+    with keep_work(out) as work:
+        open_work(work, {"files": files, **options})
+        yield work
 
 
 def write_predictions(
@@ -233,21 +251,12 @@ def write_predictions(
     """
     table, skipped, model = predictions.table, predictions.skipped, predictions.model
     rows = predictions.tabulate(by, threshold, calibrated)
-    write_frame(out.with_name(f"{out.stem}.skipped.csv"), skipped[["path", "reason", "code"]])
+    write_guarded(out.with_name(f"{out.stem}.skipped.csv"), skipped[["path", "reason", "code"]])
     described = predictions.described.drop(columns="series")
-    write_frame(out.with_name(f"{out.stem}.series.csv"), described)
-    write_frame(out, rows)
+    write_guarded(out.with_name(f"{out.stem}.series.csv"), described)
+    write_guarded(out, rows)
     manifest, seconds = out.with_suffix(".json"), predictions.seconds
     write_manifest(manifest, model.run, model.members, table, skipped, seconds, calibrated)
-
-
-def refuse_empty(source: Path, slices: pd.DataFrame, skipped: pd.DataFrame) -> None:
-    if slices.empty:
-        reasons = skipped["code"].value_counts()
-        raise InputError(
-            f"{source}: no usable CT slice among {format_count(len(skipped), 'file')}; most often: "
-            f"{reasons.index[0]} ({reasons.iloc[0]})"
-        )
 
 
 def list_failed(slices: pd.DataFrame, store: EmbeddingStore) -> pd.DataFrame:

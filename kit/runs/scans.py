@@ -72,7 +72,7 @@ def tabulate(
     if calibrated is not None:
         slices = apply_calibration(table, calibrated, "slice").assign(calibrated=True)
     if by == "slice":
-        return slices.drop(columns=["series", "ImagePositionPatient"])
+        return slices.drop(columns=["series", "ImagePositionPatient", "source"], errors="ignore")
     if calibrated is not None:
         refuse_pooled(pooled)
     summary = summarize_series(slices, threshold, pooled)

@@ -9,9 +9,11 @@ import numpy as np
 import pandas as pd
 from pyarrow import ArrowException, parquet
 
+from kit import InputError
 from kit.competition import LABELS
 from kit.ensemble import MODELS, name_columns
-from kit.files import open_whole, replace_file
+from kit.evaluation.inputs import read_columns
+from kit.files import guard_formula, open_whole, replace_file
 from kit.runs.directory import Run, RunError, require_file
 
 # What reading a damaged table raises, in pandas and in Arrow.
@@ -24,6 +26,13 @@ _TEXTS = {
 }  # fmt: skip
 _PLACED = ("path", "SOPInstanceUID", "SeriesInstanceUID", "series", "seq", "position", "repaired")
 _NAMED = ("PatientID", "StudyInstanceUID", "ImagePositionPatient")
+
+
+# Of the tables of `kit predict`; names that end in UID are texts too.
+_WRITTEN_TEXTS = {
+    *_TEXTS, "SeriesDescription", "plane", "ConvolutionKernel", "ContrastBolusAgent",
+    "BodyPartExamined", "warnings",
+}  # fmt: skip
 
 
 def read_slices(run: Run) -> pd.DataFrame:
@@ -106,6 +115,34 @@ def _has_kind(name: str, values: pd.Series) -> bool:
         return True
     # What a file holds in a column is all of one type.
     return isinstance(values[values.first_valid_index()], str)
+
+
+def read_table(path: str | Path) -> pd.DataFrame:
+    """Read a CSV of `kit predict` as it was written.
+
+    Ids and descriptions come back as text, also those that pandas would take for numbers or missing
+    (007, NA, 1e5), without the apostrophe before what a spreadsheet would run; blanks are "".
+    Raises `InputError` naming the file.
+    """
+    table = read_columns(Path(path))
+    for name in table:
+        if name in ("repaired", "calibrated"):
+            table[name] = table[name] == "True"
+        elif name not in _WRITTEN_TEXTS and not name.endswith("UID"):
+            try:
+                table[name] = pd.to_numeric(table[name])
+            except ValueError as error:
+                raise InputError(f"{path}: the column {name} is not numbers: {error}") from error
+    return table
+
+
+def write_guarded(path: Path, frame: pd.DataFrame) -> None:
+    """Write a CSV for spreadsheets too: no cell of it is run as a formula. See `read_table`."""
+    texts = [name for name in frame if frame[name].dtype.kind not in "iufb"]
+    guarded = {
+        name: frame[name].map(guard_formula, na_action="ignore").astype(object) for name in texts
+    }
+    write_frame(path, frame.assign(**guarded))
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:

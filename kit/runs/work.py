@@ -15,12 +15,14 @@ from kit.runs.directory import RunError, is_first, lock_folder, read_document
 _SOURCE = "source.json"  # from which files the work was made; it also marks the folder as kit's
 
 
-def check_name(out: Path) -> None:
-    """Raise `InputError` where `out` is not the name of a CSV."""
+def check_name(out: Path, overwrite: bool = True) -> None:
+    """Raise `InputError` where `out` is not the name of a CSV, or is there and is to stay."""
     if out.suffix != ".csv":
         raise InputError(
             f"{out}: the table's name must end in .csv; the other files are written beside it"
         )
+    if not overwrite and out.exists():
+        raise InputError(f"{out} exists: name another table, or replace this one by --overwrite")
 
 
 def leave_own(paths: list[str], scans: Path, out: Path) -> list[str]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from kit import escape_controls
 from kit.dicom import header, pixels
-from kit.dicom.checks import DESCRIPTIONS, show_numbers
+from kit.dicom.checks import DESCRIPTIONS, LEAST_AIR, show_numbers
 from kit.dicom.parsing import DicomError, parse_numbers
 from kit.files import Reason
 from kit.processes import blame_machine
@@ -55,7 +55,6 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _LONGEST = 64  # characters of a description, as the standard has it
 _FARTHEST = 1e5  # mm from the scanner's origin: a hundred metres are in no scanner
 _LEAST_AXIAL = 0.7  # of a unit normal's z; gantries tilt to 30°, heads a little more
-LEAST_AIR = -200  # HU; every slice of a head has air below
 _NO_AIR = "no value can be below -200 HU, so the rescale intercept may be wrong"
 
 

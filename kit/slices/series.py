@@ -8,15 +8,16 @@ import numpy as np
 import pandas as pd
 
 from kit.dicom import DicomError, read_hounsfield
+from kit.dicom.checks import LEAST_AIR
 from kit.dicom.parsing import parse_numbers
-from kit.slices.entries import LEAST_AIR, NOT_AXIAL
+from kit.slices.entries import NOT_AXIAL
 from kit.slices.order import SERIES_KEY
 
 # Of 79 whole series of the competition, those picked for rare defects among them, all have 24 to 56
 # slices and a spacing of 2.5 to 6.0 mm, 5.0 for nine in ten; of 2,214, 20 to 60 slices, median 34.
 _LEAST_SLICES, _MOST_SLICES = 12, 80
-_LEAST_SPACING, _MOST_SPACING = 2.0, 10.0  # mm
-_USUAL_SPACING = 5.0  # mm
+LEAST_SPACING, _MOST_SPACING = 2.0, 10.0  # mm
+USUAL_SPACING = 5.0  # mm
 
 _COLUMNS = [
     *SERIES_KEY, "SeriesDescription", "plane", "ConvolutionKernel", "SliceThickness", "spacing",
@@ -85,7 +86,7 @@ def choose_series(table: pd.DataFrame) -> pd.DataFrame:
             "few": usable["slices"] < _LEAST_SLICES,
             "contrast": warned.str.contains(_CONTRAST),
             "bone": warned.str.contains(_BONE),
-            "spacing": (usable["spacing"].astype(float) - _USUAL_SPACING).abs().round(2),
+            "spacing": (usable["spacing"].astype(float) - USUAL_SPACING).abs().round(2),
             "slices": -usable["slices"],
             "uid": usable["SeriesInstanceUID"].astype(str),
         }
@@ -156,9 +157,9 @@ def _list_warnings(part: pd.DataFrame, row: dict) -> list[str]:
         _BODY: _is_elsewhere(row["BodyPartExamined"], row["SeriesDescription"]),
         f"fewer than {_LEAST_SLICES} slices": slices < _LEAST_SLICES,
         f"more than {_MOST_SLICES} slices": slices > _MOST_SLICES,
-        f"spacing outside {_LEAST_SPACING:g} to {_MOST_SPACING:g} mm": not np.isnan(spacing)
-        and not _LEAST_SPACING <= spacing <= _MOST_SPACING,
-        _NO_AIR: _lacks_air(part["path"].iloc[len(part) // 2]),
+        f"spacing outside {LEAST_SPACING:g} to {_MOST_SPACING:g} mm": not np.isnan(spacing)
+        and not LEAST_SPACING <= spacing <= _MOST_SPACING,
+        _NO_AIR: _lacks_air(part.get("source", part["path"]).iloc[len(part) // 2]),
         _TWICE: 2 * notes.str.contains("at the same place").sum() > slices,
     }
     return [warning for warning, holds in found.items() if holds]
@@ -185,8 +186,9 @@ def _is_elsewhere(part: str | None, description: str | None) -> bool:
     return bool(part) or bool(_OTHERS.search(words))
 
 
-def _lacks_air(path: str) -> bool:
+def _lacks_air(source: str | np.ndarray) -> bool:
     try:
-        return bool(read_hounsfield(path).min() >= LEAST_AIR)
+        values = read_hounsfield(source) if isinstance(source, str) else source
+        return bool(values.min() >= LEAST_AIR)
     except DicomError:
         return False  # it gets its reason where all slices are read

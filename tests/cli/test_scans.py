@@ -53,7 +53,7 @@ def test_an_output_among_the_scans_is_passed_over(small_run, small_data, tmp_pat
     (out.parent / ".p.kit-work").mkdir()
     (out.parent / ".p.kit-work" / "source.json").write_text("{}")
     (out.parent / "notes.txt").write_text("mine")
-    again = kit(*command)
+    again = kit(*command, "--overwrite")
     assert "2 files skipped" in again.stdout
 
 

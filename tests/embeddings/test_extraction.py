@@ -132,17 +132,18 @@ def test_a_model_that_sees_neighbours_embeds_a_series_as_if_at_once(small_run, t
 def test_the_ways_of_a_gpu_give_the_same_embeddings(weights, monkeypatch, way):
     """The layout, and the batch filled up for a compiled model, on the CPU."""
     monkeypatch.setattr(torch, "compile", lambda embed, dynamic: embed)
-    model = load_classifier(weights)
     rng = np.random.default_rng(0)
     image = torch.from_numpy(rng.integers(0, 255, (7, 64, 64, 3), dtype=np.uint8))
     batch = {"image": image, "parts": torch.arange(7)[:, None]}
-    embedder = extraction._Embedder(model, 3, CPU)
+    embedder = extraction.Embedder(weights, CPU, 3)
     sizes = []
     with torch.inference_mode():
         expected = embedder(batch)
         embedder.filled = True
         embedder._set_way(way)
-        model.backbone.register_forward_pre_hook(lambda _, given: sizes.append(len(given[0])))
+        embedder.model.backbone.register_forward_pre_hook(
+            lambda _, given: sizes.append(len(given[0]))
+        )
         found = embedder(batch)
     assert sizes == [3] * 9  # three views of three pieces, the last with two images of zeros
     for one, other in zip(found, expected, strict=True):
@@ -151,4 +152,4 @@ def test_the_ways_of_a_gpu_give_the_same_embeddings(weights, monkeypatch, way):
 
 
 def test_a_cpu_tries_nothing_and_notes_nothing(weights):
-    assert extraction._Embedder(load_classifier(weights), 3, CPU).choose_way(10**9) == {}
+    assert extraction.Embedder(weights, CPU, 3).choose_way(10**9) == {}

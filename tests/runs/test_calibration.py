@@ -14,7 +14,8 @@ from kit.evaluation.rates import choose_thresholds
 from kit.files import read_json
 from kit.runs.calibration import apply_calibration, calibrate_run, read_calibration
 from kit.runs.directory import Run, RunError
-from kit.runs.prediction import load_model, predict_scans, write_predictions
+from kit.runs.gathering import gather_files
+from kit.runs.prediction import load_model, predict_gathered, write_predictions
 
 
 def write_oof(run, temperature=2.0, seed=0):
@@ -94,7 +95,7 @@ def test_predictions_are_calibrated_on_request_and_say_so(small_run, small_data,
     folder, run = small_data / "stage_2_test", copy_run(small_run, tmp_path / "run")
     calibrate_run(run)
     points = {unit: read_calibration(run, unit)["temperatures"] for unit in ("slice", "series")}
-    with predict_scans(folder, load_model(run.path), tmp_path / "p.csv") as found:
+    with predict_gathered(gather_files(folder), load_model(run.path)) as found:
         for name, by, calibrated in (
             ("raw", "slice", False), ("slices", "slice", True),
             ("maxima", "series", False), ("series", "series", True),

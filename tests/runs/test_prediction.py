@@ -18,8 +18,10 @@ from kit.cli.commands import main
 from kit.competition import LABELS
 from kit.dicom import read_hounsfield
 from kit.ensemble import name_columns
+from kit.evaluation.inputs import read_predictions
 from kit.runs.directory import RunError
 from kit.runs.tables import read_slices
+from kit.slices import index_slices
 from kit.training.checkpoints import TrainingError, load_weights, save_tensors
 
 
@@ -292,3 +294,97 @@ def test_descriptions_are_left_out_with_the_names(small_run, hospital, tmp_path)
     assert series["PatientID"].unique().tolist() == ["patient1"]
     assert series["SeriesDescription"].isna().all()
     assert series["slices"].tolist() == [12, 12, 12, 12, 12, 0]
+
+
+def read_volume(folder):
+    slices, _ = index_slices(folder, 1)
+    volume = np.stack([read_hounsfield(path) for path in slices["path"]])
+    return volume, slices["position"].to_numpy()
+
+
+def test_an_array_in_memory_is_predicted_as_its_files_are(small_run, one_series, tmp_path):
+    model = kit.load_model(small_run.path)
+    expected = model.predict(one_series, workers=0)
+    volume, positions = read_volume(one_series)
+    found = model.predict(volume[::-1], tmp_path / "p.csv", positions=positions[::-1])
+    numbers = [*LABELS, *name_columns("classifier"), "seq", "position"]
+    np.testing.assert_allclose(found[numbers], expected[numbers], rtol=1e-6)
+    assert found["SOPInstanceUID"].tolist() == [str(n) for n in reversed(range(len(volume)))]
+    assert model.predict(volume, positions=positions, by="study")["any"].tolist() == [
+        pytest.approx(expected["any"].max(), rel=1e-6)
+    ]
+    assert len(pd.read_csv(tmp_path / "p.csv")) == len(volume)
+
+
+def test_a_second_call_loads_nothing(small_run, one_series, monkeypatch):
+    model = kit.load_model(small_run.path)
+    first = model.predict(one_series, workers=0)
+
+    def refuse(*_):
+        raise AssertionError("weights are read again")
+
+    for name in ("extraction.load_classifier", "extraction.hash_file"):
+        monkeypatch.setattr(f"kit.embeddings.{name}", refuse)
+    monkeypatch.setattr("kit.runs.members.load_lstm", refuse)
+    files = sorted(one_series.iterdir())
+    pd.testing.assert_frame_equal(model.predict(files, workers=0), first)
+    with pytest.raises(AssertionError, match="read again"):
+        kit.predict(one_series, small_run.path, workers=0)
+
+
+def test_models_that_do_not_fit_into_memory_together_are_loaded_anew(
+    small_run, one_series, monkeypatch
+):
+    expected = kit.predict(one_series, small_run.path, workers=0)
+    monkeypatch.setattr("kit.runs.members._choose_room", lambda device: 1)
+    model = kit.load_model(small_run.path)
+    for _ in range(2):
+        pd.testing.assert_frame_equal(model.predict(one_series, workers=0), expected)
+    assert not model.loaded._lstms
+
+
+def test_a_table_that_is_there_is_replaced_only_if_asked(small_run, one_series, tmp_path):
+    out = tmp_path / "p.csv"
+    out.write_text("mine")
+    with pytest.raises(ValueError, match=r"p\.csv exists: name another table, or replace this one"):
+        kit.predict(one_series, small_run.path, out, workers=0)
+    assert (out.read_text(), len(list(tmp_path.iterdir()))) == ("mine", 1)
+    found = kit.predict(one_series, small_run.path, out, overwrite=True, workers=0)
+    assert len(kit.read_table(out)) == len(found)
+
+
+IDS = ["007", "NA", "=1+2", "-5", "1e5", "'=x"]
+
+
+def test_ids_come_back_as_they_were_and_run_in_no_spreadsheet(small_run, hospital, tmp_path):
+    for number, name in enumerate(IDS):
+        images = [read_hounsfield(path) for path in sorted((hospital / "5").iterdir())[:2]]
+        study = {"PatientID": name, "StudyInstanceUID": f"1.3.{number}"}
+        write_series(tmp_path / "s", str(number + 1), 2, stored=lambda n, i=images: i[n], **study)
+    found = kit.predict(tmp_path / "s", small_run.path, tmp_path / "p.csv", workers=0)
+    assert sorted(found["PatientID"].unique()) == sorted(IDS)
+    read = kit.read_table(tmp_path / "p.csv")
+    assert read["PatientID"].tolist() == found["PatientID"].tolist()
+    np.testing.assert_allclose(read[list(LABELS)], found[list(LABELS)], rtol=1e-5)
+    assert read["repaired"].tolist() == found["repaired"].tolist()
+    cells = (tmp_path / "p.csv").read_text().replace("\n", ",").split(",")
+    assert not [cell for cell in cells if cell[:1] in ("=", "+", "@") or cell == "-5"]
+    series = kit.read_table(tmp_path / "p.series.csv")
+    assert sorted(series["PatientID"]) == sorted(IDS)
+    assert (
+        read_predictions(tmp_path / "p.csv").table["PatientID"].tolist()
+        == read["PatientID"].tolist()
+    )
+
+
+def test_a_thin_series_is_predicted_by_its_slabs(small_run, hospital):
+    model = kit.load_model(small_run.path)
+    thin = model.predict(hospital / "4", workers=0)  # 12 slices of 1 mm
+    assert thin["averaged"].tolist() == [5, 5, 2]
+    volume, _ = read_volume(hospital / "4")
+    mean = np.stack([volume[start : start + 5].mean(axis=0) for start in (0, 5, 10)])
+    expected = model.predict(mean, positions=[0, 5, 10])
+    np.testing.assert_allclose(thin[list(LABELS)], expected[list(LABELS)], rtol=1e-5)
+    assert model.predict(hospital / "4", slab=0, workers=0)["averaged"].tolist() == [1] * 12
+    study = model.predict(hospital / "4", by="study", workers=0)
+    assert study["slices"].tolist() == [3]
