@@ -153,6 +153,12 @@ def name_errors(path: Path, *others: Path) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
+def refuse_existing(out: Path) -> None:
+    """Raise `InputError` where there is something at `out`."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists: name a new folder")
+
+
 def open_whole(path: str | Path) -> BinaryIO:
     """As `open_file`, of a file that is read into memory as a whole: a text or a table.
 

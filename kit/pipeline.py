@@ -29,6 +29,7 @@ from kit.runs.directory import (
     Run,
     begin_run,
     change_tables,
+    is_imported,
     list_classifier_epochs,
     list_folds,
     read_recipe,
@@ -116,7 +117,7 @@ def fit_classifier(
     recipe, slices = read_recipe(run), read_slices(run)
     directory = run.classifier(fold)
     config = replace(recipe.classifier, seed=derive_seed(recipe, fold, 0))
-    imported = status.is_imported(run, recipe, fold) or is_adopted(run)
+    imported = is_imported(run, recipe, fold) or is_adopted(run)
     if not imported and not status.is_trained(directory, config.epochs):
         with time_stage(run, f"fold{fold} classifier", directory):
             train_classifier(
@@ -141,7 +142,7 @@ def embed(
     Returns one row per store, as `list_stores` does.
     """
     recipe, slices = read_recipe(run), read_slices(run)
-    epochs = [] if status.is_imported(run, recipe, fold) else list_classifier_epochs(recipe)
+    epochs = [] if is_imported(run, recipe, fold) else list_classifier_epochs(recipe)
     for epoch in epochs:
         weights = run.classifier(fold) / f"epoch{epoch}.safetensors"
         require_file(weights, f"kit train-classifier {run} --fold {fold}")

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from kit import InputError
-from kit.cli.registry import RUN, Commands, Result, argument, parse_run
+from kit.cli.registry import RUN, Commands, Result, argument, parse_run, require_runs
+from kit.files import open_file
 
 COMMANDS = Commands()
 _MAP = "our names for columns of another's table, as any=P_ICH StudyInstanceUID=scan"
@@ -106,17 +107,19 @@ def _add_map(name: str, of: str) -> Any:
     argument("--seed", type=int, default=0, help="seed of the bootstrap"),
 )
 def evaluate(options: argparse.Namespace) -> Result:
-    from kit.cli.tables import format_evaluation
+    for path in (options.predictions, options.labels, options.against, options.scans_page):
+        if path is not None:
+            open_file(path).close()  # a missing one is told before anything is computed
+    if options.run is not None:
+        require_runs(options.run)
+
     from kit.evaluation.settings import Settings
-    from kit.report.evaluation_page import write_evaluation
-    from kit.runs.evaluation import Sources, evaluate_files
 
     maps = ("columns", "label_columns", "against_columns")
     names = ("predictions", "labels", "preset", "unit", "against", "run", "exclude_seen")
     given: dict[str, Any] = {name: getattr(options, name) for name in names}
     for name in maps:
         given[name] = _read_map(f"--{name.replace('_', '-')}", getattr(options, name))
-    sources = Sources(**given)
     settings = Settings(
         _arrange_points(options.threshold),
         youden=options.youden,
@@ -125,7 +128,12 @@ def evaluate(options: argparse.Namespace) -> Result:
         resamples=options.resamples,
         seed=options.seed,
     )
-    evaluation = evaluate_files(sources, settings)
+
+    from kit.cli.tables import format_evaluation
+    from kit.report.evaluation_page import write_evaluation
+    from kit.runs.evaluation import Sources, evaluate_files
+
+    evaluation = evaluate_files(Sources(**given), settings)
     page = options.scans_page or options.predictions.with_suffix(".html")
     written = write_evaluation(evaluation, options.out, page if page.exists() else None)
     return Result(

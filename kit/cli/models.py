@@ -7,6 +7,7 @@ from pathlib import Path
 
 from kit import InputError
 from kit.cli.registry import Commands, Result, argument
+from kit.files import refuse_existing
 
 COMMANDS = Commands()
 
@@ -65,6 +66,9 @@ def fetch(options: argparse.Namespace) -> Result:
     _PRECISION,
 )
 def import_release(options: argparse.Namespace) -> Result:
+    options.source.stat()  # before torch is loaded
+    refuse_existing(options.out)
+
     from kit.models.importing import import_model
 
     run = import_model(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,10 @@ def embed(options: argparse.Namespace) -> Result:
     argument("files", nargs="+", type=_parse_pair, help="emb_trn.npz,ids_trn.csv and so on"),
 )
 def import_published(options: argparse.Namespace) -> Result:
+    require_runs(options.run)
+    for path in itertools.chain(*options.files):
+        path.stat()  # before torch is loaded
+
     from kit.runs.imported import import_embeddings
 
     fold = int(options.fold) if options.fold.isdecimal() else options.fold

@@ -124,7 +124,10 @@ def format_evaluation(evaluation: Evaluation) -> str:
     """The area of each finding and model, and what a reader has to know before it."""
     table, cases = evaluation.statements, evaluation.cases
     areas = table[(table["section"] == "discrimination") & (table["interval"] == "DeLong")]
-    lines = [f"{len(cases.ids)} cases by {cases.unit}, {len(cases.unmatched)} ids without a match"]
+    lines = [
+        f"{format_count(len(cases.ids), 'case')} by {cases.unit}, "
+        f"{format_count(len(cases.unmatched), 'id')} without a match"
+    ]
     for _, row in areas.iterrows():
         name = row["finding"] if row["model"] == WHOLE else f"  {row['model']}"
         lines.append(f"{name:<30} AUC {format_cell(row)}")

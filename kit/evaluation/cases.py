@@ -11,6 +11,7 @@ import pandas as pd
 from kit import InputError
 from kit.competition import LABELS
 from kit.evaluation.inputs import IDS, OWN, UNITS, WHOLE, Labels, Predictions, select_models
+from kit.progress import format_count
 
 MISSING = ["", "nan", "None", "<NA>"]
 
@@ -152,8 +153,8 @@ def _describe_lost(lost: pd.DataFrame, own: str, unit: str) -> list[str]:
     if not positive:
         return []
     return [
-        f"{positive} positive rows by {own} have no prediction, and their {unit} is not known: a "
-        f"{unit} whose bleeding is on such rows alone counts as negative."
+        f"{format_count(positive, 'positive row')} by {own} without a prediction, of an unknown "
+        f"{unit}: a {unit} whose bleeding is on such rows alone counts as negative."
     ]
 
 

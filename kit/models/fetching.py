@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from kit import InputError
-from kit.models.importing import import_model, refuse_existing
-from kit.models.reading import SUMS, check_sums
+from kit.files import refuse_existing
 from kit.models.released import RELEASED
 
 
@@ -34,6 +33,9 @@ def fetch_model(name: str, out: Path, classifier_only: bool = False, opt_level: 
 
 
 def _fetch_ianpan(out: Path, classifier_only: bool, opt_level: str) -> Path:
+    from kit.models.importing import import_model  # here, because they need torch
+    from kit.models.reading import SUMS, check_sums
+
     files = ["classifier/model.safetensors", "sequence/model.safetensors"]
     entry = RELEASED["ianpan"]
     repository = entry.source.removeprefix("huggingface.co/")

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 import kit
-from kit import InputError, progress
+from kit import progress
 from kit.classifier import Classifier
 from kit.competition import TRAINING_PRIOR
-from kit.files import hash_file, write_json
+from kit.files import hash_file, refuse_existing, write_json
 from kit.lstm import make_model
 from kit.models.kinds import KINDS, Part, Release, find_kind
 from kit.models.reading import rename_tensors
@@ -55,12 +55,6 @@ def import_model(
             out.rmdir()
         run.path.rename(out)
     return Run(out)
-
-
-def refuse_existing(out: Path) -> None:
-    """Raise `InputError` where there is something at `out`."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists: name a new folder")
 
 
 def _write_run(run: Run, release: Release, name: str) -> None:

@@ -150,6 +150,12 @@ def list_folds(recipe: Recipe) -> list[int | str]:
     return list(recipe.train_folds) or [ALL_DATA]
 
 
+def is_imported(run: Run, recipe: Recipe, fold: int | str) -> bool:
+    """Whether the embeddings of the fold were imported; then it has no classifier."""
+    path = run.store(fold, recipe.classifier.epochs) / "store.json"
+    return path.exists() and "imported" in read_document(path)
+
+
 def list_classifier_epochs(recipe: Recipe) -> range:
     """List the last classifier epochs, whose embeddings are used."""
     last = recipe.classifier.epochs

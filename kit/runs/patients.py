@@ -9,12 +9,12 @@ from kit.files import write_json
 from kit.runs.directory import (
     Run,
     RunError,
+    is_imported,
     list_folds,
     read_config,
     read_document,
     read_recipe,
 )
-from kit.runs.status import is_imported
 from kit.runs.tables import read_slices
 
 

@@ -10,7 +10,7 @@ import pandas as pd
 from kit.embeddings import EmbeddingStore
 from kit.files import read_json
 from kit.recipes import Recipe
-from kit.runs.directory import Run, RunError, list_classifier_epochs, read_document, read_recipe
+from kit.runs.directory import Run, RunError, list_classifier_epochs, read_recipe
 from kit.runs.tables import read_slices
 
 
@@ -106,9 +106,3 @@ def read_epochs(directory: Path) -> list[dict]:
 def is_trained(directory: Path, epochs: int) -> bool:
     """Whether training is complete: the history, which is written last, has every epoch."""
     return len(read_epochs(directory)) >= epochs
-
-
-def is_imported(run: Run, recipe: Recipe, fold: int | str) -> bool:
-    """Whether the embeddings of the fold were imported; then it has no classifier."""
-    path = run.store(fold, recipe.classifier.epochs) / "store.json"
-    return path.exists() and "imported" in read_document(path)

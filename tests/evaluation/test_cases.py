@@ -52,7 +52,7 @@ def test_a_study_is_positive_where_one_of_its_labelled_slices_is():
     cases = match_cases(make_predictions(**SLICES), labels, "study")
     np.testing.assert_array_equal(cases.labels[:, ANY], [1, np.nan])
     assert cases.unmatched.values.tolist() == [["x", "slice", "labels"]]
-    assert cases.notes[-1].startswith("1 positive rows by slice have no prediction, and their stud")
+    assert cases.notes[-1].startswith("1 positive row by slice without a prediction, of an unknown")
 
 
 def test_labels_that_name_their_study_count_even_without_a_prediction():
