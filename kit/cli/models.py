@@ -83,13 +83,11 @@ def _describe_entry(entry: dict[str, str]) -> str:
 
 
 def _describe_model(path: Path) -> Result:
-    from kit.runs.directory import Run, read_config
+    from kit.cli.tables import describe_use
+    from kit.runs.directory import Run
     from kit.runs.provenance import describe_provenance, read_provenance
 
     run = Run(path)
     provenance = read_provenance(run)
-    following = f"kit predict SCANS --run {path} --out predictions.csv"
-    if not read_config(run)["provenance"]["complete"]:
-        following = f"kit run DATA --recipe single --run {path}   (trains the LSTM)"
-    text = f"{describe_provenance(provenance)}\n{path}: ready for\n  {following}"
+    text = f"{describe_provenance(provenance)}\n{path}: ready for\n  {describe_use(run)}"
     return Result(text, {"run": str(path), "provenance": provenance})

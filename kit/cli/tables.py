@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import textwrap
 from pathlib import Path
 
 import pandas as pd
@@ -15,6 +16,7 @@ from kit.evaluation.tables import format_cell
 from kit.progress import format_count, format_duration
 from kit.recipes import format_flags, list_changes
 from kit.runs.directory import Run, read_config, read_recipe
+from kit.runs.metrics import describe_setback
 from kit.runs.tables import read_slices
 
 
@@ -32,12 +34,19 @@ def format_scores(metrics: dict) -> str:
         for name, fold, key in rows:
             values = "".join(f"{model[fold][key]:>14.4f}" for model in scores.values())
             lines.append(f"{name:<20}{values}")
+        lines += textwrap.wrap(describe_setback(*_read_weighted(scores)), 80)
     filled = metrics.get("filled", 0)
     if filled is None:
         lines.append("No submission.csv: the data hold no stage_2_sample_submission.csv.")
     elif filled:
         lines.append(f"{format_count(filled, 'test image')} without a prediction: see filled.csv")
     return "\n".join(lines)
+
+
+def _read_weighted(scores: dict) -> tuple[float | None, float]:
+    """The weighted log loss of the classifier, if it is known, and of the bag."""
+    classifier = scores.get("classifier")
+    return classifier and classifier["all"]["weighted"], scores["bag"]["all"]["weighted"]
 
 
 def format_blend(blend: dict) -> str:
@@ -47,18 +56,33 @@ def format_blend(blend: dict) -> str:
 
 
 def format_stages(run: Run, stages: list[tuple[str, str]]) -> str:
-    """The state of every output of a run, and the command that continues it."""
+    """The state of every output of a run, and the command that continues it.
+
+    Of a model that was imported or exported, for which no stage ran here, the command that uses it.
+    """
     config, recipe = read_config(run), read_recipe(run)
+    if "data" not in config:
+        return f"{run}: a model, not a run with stages; ready for\n  {describe_use(run)}"
     lines = [f"{name:<36} {state}" for name, state in stages]
     left = sum(state != "done" for _, state in stages)
     if not left:
         return "\n".join([*lines, "complete"])
-    words = ["kit", "run", config.get("data", "DATA"), "--recipe", recipe.name, "--run", str(run)]
+    words = ["kit", "run", config["data"], "--recipe", recipe.name, "--run", str(run)]
     words += format_flags(list_changes(recipe))
     if "fold_table_sha256" in config:
         words += ["--fold-table", "FOLDS.csv"]  # the run knows its hash alone
     left_over = f"{left} of {format_count(len(stages), 'output')} left; this continues:"
     return "\n".join([*lines, left_over, shlex.join(words)])
+
+
+def describe_use(run: Run) -> str:
+    """The command that uses an imported or exported model."""
+    if read_config(run).get("provenance", {}).get("complete", True):
+        return shlex.join(
+            ["kit", "predict", "SCANS", "--run", str(run), "--out", "predictions.csv"]
+        )
+    following = ["kit", "run", "DATA", "--recipe", "single", "--run", str(run)]
+    return f"{shlex.join(following)}   (trains the LSTM)"
 
 
 def format_plan(plan: dict) -> str:

@@ -26,6 +26,7 @@ from kit.runs.directory import (
     read_recipe,
     require_file,
 )
+from kit.runs.metrics import describe_setback
 from kit.runs.scans import count_reasons, describe_machine, list_versions
 from kit.runs.status import read_epochs
 from kit.runs.tables import read_predicted, read_skipped, read_slices
@@ -47,7 +48,7 @@ def write_report(run: Run, series: tuple[str, ...] = ()) -> Path:
     chosen = list(dict.fromkeys([*named, *ranked]))
     data = {
         **_describe_run(run, recipe),
-        **(describe_scores(table) if held_out else {}),
+        **(describe_scores(table, read_slices(run)) if held_out else {}),
         "histories": _read_histories(run, recipe),
         "windows": name_windows(recipe.classifier),
         "series": present_series(table, chosen, recipe.classifier),
@@ -154,18 +155,23 @@ def find_commit() -> str | None:
     return commit and commit[:12]
 
 
-def describe_scores(table: pd.DataFrame) -> dict:
-    """Each model's log loss with its interval, per fold and overall; its curves; the bag's gain."""
+def describe_scores(table: pd.DataFrame, slices: pd.DataFrame) -> dict:
+    """Each model's log loss with its interval, per fold and overall; its curves; the bag's gain.
+
+    `prior` is the share of each label in the slices that a fold's models were trained on.
+    """
     labels = table[list(LABELS)].to_numpy()
     folds, patients = table["fold"].to_numpy(), table["PatientID"].to_numpy()
     parts = {"all": np.ones(len(table), bool), **{str(k): folds == k for k in np.unique(folds)}}
     # Imported embeddings come without their classifier's predictions.
     models = [model for model in MODELS if table[name_columns(model)].notna().all(axis=None)]
     losses = {model: slice_losses(labels, table[name_columns(model)]) for model in models}
+    losses["prior"] = slice_losses(labels, _find_prior(slices, folds))
     scores = {
         model: {name: _score(values[part], patients[part]) for name, part in parts.items()}
         for model, values in losses.items()
     }
+    weighted = {model: parts["all"][-1][0] for model, parts in scores.items()}
     curves = {
         label: {
             model: trace_curves(table[label].to_numpy(), table[f"{model}_{label}"].to_numpy())
@@ -179,10 +185,20 @@ def describe_scores(table: pd.DataFrame) -> dict:
     return {
         "scores": scores,
         "gain": gain,
+        "setback": describe_setback(weighted.get("classifier"), weighted["bag"]),
         "slices": len(table),
         "patients": int(table["PatientID"].nunique()),
         "curves": curves,
     }
+
+
+def _find_prior(slices: pd.DataFrame, folds: np.ndarray) -> np.ndarray:
+    """The share of each label in the training slices outside the fold of each of N rows: (N, 6)."""
+    training = slices[slices["split"] == "train"]
+    shares = {
+        fold: training.loc[training["fold"] != fold, list(LABELS)].mean() for fold in set(folds)
+    }
+    return np.array([shares[fold] for fold in folds])
 
 
 def _read_histories(run: Run, recipe: Recipe) -> list[dict]:

@@ -4,6 +4,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from command_line import check_told_at_once
 from conftest import copy_run
 from evaluation_files import write_studies
 from sklearn.metrics import roc_auc_score
@@ -150,6 +151,17 @@ def test_what_is_given_twice_is_refused(capsys, tmp_path, words, reason):
     code, printed = call(capsys, "evaluate", predictions, labels, "--out", tmp_path / "o", *words)
     assert code == 1
     assert printed.err == f"kit: {reason}\n"
+
+
+@pytest.mark.parametrize("flag", ["", "--against", "--scans-page", "--run"])
+def test_a_file_that_is_not_there_is_told_before_pandas_is_loaded(tmp_path, flag):
+    predictions, labels = write_studies(tmp_path, 3)
+    gone = tmp_path / "gone"
+    words = ["evaluate", str(predictions), str(labels), "--out", str(tmp_path / "o")]
+    words += [flag, str(gone)] if flag else []
+    words[1] = words[1] if flag else str(gone)
+    reason = "there is no run here" if flag == "--run" else "No such file or directory"
+    check_told_at_once(words, 1, f"kit: {gone}: {reason}")
 
 
 def test_five_hundred_studies_take_less_than_ten_seconds(capsys, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+from command_line import check_told_at_once
 from conftest import shared
 from released_models import shrink_ianpan, write_ianpan
 
@@ -43,3 +45,31 @@ def test_an_import_prints_where_the_model_is_from_and_what_comes_next(
         weights = Run(folder).classifier("all") / "epoch1.safetensors"
         assert load_classifier(weights).config.opt_level == level
     assert json.loads(capsys.readouterr().out)["provenance"]["complete"] is False
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["fetch", "nothing", "--out", "x"], "kit fetch has no 'nothing'; it has ianpan"),
+        (["import-model", "gone", "--out", "x"], "kit: gone: No such file or directory"),
+        (["import-model", "kit", "--out", "kit"], "kit: kit exists: name a new folder"),
+    ],
+)
+def test_a_mistake_is_told_before_torch_is_loaded(words, said):
+    check_told_at_once(words, 1, said)
+
+
+def test_the_state_of_a_model_is_the_command_that_uses_it(tmp_path, monkeypatch, capsys):
+    shrink_ianpan(monkeypatch)
+    write_ianpan(tmp_path / "release")
+    for flags, following in (
+        ([], f"  kit predict SCANS --run {tmp_path}/0 --out predictions.csv"),
+        (["--classifier-only"], f"  kit run DATA --recipe single --run {tmp_path}/1   (trains"),
+    ):
+        out = tmp_path / str(len(flags))
+        assert main(["import-model", str(tmp_path / "release"), "--out", str(out), *flags]) == 0
+        capsys.readouterr()
+        assert main(["status", str(out)]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == f"{out}: a model, not a run with stages; ready for"
+        assert lines[1].startswith(following)

@@ -10,6 +10,8 @@ import pytest
 from command_line import check_told_at_once, kit
 
 from kit.cli.commands import main
+from kit.recipes import find_recipe
+from kit.runs.directory import Run, begin_run
 
 
 def test_a_finished_run_has_nothing_to_do_and_prints_its_scores(small_run, small_data):
@@ -90,6 +92,13 @@ def test_a_mistake_in_the_flags_is_told_before_torch_is_loaded(flags, tmp_path):
 )
 def test_a_run_that_is_not_there_is_told_before_torch_is_loaded(command, tmp_path):
     check_told_at_once([command, str(tmp_path)], 1, f"kit: {tmp_path}: there is no run here")
+
+
+def test_imported_embeddings_that_are_not_there_are_told_before_torch_is_loaded(tmp_path):
+    words = ["import-embeddings", str(tmp_path), "--fold", "0", f"{tmp_path}/e.npz,ids.csv"]
+    check_told_at_once(words, 1, f"kit: {tmp_path}: there is no run here")
+    begin_run(Run(tmp_path), find_recipe("demo"), tmp_path)
+    check_told_at_once(words, 1, f"kit: {tmp_path}/e.npz: No such file or directory")
 
 
 def test_a_phantom_is_not_written_over(small_data):

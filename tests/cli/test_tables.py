@@ -40,6 +40,18 @@ def test_scores_are_a_column_for_each_model():
     ]
 
 
+def test_a_bag_that_is_worse_than_its_classifier_is_said_to_be():
+    better = {"all": {**LOSSES, "weighted": 0.25}}
+    text = format_scores({"slices": 12, "scores": {"classifier": better, "bag": {"all": LOSSES}}})
+    said = " ".join(text.splitlines()[-5:])
+    assert "The sequence models make it worse: the weighted log loss is 0.4568 with them" in said
+    assert "0.2500 by the classifier alone" in said
+    assert "The submission is still theirs" in said
+    assert max(map(len, text.splitlines())) <= 80
+    same = {"classifier": {"all": LOSSES}, "bag": {"all": LOSSES}}
+    assert "worse" not in format_scores({"slices": 12, "scores": same})
+
+
 def test_what_has_no_score_says_so():
     expected = "No slices were held out, so there is no out-of-fold score."
     assert format_scores({"slices": 0, "scores": {}}) == expected

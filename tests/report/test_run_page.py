@@ -12,7 +12,7 @@ from report_pages import read_data
 import kit
 from kit.cli.commands import main
 from kit.competition import LABELS
-from kit.ensemble import MODELS, name_columns
+from kit.ensemble import MODELS, name_columns, score
 from kit.images import read_image
 from kit.report.run_page import find_commit, find_series, write_report
 from kit.runs.directory import Run, RunError
@@ -32,6 +32,16 @@ def test_the_report_holds_the_runs_scores_and_says_what_it_is(small_run):
             np.testing.assert_allclose(triples[:, 0], list(losses.values()), atol=1e-6)
             assert (triples[:, 1] <= triples[:, 0] + 1e-6).all()
             assert (triples[:, 0] <= triples[:, 2] + 1e-6).all()
+    slices, oof = pd.read_parquet(small_run.slices), pd.read_parquet(small_run.oof)
+    slices = slices[slices["split"] == "train"].set_index("fold")[list(LABELS)]
+    by_fold = {fold: slices.drop(fold).mean().to_numpy() for fold in oof["fold"].unique()}
+    expected = score(
+        oof[list(LABELS)].to_numpy(), np.array([by_fold[fold] for fold in oof["fold"]])
+    )
+    prior = [triple[0] for triple in data["scores"]["prior"]["all"]]
+    np.testing.assert_allclose(prior, list(expected.values()), atol=1e-6)
+    worse = scores["bag"]["all"]["weighted"] > scores["classifier"]["all"]["weighted"]
+    assert bool(data["setback"]) == worse
     data_path = json.loads(small_run.config.read_text())["data"]
     assert data_path not in text
     assert ["data", "data"] in data["facts"]

@@ -9,7 +9,7 @@ const MODELS = {
   bag: { name: "ensemble", color: "--bag", dash: "7 4" },
 };
 const CLIP = 1e-5;
-const EXPLAINED = "Classifier: each slice on its own. Rolling mean: the classifier's probabilities for a slice and its two neighbours, weighted 0.6, 0.2 and 0.2. LSTM: one member, the last epoch of the model that reads the whole series. Ensemble: the mean of all members, which is what is submitted. Weighted: the competition's score, the mean over the labels with “any” counted twice.";
+const EXPLAINED = "Training prior: for every slice the share of positives among the slices that were trained on. Classifier: each slice on its own. Rolling mean: the classifier's probabilities for a slice and its two neighbours, weighted 0.6, 0.2 and 0.2. LSTM: one member, the last epoch of the model that reads the whole series. Ensemble: the mean of all members, which is what is submitted. Weighted: the competition's score, the mean over the labels with “any” counted twice.";
 const state = { label: LABELS.indexOf("any"), series: 0, slice: 0, hidden: new Set(["rolling_mean"]), maps: true };
 const main = document.getElementById("main");
 const byId = (id) => document.getElementById(id);
@@ -103,6 +103,7 @@ function drawScores(body) {
   const mark = (column) => (column === state.label ? "chosen" : "");
   const models = Object.keys(data.scores);
   const least = head.map((_, i) => shown(Math.min(...models.map((model) => data.scores[model].all[i][0]))));
+  const called = (model) => (model === "prior" ? "training prior" : MODELS[model].name);
   const show = (triples, best) => columns.map((i) => {
     const [mean, low, high] = triples[i];
     return {
@@ -116,11 +117,12 @@ function drawScores(body) {
   body.replaceChildren(
     make("p", { class: "note", text: EXPLAINED }),
     table("All folds, with the 95 % interval below each mean", names,
-      models.map((model) => [MODELS[model].name, ...show(data.scores[model].all, least)])),
+      models.map((model) => [called(model), ...show(data.scores[model].all, least)])),
+    data.setback && make("p", { class: "alarm", text: data.setback }),
     data.gain && make("p", { text: `Ensemble minus rolling mean: ${signed(gain)} (95 % interval ${signed(low)} to ${signed(high)}); negative values favour the ensemble.` }),
     make("details", {}, make("summary", { text: "Each fold" }),
       ...Object.keys(data.scores[models[0]]).filter((part) => part !== "all").map((part) =>
-        table(`Fold ${part}`, names, models.map((model) => [MODELS[model].name, ...show(data.scores[model][part])])))));
+        table(`Fold ${part}`, names, models.map((model) => [called(model), ...show(data.scores[model][part])])))));
 }
 
 function drawCurves(body) {
