@@ -23,7 +23,7 @@ from kit.runs.calibration import apply_calibration
 from kit.runs.directory import Run, list_members, read_recipe
 from kit.runs.gathering import Gathered, Scans, gather_array, gather_files, make_ids_unique
 from kit.runs.members import Loaded, average_classifiers, bag_members, embed_members
-from kit.runs.provenance import read_provenance
+from kit.runs.provenance import present_provenance, read_provenance
 from kit.runs.scans import count_reasons, refuse_pooled, tabulate, write_manifest
 from kit.runs.studies import summarize_studies
 from kit.runs.tables import write_guarded
@@ -96,6 +96,10 @@ class TrainedModel:
         lstms = sum(map(len, self.members.values()))
         models = f"{format_count(len(self.members), 'classifier')}, {format_count(lstms, 'LSTM')}"
         return f"<TrainedModel {self.run}: recipe {self.recipe.name}, {models}>"
+
+    def _repr_html_(self) -> str:
+        """What Jupyter shows of it: where its weights come from, the warning first."""
+        return present_provenance(read_provenance(self.run))
 
 
 @dataclass(frozen=True)

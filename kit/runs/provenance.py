@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from html import escape
 from pathlib import Path, PurePosixPath
 
 from kit.files import list_archive
@@ -85,6 +86,16 @@ def adopt_classifier(recipe: Recipe, run: Run) -> Recipe:
 def list_facts(provenance: dict) -> list[list[str]]:
     """The provenance as rows of a page: name, value."""
     return [[label, str(provenance.get(name, "not known"))] for name, label in _NAMES.items()]
+
+
+def present_provenance(provenance: dict) -> str:
+    """The provenance as HTML for Jupyter; the warning, if there is one, first and in red."""
+    warning = f'<p style="color:#b00020"><b>{SYNTHETIC}</b></p>' if provenance["synthetic"] else ""
+    rows = "".join(
+        f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>"
+        for name, value in list_facts(provenance)
+    )
+    return f"{warning}<table>{rows}</table><p>Not a medical device.</p>"
 
 
 def describe_provenance(provenance: dict) -> str:

@@ -9,11 +9,13 @@ from kit.cli.commands import main
 from kit.files import read_json
 from kit.report.run_page import write_report
 from kit.runs.directory import Run
+from kit.runs.prediction import load_model
 from kit.runs.provenance import (
     SYNTHETIC,
     describe_provenance,
     is_synthetic,
     list_facts,
+    present_provenance,
     read_provenance,
 )
 
@@ -55,6 +57,15 @@ def test_a_runs_page_says_it_too(copied_run):
     page = read_data(write_report(copied_run))
     assert page["warning"] == SYNTHETIC
     assert dict(map(tuple, page["model"]))["trained on"] == "synthetic heads alone (kit phantom)"
+
+
+def test_jupyter_shows_it_of_a_model(small_run):
+    shown = load_model(small_run.path)._repr_html_()
+    assert shown.index(SYNTHETIC) < shown.index("<tr><th>model</th><td>recipe demo</td></tr>")
+    assert shown.endswith("Not a medical device.</p>")
+    hostile = {"name": "<script>alert(1)</script>", "synthetic": False}
+    assert "<td>&lt;script&gt;alert(1)&lt;/script&gt;</td>" in present_provenance(hostile)
+    assert SYNTHETIC not in present_provenance(hostile)
 
 
 def test_a_run_on_patients_has_no_warning(tmp_path):
