@@ -9,7 +9,7 @@ from pathlib import Path
 import nbformat
 from conftest import ROOT
 
-from kit.kaggle.build import render_notebook
+from kit.kaggle.build import read_script, render_notebook
 
 # Fields of the demo recipe with which a fold is trained in seconds.
 CHANGES = {
@@ -50,7 +50,7 @@ class Session:
         """Run the notebook `name`; (exit code, all that its cells printed)."""
         self.working.mkdir()
         (self.folder / "tmp").mkdir(exist_ok=True)
-        text = (ROOT / "kernels" / name / f"{name}.py").read_text(encoding="utf-8")
+        text = read_script(ROOT / "kernels" / name)
         notebook = self.folder / f"{name}.ipynb"
         notebook.write_text(render_notebook(text, parameters), encoding="utf-8")
         mount = 'mount --bind "$0" "$0" && mount -o remount,ro,bind "$0" && exec "$@"'

@@ -28,10 +28,11 @@ from kit.recipes import find_recipe
 BUILD = Path("build/kaggle")
 NOTEBOOKS = ("tonight", "train-classifier", "train-lstm", "predict")
 REQUIREMENTS = "kit-requirements.txt"  # the file by which the notebooks find the wheels
-BACKBONE = "backbone.safetensors"  # the file by which train-classifier finds initial weights
+BACKBONE = "backbone.safetensors"  # the file by which notebooks that train find initial weights
 DECODERS = ("pylibjpeg", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg")
 PYTHONS = ("3.12", "3.13")  # of Kaggle's images
 _PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+_INSTALL = "# %% install.py\n"  # where each notebook has the cell of kernels/install.py
 # The earliest time that a zip can record: a rebuilt wheel has the same bytes.
 _EPOCH = "315532800"
 
@@ -136,11 +137,18 @@ def build_kernel(
     text = (source / "kernel-metadata.json").read_text(encoding="utf-8")
     metadata = json.loads(text.replace("{user}", user).replace("{fold}", str(fold)))
     write_json(folder / "kernel-metadata.json", metadata)
-    script = (source / f"{source.name}.py").read_text(encoding="utf-8")
+    script = read_script(source)
     values = {"FOLD": fold, "RECIPE": recipe, "KIT": kit.__version__}
     parameters = {name: values[name] for name in values if f"\n{name} = " in script}
     notebook = render_notebook(script, parameters)
     (folder / metadata["code_file"]).write_text(notebook, encoding="utf-8")
+
+
+def read_script(source: Path) -> str:
+    """The script of the notebook in the folder `source`, with the cell that installs kit."""
+    script = (source / f"{source.name}.py").read_text(encoding="utf-8")
+    install = (source.parent / "install.py").read_text(encoding="utf-8")
+    return script.replace(_INSTALL, install)
 
 
 def render_notebook(script: str, parameters: dict | None = None) -> str:

@@ -25,6 +25,7 @@ from kit.kaggle.build import (
     build_kernel,
     build_kernels,
     build_wheels,
+    read_script,
     render_notebook,
 )
 
@@ -113,7 +114,7 @@ def test_parameters_are_set_where_they_are_assigned():
 def test_the_built_notebook_is_that_of_its_source(name):
     folder = ROOT / "kernels" / name
     built = (folder / f"{name}.ipynb").read_text(encoding="utf-8")
-    assert built == render_notebook((folder / f"{name}.py").read_text(encoding="utf-8"))
+    assert built == render_notebook(read_script(folder))
     notebook = nbformat.reads(built, as_version=4)
     nbformat.validate(notebook)
     assert len(notebook.cells) <= 6
@@ -122,17 +123,14 @@ def test_the_built_notebook_is_that_of_its_source(name):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_cells_hold_no_logic_but_calls_into_kit(name):
-    """All but the installation, which is the same in every notebook."""
-    text = (ROOT / "kernels" / name / f"{name}.py").read_text(encoding="utf-8")
-    cells = [cell.source for cell in nbformat.reads(render_notebook(text), 4).cells]
-    install = [cell for cell in cells if "pip install" in cell or "pip = [" in cell]
-    predict = (ROOT / "kernels" / "predict" / "predict.py").read_text(encoding="utf-8")
-    assert len(install) == 1
-    assert install[0] in predict
-    assert not re.search(r"os\.walk|rglob|\*\*/", install[0])
-    for cell in cells[1:]:
-        if cell not in install:
-            assert not re.search(r"^\s*(if|for|while|def|class|try|with)\b", cell, re.MULTILINE)
+    """All but the installation, which is the second of every notebook."""
+    notebook = nbformat.reads(render_notebook(read_script(ROOT / "kernels" / name)), 4)
+    _, install, *cells = [cell.source for cell in notebook.cells]
+    assert (ROOT / "kernels" / "install.py").read_text(encoding="utf-8").endswith(f"{install}\n")
+    assert "pip = [" in install
+    assert not re.search(r"os\.walk|rglob|\*\*/", install)
+    for cell in cells:
+        assert not re.search(r"^\s*(if|for|while|def|class|try|with)\b", cell, re.MULTILINE)
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
@@ -162,6 +160,7 @@ def test_metadata_write_out_every_surprising_default(name, tmp_path):
 
 
 def _copy_kernel(name: str, folder: Path) -> Path:
+    shutil.copy(ROOT / "kernels" / "install.py", folder)
     return Path(shutil.copytree(ROOT / "kernels" / name, folder / name))
 
 
