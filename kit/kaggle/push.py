@@ -20,6 +20,7 @@ from kit.progress import log
 _RUN_SECONDS = 13 * 3600.0  # a notebook's 12 hours, and its wait for a machine
 _BACKBONE = name_dataset("backbone")  # the initial weights
 _NOT_FETCHED = ("checkpoint.safetensors", "embeddings.npy")  # large, and needed only on Kaggle
+_OUTCOME = "outcome.json"  # which each notebook leaves, as its `kit.kernels` writes it
 _NOTES = "pushed.json"  # by notebook: what was pushed, as which version, and what that left
 _AT_WORK = ("QUEUED", "RUNNING")
 _DONE = ("predictions", "finished")
@@ -140,12 +141,14 @@ class _Kernel:
         return found.metadata.current_version_number if found and found.metadata else 0
 
     def _push(self) -> int:
-        """Save and run a version, unless one is at work; return its number, 0 if not known."""
+        """Save and run a version, unless another is at work; return its number, 0 if not known."""
         account, metadata, reference = self.account, self.metadata, self.reference
         session = self._find_session()
         if session and session.status.name in _AT_WORK:
-            log.info(f"{reference} was pushed before and is still running.")
-            return 0
+            raise KaggleError(
+                f"A session of {reference} that is not of this build is still running: wait for "
+                f"its end or cancel it at {account.page}, then {AGAIN}."
+            )
         # Before its first version a notebook has no output to continue from.
         kernels = [
             source for source in metadata["kernel_sources"] if session or source != reference
@@ -201,32 +204,45 @@ class _Kernel:
         raise KaggleError(f"{self.reference} failed ({reason}): its log is at {account.page}.")
 
     def _fetch(self, version: int, directory: Path) -> None:
-        """Download what the version left, and its log, to `directory`, in place of an earlier's."""
+        """Download what the version left, and its log, to `directory`, in place of an earlier's.
+
+        Weights, which take gigabytes, come only where the work is done.
+        """
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        text = ""
+        files, text = {}, ""
         for page in self.account.iterate_pages(
             lambda kaggle: kaggle.kernels.kernels_api_client.list_kernel_session_output,
             **_name_fields(self.reference, version),
         ):
-            for file in page.files:
-                target = (directory / file.file_name.replace("\0", "/../..")).resolve()
-                if directory.resolve() not in target.parents:
-                    outside = f"left a file outside its folder: {quote_reason(file.file_name)}"
-                    raise KaggleError(f"{self.reference} {outside}.")
-                if target.name not in _NOT_FETCHED:
-                    self.account.retry(partial(fetch_blob, file.url, target))
+            files |= {self._place(directory, file.file_name): file.url for file in page.files}
             text = page.log or text
         (directory / "log.txt").write_text(text, encoding="utf-8")
+        note = (directory / _OUTCOME).resolve()
+        for target in sorted(files, key=lambda target: target != note):
+            done = (self._read_outcome(directory) or {}).get("left") in _DONE
+            if target.name not in _NOT_FETCHED and (done or target.suffix != ".safetensors"):
+                self.account.retry(partial(fetch_blob, files[target], target))
         log.info(f"{self.reference}: its output is in {directory}")
+
+    def _place(self, directory: Path, name: str) -> Path:
+        """Where a file of the output goes. Raises `KaggleError` outside `directory`."""
+        target = (directory / name.replace("\0", "/../..")).resolve()
+        if directory.resolve() not in target.parents:
+            outside = f"left a file outside its folder: {quote_reason(name)}"
+            raise KaggleError(f"{self.reference} {outside}.")
+        return target
+
+    def _read_outcome(self, directory: Path) -> dict | None:
+        path = directory / _OUTCOME
+        return read_metadata(path, "left", "reason") if path.exists() else None
 
     def _report(self, directory: Path) -> None:
         """Log and note what was left; raise `KaggleError` where that is less than it should be."""
-        path, reference = directory / "outcome.json", self.reference
-        if not path.exists():
+        outcome, reference = self._read_outcome(directory), self.reference
+        if outcome is None:
             self._write_note(left="failed")
             raise KaggleError(f"{reference} left no outcome: read {directory}/log.txt.")
-        outcome = read_metadata(path, "left", "reason")
         left, reason = str(outcome["left"]), quote_reason(str(outcome["reason"]))
         if self.note.get("version"):
             self._write_note(left=left)
@@ -237,6 +253,8 @@ class _Kernel:
             raise KaggleError(
                 f"{reference} is not finished ({reason}): {AGAIN}, and it continues from there."
             )
+        if left not in _DONE:
+            raise KaggleError(f"{reference} left {quote_reason(left)} ({reason}).")
         log.info(f"{reference} left {'a finished run' if left == 'finished' else left}.")
         if outcome.get("filled"):
             log.warning(

@@ -239,13 +239,40 @@ def test_initial_weights_are_attached_once_they_are_uploaded(desk, server):
     assert "reader/hemorrhage-weights" not in server.datasets  # not needed, and not uploaded
 
 
-def test_a_notebook_at_work_is_waited_for_and_not_pushed_again(desk, server):
-    server.kernels["reader/hemorrhage-predict"] = [{}]
-    server.kernel_states = deque(["RUNNING", "RUNNING", "COMPLETE"])
+def test_a_session_of_another_build_is_named_and_its_output_not_taken(desk, server):
+    server.kernel_states = deque(["RUNNING"])
+    assert desk.push("predict", hours=0).code == 1
+    assert desk.push("predict", hours=0).sentence.startswith("reader/hemorrhage-predict is still")
+    desk.write("weights", {"kit-run.json": b'{"other": 1}'})
     outcome = desk.push("predict")
-    assert outcome.code == 0, outcome.stderr
-    assert server.count("SaveKernel") == 0
-    assert "was pushed before and is still running" in outcome.stdout
+    assert outcome.code == 1
+    assert outcome.sentence == (
+        "A session of reader/hemorrhage-predict that is not of this build is still running: wait "
+        "for its end or cancel it at https://www.kaggle.com/code/reader/hemorrhage-predict, then "
+        "run the same command again."
+    )
+    assert server.count("SaveKernel") == 1
+    assert server.count("ListKernelSessionOutput") == 0
+    server.kernel_states = deque(["COMPLETE"])
+    assert desk.push("predict").code == 0
+    assert server.count("SaveKernel") == 2
+
+
+@pytest.mark.parametrize("left", ["unfinished", "training prior", "nothing", "finished"])
+def test_weights_are_fetched_once_the_work_is_done(left, desk, server):
+    server.output |= {
+        "a/epoch1.safetensors": b"w" * 999,  # before outcome.json, in the order of the list
+        "run/oof.parquet": b"table",
+        "outcome.json": json.dumps({"left": left, "reason": "no GPU"}).encode(),
+    }
+    outcome = desk.push("train-classifier")
+    assert (outcome.code == 0) == (left == "finished")
+    if left == "nothing":
+        assert outcome.sentence.endswith("fold0 left nothing (no GPU).")
+    output = desk.folder / "output" / "hemorrhage-train-classifier-fold0"
+    assert (output / "a/epoch1.safetensors").exists() == (left == "finished")
+    assert (output / "run/oof.parquet").exists()
+    assert (output / "log.txt").read_text() == "the log"
 
 
 def test_a_failed_notebook_gives_its_reason(desk, server):
@@ -279,7 +306,6 @@ def test_a_prior_left_instead_of_predictions_is_no_success(desk, server):
 
 def test_the_wait_ends_after_the_time_given(desk, server):
     server.kernel_states = deque(["RUNNING"])
-    server.kernels["reader/hemorrhage-predict"] = [{}]
     outcome = desk.push("predict", hours=0)
     assert outcome.code == 1
     assert outcome.sentence == (
