@@ -74,3 +74,29 @@ def test_a_storage_that_is_down_is_tried_again_and_then_told(desk, server):
     assert outcome.sentence.startswith("Kaggle's storage did not take the file (HTTP 503): wait")
     assert server.count("PUT") == 5
     assert server.count("CreateDataset") == 0
+
+
+def test_a_dataset_that_kaggle_failed_to_process_is_uploaded_again(desk, server, monkeypatch):
+    name = "reader/hemorrhage-weights"
+    server.dataset_states = deque(["FAILED"])
+    assert desk.push("predict").code == 1
+    assert server.count("PUT") == 2  # the weights; the wheels were to follow
+    describe, late = server._describe_dataset, []
+
+    def describe_late(fields):
+        """For one answer after the upload, the version that failed."""
+        found = describe(fields)
+        if fields["datasetSlug"] in name and found["currentVersionNumber"] == 2 and not late:
+            late.append(found)
+            found = found | {"currentVersionNumber": 1}
+        return found
+
+    monkeypatch.setattr(server, "_describe_dataset", describe_late)
+    server.dataset_states = deque(["FAILED", "FAILED", "BLOBS_RECEIVED", "READY"])
+    outcome = desk.push("predict")
+    assert outcome.code == 0, outcome.stderr
+    assert late
+    assert server.datasets[name]["version"] == 2
+    assert server.datasets[name]["files"]["kit-run.json"] == b"{}"
+    assert (server.count("CreateDataset"), server.count("CreateDatasetVersion")) == (2, 1)
+    assert server.count("SaveKernel") == 1
