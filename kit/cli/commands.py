@@ -12,8 +12,9 @@ from contextlib import redirect_stdout
 from functools import partial
 
 import kit
-from kit import KitError, escape_controls, progress
+from kit import KitError, progress
 from kit.cli import evaluation, kaggle, models, scans, stages
+from kit.processes.ending import Ending, describe_failure, note_ending
 
 _DESCRIPTION = """\
 Intracranial hemorrhage on head CT, slice by slice: the 2nd-place solution of
@@ -29,7 +30,7 @@ _EXIT_CODES = """\
 Exit codes: 0 done, 1 error, 2 wrong usage, 3 stopped in time (--hours), 130
 interrupted. After 3 and 130 the same command continues from what is saved.
 """
-_IN_TIME = 3  # the exit code of `OutOfTime`
+_INTERRUPTED = Ending(130, "interrupted; the same command continues from what is saved")
 _BUG = (
     f"This is a bug in kit {kit.__version__}. Please report it with this traceback, the command "
     "and the output of `kit --version`; remove the names of patients first."
@@ -67,16 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
         _execute(options)
         return 0
     except KeyboardInterrupt:
-        _complain("kit: interrupted; the same command continues from what is saved")
-        return 130
+        return _tell_failure(_INTERRUPTED)
     except (KitError, OSError) as error:
         if options.traceback:
             traceback.print_exception(error)
-        code = error.exit_code if isinstance(error, KitError) else 1
-        # All processes of a launcher stop in time alike; their lines would run together.
-        if code != _IN_TIME or os.environ.get("RANK", "0") == "0":
-            _complain(f"kit: {_describe_error(error)}")
-        return code
+        return _tell_failure(describe_failure(error))
     except Exception as error:
         error.add_note(_BUG)  # printed below the traceback
         raise
@@ -144,15 +140,12 @@ def _print(text: str) -> None:
         raise KitError(f"standard output: {error.strerror}; the work itself is done") from error
 
 
-def _complain(text: str) -> None:
-    """Print to stderr; where that is full, the exit code alone tells."""
-    with contextlib.suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+def _tell_failure(ending: Ending) -> int:
+    """Note and print a failure, which the exit code alone tells where stderr is full; return it.
 
-
-def _describe_error(error: Exception) -> str:
-    """One sentence on one line, safe for a terminal; of the system's errors, file and reason."""
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return escape_controls(f"{error.filename}: {error.strerror}")
-    lines = (line.strip() for line in str(error).split("\n"))
-    return escape_controls(" ".join(line for line in lines if line), keep="\t")
+    Processes of a launcher that fail alike, as those that stop in time, say so once.
+    """
+    if note_ending(ending):
+        with contextlib.suppress(OSError):  # at one go: other processes print too
+            print(f"kit: {ending.reason}\n", end="", file=sys.stderr, flush=True)
+    return ending.code

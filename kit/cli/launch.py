@@ -11,24 +11,34 @@ from __future__ import annotations
 
 import argparse
 import os
-import signal
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-
-def describe_death(command: str, number: int) -> str:
-    """The sentence for a command that was ended by the signal `number`."""
-    cause = ": the memory was probably full" if number == signal.SIGKILL else ""
-    return f"kit {command} was killed by signal {number}{cause}."
+from kit.processes.ending import ENDING, describe_death, note_ending, read_ending
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command of kit in several processes; return 0, or the highest of their exit codes."""
+    """Run a command of kit in several processes; return 0, or the exit code of the first failure.
+
+    What that was they note in the file of `KIT_ENDING`, by default one of this call's own.
+    """
     options = _parse(words)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # as torchrun does: the processes share the cores
+    if ENDING in os.environ:
+        return _launch(options, os.environ[ENDING])
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ[ENDING] = f"{folder}/ending.json"
+        try:
+            return _launch(options, os.environ[ENDING])
+        finally:
+            del os.environ[ENDING]
+
+
+def _launch(options: argparse.Namespace, note: str) -> int:
     config = LaunchConfig(
         min_nodes=options.nodes,
         max_nodes=options.nodes,
@@ -40,13 +50,19 @@ def main(words: Sequence[str] | None = None) -> int:
     )
     try:
         elastic_launch(config, sys.executable)("-m", "kit", *options.command)
+        return 0
     except ChildFailedError as error:
+        ending = read_ending(note)
+        if ending:
+            return ending.code
         # A negative code is a signal; the others are ended by one as soon as the first has failed.
         codes = [failure.exitcode for failure in error.failures.values()]
-        if max(codes) < 0:
-            print(f"kit: {describe_death(options.command[0], -codes[0])}", file=sys.stderr)
-        return max(1, *codes)
-    return 0
+        if max(codes) > 0:
+            return max(codes)
+        ending = describe_death(options.command[0], -codes[0])
+        note_ending(ending)
+        print(f"kit: {ending.reason}", file=sys.stderr)
+        return ending.code
 
 
 def _parse(words: Sequence[str] | None) -> argparse.Namespace:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
 import torch
 
-from kit.cli.launch import describe_death
 from kit.kernels.inputs import KernelError
+from kit.processes.ending import ENDING, describe_death, read_ending
 from kit.training.loop import OutOfTime
 
 
@@ -21,21 +23,26 @@ def run_command(*words: str, processes: int = 1) -> None:
     """
     module = ["kit.cli.launch", str(processes)] if processes > 1 else ["kit"]
     command = [sys.executable, "-m", *module, *words]
-    reason = ""
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            print(line, end="", flush=True)
-            if line.startswith("kit: "):
-                reason = line.removeprefix("kit: ").rstrip()
-    if process.returncode == OutOfTime.exit_code:
-        raise OutOfTime(reason)
-    if process.returncode < 0:
-        reason = describe_death(words[0], -process.returncode)
-    if process.returncode:
-        raise KernelError(reason or f"kit {words[0]} ended with exit code {process.returncode}.")
+    with tempfile.TemporaryDirectory() as folder:
+        note = Path(folder) / "ending.json"
+        with subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env={**os.environ, ENDING: str(note)},
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                print(line, end="", flush=True)
+        code, reason = read_ending(note) or (process.returncode, "")
+    if code < 0:
+        code, reason = describe_death(words[0], -code)
+    if code == OutOfTime.exit_code:
+        raise OutOfTime(reason or f"kit {words[0]} stopped in time")
+    if code:
+        raise KernelError(reason or f"kit {words[0]} ended with exit code {code}.")
 
 
 def count_processes() -> int:

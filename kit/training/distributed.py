@@ -16,6 +16,7 @@ import torch
 from torch import distributed
 
 from kit import KitError
+from kit.processes.ending import describe_failure, note_ending
 
 _BUCKET = 2**25  # numbers exchanged at once; 128 MiB in float32
 _TAKE_DOWN_SECONDS = 20  # torchrun allows the others 30 more
@@ -96,12 +97,15 @@ def join_processes() -> Iterator[None]:
 
 def _end_process(error: BaseException) -> None:
     """End this process as `error` would have, without waiting for anything."""
+    code = 1
     if isinstance(error, KitError | OSError):
-        print(f"kit: {error}", file=sys.stderr, flush=True)
+        code, reason = ending = describe_failure(error)
+        if note_ending(ending):
+            print(f"kit: {reason}\n", end="", file=sys.stderr, flush=True)
     else:
         sys.excepthook(type(error), error, error.__traceback__)
         sys.stderr.flush()
-    os._exit(getattr(error, "exit_code", 1))
+    os._exit(code)
 
 
 def all_have(mine: bool, device: torch.device) -> bool:

@@ -23,6 +23,20 @@ def test_the_exit_code_is_that_of_the_command(words, code):
         assert done.stdout.count("kit ") == 2  # each of the two processes has said its version
 
 
+def test_the_exit_code_is_that_of_the_first_failure(tmp_path, monkeypatch, capfd):
+    """Not the highest: the second process stops in time because the first has failed."""
+    program = tmp_path / "failing"
+    note = 'echo "[1, \\"run: the disk is full\\"]" > "$KIT_ENDING"; sleep 1; exit 1'
+    wait = 'until [ -e "$KIT_ENDING" ]; do sleep 0.01; done; exit 3'
+    program.write_text(f'#!/bin/sh\nif [ "$RANK" = 1 ]; then {note}; fi\n{wait}\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(launch.sys, "executable", str(program))
+    monkeypatch.delenv("KIT_ENDING", raising=False)
+    for _ in range(2):  # nothing of the first call is left for the second
+        assert launch.main(["2", "embed", "run"]) == 1
+        assert "KIT_ENDING" not in os.environ
+
+
 def test_a_process_that_is_killed_is_told(tmp_path, monkeypatch, capsys):
     program = tmp_path / "killed"
     program.write_text("#!/bin/sh\nkill -9 $$\n")

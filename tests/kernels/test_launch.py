@@ -37,7 +37,7 @@ def test_two_processes_stop_in_time_together(small_data, tmp_path, monkeypatch):
     run = Run(tmp_path / "run")
     pipeline.index(small_data, find_recipe("demo", {**CHANGES, "train_folds": (0,)}), run)
     words = ["train-classifier", str(run), "--fold", "0", "--hours", "0", "--workers", "1"]
-    with pytest.raises(OutOfTime, match="Fold 0 classifier 1/1: stopped in time after step "):
+    with pytest.raises(OutOfTime, match="^Fold 0 classifier 1/1: stopped in time after step 2$"):
         launch.run_command(*words, processes=2)
     assert (run.classifier(0) / "checkpoint.safetensors").exists()
 
@@ -68,8 +68,25 @@ def test_a_command_that_is_killed_is_told_with_the_likely_reason(monkeypatch, tm
         launch.run_command("embed", str(tmp_path))
 
 
+def test_what_a_command_prints_does_not_decide_how_it_ended(monkeypatch, tmp_path):
+    """Lines of several processes may run together, and others may begin as an error does."""
+    program = tmp_path / "command"
+    note = """echo '[3, "Fold 0: stopped in time after step 2"]' > "$KIT_ENDING\""""
+    for script, error, said in (
+        ("echo 'kit: kit: no error'; exit 3", OutOfTime, "^kit embed stopped in time$"),
+        (f"{note}; echo 'kit: another'; exit 1", OutOfTime, "^Fold 0: stopped in time after step"),
+        ("echo 'kit: a warning'; exit 7", KernelError, "^kit embed ended with exit code 7.$"),
+    ):
+        program.write_text(f"#!/bin/sh\n{script}\n")
+        program.chmod(0o755)
+        monkeypatch.setattr(launch.sys, "executable", str(program))
+        with pytest.raises(error, match=said):
+            launch.run_command("embed", "run")
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_command_that_fails_is_raised_with_its_sentence(processes, tmp_path, capsys):
     with pytest.raises(KernelError, match="there is no run here"):
         launch.run_command("train-lstm", str(tmp_path / "run"), processes=processes)
-    assert "kit: " in capsys.readouterr().out  # what the command prints is in the notebook
+    # What the command prints is in the notebook, and said by one of the processes.
+    assert capsys.readouterr().out.count("kit: ") == 1
