@@ -13,9 +13,10 @@ import numpy as np
 import pandas as pd
 import torch
 
+from kit import KitError
 from kit.competition import LABELS, TRAINING_PRIOR
 from kit.ensemble import name_columns
-from kit.files import write_json
+from kit.files import replace_file, write_json
 from kit.kernels import launch
 from kit.kernels.inputs import (
     KernelError,
@@ -26,8 +27,9 @@ from kit.kernels.inputs import (
     restore_run,
 )
 from kit.processes import count_cores
+from kit.processes.ending import describe_failure
 from kit.progress import show_messages
-from kit.recipes import format_flags
+from kit.recipes import find_recipe, format_flags
 from kit.runs.directory import Run, RunError, list_folds, read_recipe
 from kit.runs.export import MANIFEST, check_export, read_prior
 from kit.runs.metrics import read_out_of_fold
@@ -113,11 +115,13 @@ def tonight(
     """
     deadline, submission = time.monotonic() + hours * 3600, Path("submission.csv")
     data, sample = _open_competition(root, submission)
-    run, flags = _begin_run(recipe, changes or {}, root)
-    kept = str(link_input(data, "competition"))
-    prediction = Prediction(data, run, np.array(list(TRAINING_PRIOR.values())), sample, submission)
+    prior = np.array(list(TRAINING_PRIOR.values()))
+    prediction = Prediction(data, run := Run(Path(RUN)), prior, sample, submission)
     with _leave_outcome("predictions", prediction):
-        launch.run_command("plan", kept, *flags, "--hours", str(max(hours, 0.1)))
+        flags = _begin_run(run, recipe, changes or {}, root)
+        kept = str(link_input(data, "competition"))
+        with contextlib.suppress(KernelError):  # which has been printed, and costs the plan alone
+            launch.run_command("plan", kept, *flags, "--hours", str(max(hours, 0.1)))
         launch.run_command("index", kept, "--run", str(run), *flags)
         launch.run_command("status", str(run))
         for fold in list_folds(read_recipe(run)):
@@ -149,8 +153,8 @@ def _open_competition(root: Path | None, submission: Path) -> tuple[Path, Path]:
     return data, Path(files.sample)
 
 
-def _begin_run(recipe: str, changes: dict, root: Path | None) -> tuple[Run, list[str]]:
-    """Restore the earlier output; return the run, and the recipe as flags of `kit run`."""
+def _begin_run(run: Run, recipe: str, changes: dict, root: Path | None) -> list[str]:
+    """Restore the earlier output of the same recipe; return the recipe as flags of `kit run`."""
     backbone = find_marked(BACKBONE, root)
     if backbone:
         changes = changes | {
@@ -159,9 +163,9 @@ def _begin_run(recipe: str, changes: dict, root: Path | None) -> tuple[Run, list
     # Without them random ones: there is no network to fetch any by.
     changes = {"classifier.weights": ""} | changes
     print(f"Initial weights: {changes['classifier.weights'] or 'none attached, random ones'}")
-    run = Run(Path(RUN))
-    restore_run(run, [folder / RUN for folder in find_marked(f"{RUN}/config.json", root)])
-    return run, ["--recipe", recipe, *format_flags(changes)]
+    earlier = [folder / RUN for folder in find_marked(f"{RUN}/config.json", root)]
+    restore_run(run, find_recipe(recipe, changes), earlier)
+    return ["--recipe", recipe, *format_flags(changes)]
 
 
 def _take_submission(run: Run, submission: Path) -> None:
@@ -169,7 +173,8 @@ def _take_submission(run: Run, submission: Path) -> None:
     names = dict(zip(name_columns("bag"), LABELS, strict=True))
     read_predicted(run.test).rename(columns=names).to_parquet(submission.with_suffix(".parquet"))
     shutil.copyfile(run.filled, submission.with_name(f"{submission.stem}.filled.csv"))
-    shutil.copyfile(run.submission, submission)
+    with replace_file(submission) as part:  # the prior stays where the disk is full
+        shutil.copyfile(run.submission, part)
 
 
 def train_classifier(
@@ -182,9 +187,10 @@ def train_classifier(
     """
     show_messages()
     deadline = time.monotonic() + hours * 3600
-    data = link_input(find_data(root), "competition")
-    run, flags = _begin_run(recipe, {**(changes or {}), "train_folds": (fold,)}, root)
+    run = Run(Path(RUN))
     with _leave_outcome("finished"):
+        data = link_input(find_data(root), "competition")
+        flags = _begin_run(run, recipe, {**(changes or {}), "train_folds": (fold,)}, root)
         launch.run_command("index", str(data), "--run", str(run), *flags)
         for command in ("train-classifier", "embed"):
             _run_on_gpus(command, str(run), "--fold", str(fold), *_limit_hours(deadline))
@@ -209,7 +215,8 @@ def train_lstm(fold: int, hours: float, root: Path | None = None) -> None:
         )
     link_input(find_data(root), "competition")
     earlier = [folder for folder in attached if folder not in embedded]
-    restore_run(run, embedded + earlier, ("embeddings", "classifier/checkpoint.safetensors"))
+    left = ("embeddings", "classifier/checkpoint.safetensors")
+    restore_run(run, read_recipe(Run(embedded[0])), embedded + earlier, left)
     # The embeddings are too large for the output of this notebook: read them in place.
     link = run.path / part
     link.symlink_to(embedded[0] / part)
@@ -232,27 +239,29 @@ def _leave_outcome(done: str, prediction: Prediction | None = None) -> Iterator[
 
     A notebook that has a submission to leave ends without an error where its commands fail.
     """
-    outcome = {"left": done, "reason": ""}
+    outcome, failure = {"left": done, "reason": ""}, None
     try:
         yield
     except OutOfTime as stop:
         outcome = {"left": "unfinished", "reason": str(stop)}
         print(f"{stop}. Push the notebook again: it continues from the output of this version.")
-    except KernelError as error:
-        if prediction is None:
-            raise
-        outcome = {"left": "training prior", "reason": str(error)}
+    except (KitError, OSError) as error:
+        failure, reason = error, describe_failure(error).reason
+        outcome = {"left": "training prior" if prediction else "nothing", "reason": reason}
     path = Path(_OUTCOME)
-    if prediction is not None:
+    if prediction:
         path = prediction.submission.with_name(_OUTCOME)
-        outcome |= _describe_submission(prediction, outcome["reason"])
+        outcome |= _describe_submission(prediction, outcome)
     write_json(path, outcome)
+    if failure and not prediction:
+        raise failure
 
 
-def _describe_submission(prediction: Prediction, reason: str) -> dict:
+def _describe_submission(prediction: Prediction, outcome: dict) -> dict:
     """Check the submission, say which of the two it is; return what belongs to the outcome."""
     images = len(validate_submission(prediction.submission, prediction.sample)) // len(LABELS)
-    if reason:
+    if outcome["left"] != "predictions":
+        reason = outcome["reason"]
         print(f"{prediction.submission} is valid, but still the training prior: {reason}")
         return {}
     score = prediction.score

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from kit import KitError
 from kit.competition import SLUG
-from kit.recipes import to_dict
+from kit.recipes import Recipe
 from kit.runs.directory import Run, read_recipe
 
 # The inputs of each kind, as patterns below its folder in the root.
@@ -69,19 +69,18 @@ def link_input(target: Path, name: str) -> Path:
     return link
 
 
-def restore_run(run: Run, earlier: list[Path], leave: tuple[str, ...] = ()) -> None:
-    """Copy earlier run directories to `run`, in order, except for the paths that match `leave`.
+def restore_run(run: Run, recipe: Recipe, earlier: list[Path], leave: tuple[str, ...] = ()) -> None:
+    """Copy earlier runs of `recipe` to `run`, in order, except for the paths that match `leave`.
 
-    Unlike the attached inputs, the copies are writable. Raises `KernelError` if the runs were not
-    begun with the same recipe.
+    Unlike the attached inputs, the copies are writable. Runs of another recipe are left where they
+    are, and this is said.
     """
-    recipes = [to_dict(read_recipe(Run(folder))) for folder in earlier]
-    if any(recipe != recipes[0] for recipe in recipes):
-        names = " and ".join(map(str, earlier))
-        raise KernelError(f"{names} hold different runs: detach the one that is out of date.")
     for folder in earlier:
-        print(f"Continuing from {folder}")
-        copy_files(folder, run.path, leave)
+        if read_recipe(Run(folder)) == recipe:
+            print(f"Continuing from {folder}")
+            copy_files(folder, run.path, leave)
+        else:
+            print(f"{folder} was trained with other settings: this run does not continue from it.")
 
 
 def copy_files(source: Path, target: Path, leave: tuple[str, ...] = ()) -> None:

@@ -8,9 +8,9 @@ from notebook_session import Session
 
 from kit.competition import SLUG
 from kit.kernels import cells as kernels
-from kit.kernels.inputs import KernelError, find_data, list_inputs, restore_run
+from kit.kernels.inputs import find_data, list_inputs, restore_run
 from kit.recipes import find_recipe
-from kit.runs.directory import Run, begin_run
+from kit.runs.directory import Run, begin_run, read_recipe
 from kit.runs.export import MANIFEST
 
 
@@ -36,22 +36,28 @@ def test_inputs_are_found_without_looking_into_them(layout, weights, tmp_path, m
     assert inside == []
 
 
-def test_outputs_of_different_recipes_are_refused(tmp_path):
-    for name, seed in (("a", 0), ("b", 1)):
-        begin_run(Run(tmp_path / name), find_recipe("demo", {"seed": seed}), tmp_path)
-    with pytest.raises(KernelError, match="b hold different runs: detach the one"):
-        restore_run(Run(tmp_path / "run"), [tmp_path / "a", tmp_path / "b"])
+def test_a_run_continues_only_from_those_with_its_own_settings(tmp_path, capsys):
+    recipes = [find_recipe("demo", {"seed": seed}) for seed in (0, 1)]
+    for name, recipe in zip("ab", recipes, strict=True):
+        begin_run(Run(tmp_path / name), recipe, tmp_path)
+    run = Run(tmp_path / "run")
+    restore_run(run, recipes[1], [tmp_path / "a", tmp_path / "b"])
+    assert read_recipe(run) == recipes[1]
+    assert capsys.readouterr().out.splitlines() == [
+        f"{tmp_path}/a was trained with other settings: this run does not continue from it.",
+        f"Continuing from {tmp_path}/b",
+    ]
 
 
 def test_what_was_read_only_is_restored_to_be_written(tmp_path):
     earlier = tmp_path / "earlier"
     (earlier / "fold0" / "embeddings").mkdir(parents=True)
-    begin_run(Run(earlier), find_recipe("demo"), tmp_path)
+    begin_run(Run(earlier), recipe := find_recipe("demo"), tmp_path)
     (earlier / "fold0" / "embeddings" / "embeddings.npy").write_bytes(b"many")
     for path in (earlier / "config.json", earlier / "fold0", earlier):
         path.chmod(0o555)
     run = Run(tmp_path / "run")
-    restore_run(run, [earlier], ("embeddings",))
+    restore_run(run, recipe, [earlier], ("embeddings",))
     assert run.config.stat().st_mode & 0o200
     assert (run.path / "fold0").stat().st_mode & 0o200
     assert not (run.path / "fold0" / "embeddings").exists()
