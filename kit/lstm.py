@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -153,10 +153,12 @@ def train_lstm(
     validation: SeriesDataset | None = None,
     description: str = "LSTM",
     deadline: float | None = None,
+    use: Callable[[int], None] = lambda epoch: None,
 ) -> list[dict]:
     """Train on the series of `training`; weights of every epoch go to `directory`.
 
-    With `validation` the history also has its loss after each epoch. Raises as `fit` does.
+    With `validation` the history also has its loss after each epoch. `use` is called with each
+    epoch's number once its weights are written. Raises as `fit` does.
     """
 
     def make_batch(numbers: np.ndarray) -> dict:
@@ -173,7 +175,7 @@ def train_lstm(
         return {"validation_loss": measure_loss(model, validation, device)}
 
     checked = validation is not None and len(validation) > 0
-    task = Task(len(training), make_batches, compute_loss, validate if checked else None)
+    task = Task(len(training), make_batches, compute_loss, validate if checked else None, use)
     with seed_random(config.seed, device):
         model = make_model(config)
         if isinstance(model, SequenceLSTM) and config.standardize:

@@ -32,10 +32,17 @@ from kit.runs.directory import (
     is_imported,
     list_classifier_epochs,
     list_folds,
+    list_kept_epochs,
     read_recipe,
     require_file,
 )
-from kit.runs.lstms import derive_seed, fit_lstms, is_held_out, is_training
+from kit.runs.lstms import (
+    derive_seed,
+    fit_lstms,
+    is_held_out,
+    is_training,
+    remove_needless,
+)
 from kit.runs.patients import write_patients
 from kit.runs.provenance import adopt_classifier, is_adopted, is_synthetic
 from kit.runs.scoring import combine
@@ -131,6 +138,9 @@ def fit_classifier(
                 deadline,
             )
     wait_for_all()
+    if not imported:
+        left = [n for n in list_classifier_epochs(recipe) if not _is_embedded(run, fold, n)]
+        remove_needless(run, directory, [*list_kept_epochs(recipe)[0], *left])
     return status.read_history(directory)
 
 
@@ -143,8 +153,11 @@ def embed(
     """
     recipe, slices = read_recipe(run), read_slices(run)
     epochs = [] if is_imported(run, recipe, fold) else list_classifier_epochs(recipe)
+    kept = epochs if is_adopted(run) else list_kept_epochs(recipe)[0]
     for epoch in epochs:
         weights = run.classifier(fold) / f"epoch{epoch}.safetensors"
+        if epoch not in kept and _is_embedded(run, fold, epoch) and not weights.exists():
+            continue
         require_file(weights, f"kit train-classifier {run} --fold {fold}")
         with time_stage(run, f"fold{fold} embeddings", run.store(fold, epoch)):
             store = extract_embeddings(
@@ -159,8 +172,14 @@ def embed(
         if rank() == 0:
             with change_tables(run):
                 note_unreadable(run.skipped, slices, store)
+            if epoch not in kept:
+                weights.unlink()
     wait_for_all()
     return status.list_stores(run, fold)
+
+
+def _is_embedded(run: Run, fold: int | str, epoch: int) -> bool:
+    return (run.store(fold, epoch) / "store.json").exists()
 
 
 def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> pd.DataFrame:

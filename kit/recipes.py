@@ -21,6 +21,9 @@ class Recipe:
     )
     bag_classifier_epochs: int = option(5, "number of last classifier epochs to embed with")
     bag_lstm_epochs: int = option(12, "number of last LSTM epochs to average")
+    kept_epochs: int = option(
+        12, "number of last averaged epochs whose weights stay, to predict other scans", (1, 1000)
+    )
     seed: int = option(0, "seed of folds, weights, batches and augmentation", (0, 2**32 - 1))
     classifier: ClassifierConfig = field(default_factory=ClassifierConfig)
     lstm: LSTMConfig = field(default_factory=LSTMConfig)
@@ -97,6 +100,7 @@ RECIPES = {
         name="single",
         train_folds=(),
         bag_classifier_epochs=3,
+        kept_epochs=2,
         classifier=ClassifierConfig(weights="pretrained", epochs=3, test_augmentation=False),
     ),
     # A stage-2 submission within one session on two T4 of Kaggle's. Not trained on the real data
@@ -118,7 +122,9 @@ RECIPES = {
         lstm=LSTMConfig(hidden_size=1024, epochs=6, learning_rate=1e-4),
     ),
     # The published final, its cropped half: private score 0.044.
-    "published": Recipe(name="published", classifier=ClassifierConfig(weights="pretrained")),
+    "published": Recipe(
+        name="published", kept_epochs=2, classifier=ClassifierConfig(weights="pretrained")
+    ),
 }
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -17,12 +18,15 @@ from kit.embeddings import EmbeddingStore, make_series
 from kit.lstm import load_lstm, predict_logits
 from kit.pipeline import list_stages, run_recipe
 from kit.recipes import find_recipe
-from kit.runs.directory import Run, RunError
+from kit.runs.directory import Run, RunError, list_members
+from kit.runs.export import export_runs
 from kit.runs.imported import import_embeddings
 from kit.runs.scoring import combine
+from kit.runs.status import measure_disk
 from kit.runs.tables import read_slices
 from kit.submission import validate_submission
 from kit.training.checkpoints import TrainingError
+from kit.training.loop import OutOfTime
 
 
 def test_a_run_leaves_the_files_it_promises(small_run):
@@ -186,6 +190,51 @@ def test_predictions_of_an_earlier_training_do_not_outlive_it(small_run, tmp_pat
     pipeline.fit_lstm(run, 0)
     found = pd.read_parquet(run.predictions(0, 1, 2))
     pd.testing.assert_frame_equal(found, pd.read_parquet(small_run.predictions(0, 1, 2)))
+
+
+def test_weights_that_no_one_needs_are_removed_and_the_bag_is_the_same(small_data, tmp_path):
+    """Every averaged epoch predicts as soon as it is trained; the last alone keep their weights."""
+    changes = {
+        **{"folds": 2, "train_folds": (0,), "lstm.hidden_size": 16, "lstm.epochs": 3},
+        **{"classifier.epochs": 3, "bag_classifier_epochs": 2, "bag_lstm_epochs": 2},
+    }
+    all_kept, run = Run(tmp_path / "all"), Run(tmp_path / "run")
+    recipe = find_recipe("demo", {**changes, "kept_epochs": 1})
+    pipeline.run_recipe(small_data, find_recipe("demo", changes), all_kept, workers=1)
+    pipeline.index(small_data, recipe, run, workers=1)
+    pipeline.fit_classifier(run, 0, workers=1)
+    assert list_weights(run) == ["classifier/epoch2", "classifier/epoch3"]  # the second is to embed
+    for _ in range(2):
+        pipeline.embed(run, 0, workers=1)
+    stops = 0
+    while stops < 100:
+        try:
+            pipeline.fit_lstm(run, 0, deadline=time.monotonic())
+            break
+        except OutOfTime:
+            stops += 1
+    assert stops > 2
+    pipeline.run_recipe(small_data, recipe, run, workers=1)
+    kept = ["classifier/epoch3", "lstm/epoch3/epoch3"]
+    assert list_weights(run) == kept
+    lstms = [f"lstm/epoch{each}/epoch{epoch}" for each in (2, 3) for epoch in (2, 3)]
+    assert list_weights(all_kept) == ["classifier/epoch2", "classifier/epoch3", *lstms]
+    for name in ("submission", "oof"):
+        assert getattr(run, name).read_bytes() == getattr(all_kept, name).read_bytes()
+    assert {state for _, state in list_stages(run)} == {"done"}
+    members = list_members(run, recipe)
+    assert [*members, *members.values()] == [
+        run.classifier(0) / "epoch3.safetensors",
+        [run.lstm(0, 3) / "epoch3.safetensors"],
+    ]
+    assert export_runs([run], tmp_path / "weights")["folds"] == [0]
+    assert measure_disk(run)["lstm"] < measure_disk(all_kept)["lstm"]
+
+
+def list_weights(run):
+    folder = run.path / "fold0"
+    found = [path.relative_to(folder).with_suffix("") for path in folder.rglob("*.safetensors")]
+    return sorted(map(str, found))
 
 
 def write_competition(folder, training=3, test=1, label="1", empty=False):

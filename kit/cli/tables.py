@@ -17,6 +17,7 @@ from kit.progress import format_count, format_duration
 from kit.recipes import format_flags, list_changes
 from kit.runs.directory import Run, read_config, read_recipe
 from kit.runs.metrics import describe_setback
+from kit.runs.status import measure_disk
 from kit.runs.tables import read_slices
 
 
@@ -64,6 +65,9 @@ def format_stages(run: Run, stages: list[tuple[str, str]]) -> str:
     if "data" not in config:
         return f"{run}: a model, not a run with stages; ready for\n  {describe_use(run)}"
     lines = [f"{name:<36} {state}" for name, state in stages]
+    sizes = {name: size / 1e9 for name, size in measure_disk(run).items()}
+    parts = ", ".join(f"{name} {size:.2f}" for name, size in sizes.items())
+    lines.append(f"on the disk: {sum(sizes.values()):.2f} GB ({parts})")
     left = sum(state != "done" for _, state in stages)
     if not left:
         return "\n".join([*lines, "complete"])

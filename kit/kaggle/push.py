@@ -210,7 +210,8 @@ class _Kernel:
         """
         shutil.rmtree(directory, ignore_errors=True)
         directory.mkdir(parents=True)
-        files, text = {}, ""
+        files: dict[Path, str] = {}
+        text = ""
         for page in self.account.iterate_pages(
             lambda kaggle: kaggle.kernels.kernels_api_client.list_kernel_session_output,
             **_name_fields(self.reference, version),

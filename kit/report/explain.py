@@ -18,8 +18,8 @@ from kit.report.page import describe_model, write_page
 from kit.report.run_page import find_series, present_one, read_series
 from kit.runs.directory import (
     Run,
-    list_classifier_epochs,
     list_folds,
+    list_kept_epochs,
     list_lstm_epochs,
     read_recipe,
 )
@@ -52,7 +52,7 @@ def explain_series(run: Run, series: str) -> Path:
             _read_embeddings(EmbeddingStore(run.store(fold, epoch)), part),
         )
         for fold in folds
-        for epoch in list_classifier_epochs(recipe)
+        for epoch in list_kept_epochs(recipe)[0]
     ]
     data = _describe_influence(run, part, recipe.classifier, influence)
     data["facts"].append(["folds", ", ".join(map(str, folds))])

@@ -167,17 +167,25 @@ def list_lstm_epochs(recipe: Recipe) -> range:
     return range(recipe.lstm.epochs - recipe.bag_lstm_epochs + 1, recipe.lstm.epochs + 1)
 
 
+def list_kept_epochs(recipe: Recipe) -> tuple[range, range]:
+    """List the epochs of classifier and LSTMs whose weights stay once all have predicted."""
+    averaged = list_classifier_epochs(recipe), list_lstm_epochs(recipe)
+    classifier, lstm = (epochs[-recipe.kept_epochs :] for epochs in averaged)
+    return classifier, lstm
+
+
 def list_members(run: Run, recipe: Recipe) -> dict[Path, list[Path]]:
     """Map the weights of each kept classifier epoch to those of the LSTMs on its embeddings.
 
     Raises `RunError` where one is missing.
     """
     members: dict[Path, list[Path]] = {}
+    kept, kept_by_lstm = list_kept_epochs(recipe)
     for fold in list_folds(recipe):
-        for epoch in list_classifier_epochs(recipe):
+        for epoch in kept:
             classifier = run.classifier(fold) / f"epoch{epoch}.safetensors"
             members[classifier] = []
-            for number in list_lstm_epochs(recipe):
+            for number in kept_by_lstm:
                 members[classifier].append(run.lstm(fold, epoch) / f"epoch{number}.safetensors")
             for weights in (classifier, *members[classifier]):
                 if not weights.exists():

@@ -19,7 +19,9 @@ from kit.runs.directory import (
     Run,
     RunError,
     list_classifier_epochs,
+    list_kept_epochs,
     list_lstm_epochs,
+    read_config,
     read_document,
     read_recipe,
     require_file,
@@ -76,11 +78,19 @@ def _fit_lstm(run: Run, fold: int | str, epoch: int, deadline: float | None) -> 
         embedding_size=store.embeddings.shape[1],
     )
     _check_source(directory, store)
+    kept, kept_by_lstm = list_kept_epochs(recipe)
+    needed = kept_by_lstm if epoch in kept else ()
+    others = slices[~is_training(slices, fold)]
+
+    def use(number: int) -> None:
+        """Predict by an epoch; the weights of most are then needed no more, and are large."""
+        if number in list_lstm_epochs(recipe):
+            _predict_by_epochs(run, fold, epoch, store, others, [number])
+        remove_needless(run, directory, needed, finished=False)
+
     if not status.is_trained(directory, config.epochs):
         with time_stage(run, f"fold{fold} LSTM", directory):
-            # The bag must not average what an earlier training predicted.
-            for stale in directory.glob("predictions*.parquet"):
-                stale.unlink()
+            _remove_stale(directory)
             train_lstm(
                 make_series(store, slices[is_training(slices, fold)]),
                 config,
@@ -89,19 +99,48 @@ def _fit_lstm(run: Run, fold: int | str, epoch: int, deadline: float | None) -> 
                 make_series(store, slices[is_held_out(slices, fold)]),
                 f"Fold {fold} LSTM on {epoch}",
                 deadline,
+                use,
             )
-    _predict_with_epochs(run, fold, epoch, store, slices[~is_training(slices, fold)])
-
-
-def _predict_with_epochs(
-    run: Run, fold: int | str, epoch: int, store: EmbeddingStore, slices: pd.DataFrame
-) -> None:
-    """Write the probabilities of `slices` by each of the last LSTM epochs."""
-    numbers = list_lstm_epochs(read_recipe(run))
+    numbers = list_lstm_epochs(recipe)
     left = [n for n in numbers if not run.predictions(fold, epoch, n).exists()]
-    weights = [run.lstm(fold, epoch) / f"epoch{n}.safetensors" for n in left]
-    for n, (found, _) in zip(left, predict_by_lstms(store, slices, weights), strict=True):
+    _predict_by_epochs(run, fold, epoch, store, others, left)
+    remove_needless(run, directory, needed)
+
+
+def _remove_stale(directory: Path) -> None:
+    """Remove what an earlier training predicted, which the bag must not average."""
+    if not (directory / "checkpoint.safetensors").exists():
+        for stale in directory.glob("predictions*.parquet"):
+            stale.unlink()
+
+
+def _predict_by_epochs(
+    run: Run,
+    fold: int | str,
+    epoch: int,
+    store: EmbeddingStore,
+    slices: pd.DataFrame,
+    numbers: list[int],
+) -> None:
+    """Write the probabilities of `slices` by LSTM epochs of the classifier epoch `epoch`."""
+    weights = [run.lstm(fold, epoch) / f"epoch{n}.safetensors" for n in numbers]
+    for n, (found, _) in zip(numbers, predict_by_lstms(store, slices, weights), strict=True):
         write_frame(run.predictions(fold, epoch, n), found.reset_index())
+
+
+def remove_needless(
+    run: Run, directory: Path, needed: Sequence[int], finished: bool = True
+) -> None:
+    """Remove weights of epochs that are not `needed`, and of a `finished` training the checkpoint.
+
+    A run that an earlier version began keeps what it has.
+    """
+    if rank() == 0 and "kept_epochs" in read_config(run)["recipe"]:
+        if finished:
+            (directory / "checkpoint.safetensors").unlink(missing_ok=True)
+        for path in directory.glob("epoch*.safetensors"):
+            if status.read_epoch(path) not in needed:
+                path.unlink()
 
 
 def is_training(slices: pd.DataFrame, fold: int | str) -> pd.Series:

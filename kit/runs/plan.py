@@ -16,7 +16,7 @@ from kit.classifier import VALIDATION_SLICES
 from kit.files import write_json
 from kit.processes import choose_workers, count_cores
 from kit.recipes import Recipe, from_dict, to_dict
-from kit.runs.directory import Run, list_folds, read_document
+from kit.runs.directory import Run, list_folds, list_kept_epochs, read_document
 from kit.runs.rates import SERIES_SLICES, Rates, measure_rates
 from kit.slices.competition_files import find_competition
 
@@ -27,7 +27,6 @@ _INDEX_BYTES = 120  # of a row of the slice table on the disk
 _STORE_BYTES = 6 * 4 + 16  # of a slice beside its embedding: logits, SOPInstanceUID
 _PREDICTION_BYTES = 6 * 8 + 16  # of a slice in a member's predictions, out-of-fold or test table
 _SUBMISSION_BYTES = 6 * 33  # of an image in submission.csv
-_STEP_STATE = 3  # a checkpoint has the weights and two moments of Adam for each
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """A stage, named as in `timings.json`: seconds, bytes it writes, and what it waits for."""
+    """A stage, named as in `timings.json`: seconds, bytes it leaves, and what it waits for."""
 
     name: str
     seconds: float
@@ -120,7 +119,7 @@ def note_plan(
     progress.announce(
         f"plan: {plan.recipe.name} at {size} px takes about "
         f"{progress.format_duration(plan.hours * 3600)}, "
-        f"{progress.format_count(sessions, 'session')} of {hours:g} h, and writes "
+        f"{progress.format_count(sessions, 'session')} of {hours:g} h, and leaves "
         f"{document['bytes'] / 1e9:.1f} GB → {run.plan}"
     )
 
@@ -182,7 +181,7 @@ def _plan_classifier(
             + min(held_out, VALIDATION_SLICES) * check
             + (1 + bool(held_out)) * rates.reading_start
         ),
-        (config.epochs + _STEP_STATE) * rates.classifier_bytes,
+        len(list_kept_epochs(recipe)[0]) * rates.classifier_bytes,
         bottleneck,
     )
 
@@ -207,10 +206,10 @@ def _plan_lstm(
     steps = math.ceil(images / SERIES_SLICES / config.batch_size)
     forward = config.epochs * held_out + recipe.bag_lstm_epochs * predicted
     seconds = config.epochs * steps * rates.lstm_step_seconds + forward / rates.lstm_slices
-    written = (config.epochs + _STEP_STATE) * rates.lstm_bytes
-    written += recipe.bag_lstm_epochs * predicted * _PREDICTION_BYTES
-    stores = recipe.bag_classifier_epochs
-    return StagePlan(f"fold{fold} LSTM", stores * seconds, stores * written, "computing")
+    stores, (kept, kept_by_lstm) = recipe.bag_classifier_epochs, list_kept_epochs(recipe)
+    written = len(kept) * len(kept_by_lstm) * rates.lstm_bytes
+    written += stores * recipe.bag_lstm_epochs * predicted * _PREDICTION_BYTES
+    return StagePlan(f"fold{fold} LSTM", stores * seconds, written, "computing")
 
 
 def _overlap(read: float, compute: float, machine: Machine) -> tuple[float, str]:

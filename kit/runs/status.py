@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,7 +30,10 @@ class Output:
 
 def describe_output(output: Output) -> str:
     """The state of an output: `done`, `3 of 5 epochs`, `begun` or `to do`."""
-    trained = len(list(output.path.glob("epoch*.safetensors"))) if output.epochs else 0
+    trained = 0
+    if output.epochs:  # weights of earlier epochs may have been removed, those of all in the end
+        weights = [read_epoch(path) for path in output.path.glob("epoch*.safetensors")]
+        trained = max([len(read_epochs(output.path)), *weights])
     if (output.path / output.marker).exists() and trained >= output.epochs:
         return "done"
     begun = f"{trained} of {output.epochs} epochs" if output.epochs else "begun"
@@ -78,6 +82,23 @@ def list_stores(run: Run, fold: int | str) -> pd.DataFrame:
         store = EmbeddingStore(run.store(fold, epoch))
         rows.append((epoch, len(store.ids), len(store.failed), str(store.directory)))
     return pd.DataFrame(rows, columns=["classifier_epoch", "slices", "failed", "path"])
+
+
+def read_epoch(weights: Path) -> int:
+    """The number of the epoch whose weights are in the file `epoch{n}.safetensors`."""
+    number = weights.stem.removeprefix("epoch")
+    return int(number) if number.isdecimal() else 0
+
+
+def measure_disk(run: Run) -> dict[str, int]:
+    """The bytes of a run on the disk: of classifiers, embeddings, LSTMs, and everything else."""
+    sizes = {"classifier": 0, "embeddings": 0, "lstm": 0, "other": 0}
+    for path in run.path.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process works on the run
+            if path.is_file():
+                part = [*path.relative_to(run.path).parts[1:2], ""][0]
+                sizes[part if part in sizes else "other"] += path.stat().st_size
+    return sizes
 
 
 def read_history(directory: Path) -> pd.DataFrame:

@@ -42,16 +42,17 @@ class Task:
     """What a model is trained on, and with which loss.
 
     `make_batches(epoch, indices)` yields a batch for each array of example numbers in `indices`;
-    a batch has `labels`, and may be None where none of its examples could be read.
-    `compute_loss(model, batch)` returns the mean loss over the slices of a batch, or of a part of
-    its examples, and moves it to the device. `validate(model)` returns figures for the history
-    after each epoch.
+    it has `labels`, and may be None where no example could be read. `compute_loss(model, batch)`
+    returns the mean loss over the slices of a batch or of some of its examples, and moves it to the
+    device. After each epoch `validate(model)` gives figures for the history; `use(epoch)` is called
+    by the first process once its weights are written.
     """
 
     examples: int
     make_batches: Callable[[int, list[np.ndarray]], Iterable[dict | None]]
     compute_loss: Callable[[nn.Module, dict], torch.Tensor]
     validate: Callable[[Any], dict] | None = None
+    use: Callable[[int], None] = lambda epoch: None
 
 
 def weighted_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -87,8 +88,7 @@ def fit(
     after every epoch and every `checkpoint_seconds`. A second call continues from the checkpoint.
     Under O1 and O2 a step whose loss or gradients are not finite is skipped, and the loss scale
     halved. Raises `TrainingError` for the thirtieth such step in a row, at the other levels for a
-    loss that is not finite, and for such weights; `OutOfTime` past `deadline` (of
-    `time.monotonic`).
+    loss that is not finite, and for such weights; `OutOfTime` past `time.monotonic`'s `deadline`.
     """
     training = _Training(model, config, task, directory)
     state = training.state
@@ -237,6 +237,7 @@ class _Training:
             path = directory / f"epoch{state.epoch}.safetensors"
             checkpoints.save_weights(path, self.model, weights, epoch=state.epoch)
             write_events(directory / "events", entry)
+            self.task.use(state.epoch)
         state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
         state.losses, state.loss_sum = 0, 0.0
         self._save_checkpoint()
@@ -260,9 +261,8 @@ class _Training:
             checkpoints.save_checkpoint(self.checkpoint, self.model, self.optimizer, self.state)
 
     def _count_seconds(self) -> None:
-        now = time.monotonic()
-        self.state.seconds += now - self.counted
-        self.counted = now
+        before, self.counted = self.counted, time.monotonic()
+        self.state.seconds += self.counted - before
 
 
 def _is_past(deadline: float | None) -> bool:

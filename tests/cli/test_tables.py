@@ -1,6 +1,7 @@
 """The tables that commands print, written out by hand."""
 
 import shlex
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -62,18 +63,25 @@ def test_an_unfinished_run_ends_with_the_command_that_continues_it(tmp_path):
     recipe = find_recipe("demo", {"lstm.epochs": 3, "train_folds": (), "classifier.weights": "a b"})
     run, table = Run(tmp_path / "run"), tmp_path / "folds.csv"
     begin_run(run, recipe, Path("my data.zip"))
+    for file, megabytes in ((run.store(0, 4) / "a", 30), (run.predictions(0, 4, 1), 20)):
+        file.parent.mkdir(parents=True)
+        with open(file, "wb") as sparse:
+            sparse.truncate(megabytes * 10**6)
     stages = [("index", "done"), ("fold 0 classifier", "missing")]
     lines = format_stages(run, stages).splitlines()
     assert [line.split()[-1] for line in lines[:2]] == ["done", "missing"]
-    assert lines[2] == "1 of 2 outputs left; this continues:"
-    assert lines[3] == (
+    sizes = "0.05 GB (classifier 0.00, embeddings 0.03, lstm 0.02, other 0.00)"
+    assert lines[2] == f"on the disk: {sizes}"
+    assert lines[3] == "1 of 2 outputs left; this continues:"
+    assert lines[4] == (
         f"kit run 'my data.zip' --recipe demo --run {run} --train-folds= "
         "'--classifier-weights=a b' --lstm-epochs=3"
     )
-    words = shlex.split(lines[3])[1:]
+    words = shlex.split(lines[4])[1:]
     assert read_recipe(make_parser(words).parse_args(words)) == recipe
     assert format_stages(run, stages[:1]).splitlines()[-1] == "complete"
     table.write_text("PatientID,fold")
+    shutil.rmtree(run.path / "fold0")
     begin_run(run, recipe, Path("my data.zip"), table)
     assert format_stages(run, stages).endswith("--lstm-epochs=3 --fold-table FOLDS.csv")
 

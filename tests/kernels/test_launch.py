@@ -37,7 +37,7 @@ def test_two_processes_stop_in_time_together(small_data, tmp_path, monkeypatch):
     run = Run(tmp_path / "run")
     pipeline.index(small_data, find_recipe("demo", {**CHANGES, "train_folds": (0,)}), run)
     words = ["train-classifier", str(run), "--fold", "0", "--hours", "0", "--workers", "1"]
-    with pytest.raises(OutOfTime, match="^Fold 0 classifier 1/1: stopped in time after step 2$"):
+    with pytest.raises(OutOfTime, match=r"^Fold 0 classifier 1/1: stopped in time after step 2$"):
         launch.run_command(*words, processes=2)
     assert (run.classifier(0) / "checkpoint.safetensors").exists()
 

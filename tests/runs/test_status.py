@@ -7,7 +7,7 @@ from kit.pipeline import STAGES as TABLE
 from kit.pipeline import list_stages
 from kit.recipes import find_recipe
 from kit.runs.directory import Run, begin_run
-from kit.runs.status import Output, describe_output, is_trained, read_history
+from kit.runs.status import Output, describe_output, is_trained, measure_disk, read_history
 
 STAGES = 1 + 2 * 3 + 3  # the index; classifier, embeddings, LSTM of two folds; three files
 
@@ -29,6 +29,29 @@ def test_a_training_is_done_when_every_epoch_has_its_weights(tmp_path, present, 
     for epoch in range(present or 0):
         (folder / f"epoch{epoch + 1}.safetensors").touch()
     assert describe_output(Output("fold 0 classifier", folder, epochs=2)) == state
+
+
+def test_a_training_is_done_where_no_weights_are_kept(tmp_path):
+    (tmp_path / "history.json").write_text('[{"epoch": 1, "loss": 1}, {"epoch": 2, "loss": 1}]')
+    assert describe_output(Output("LSTM", tmp_path, epochs=2)) == "done"
+    assert describe_output(Output("LSTM", tmp_path, epochs=3)) == "2 of 3 epochs"
+    (tmp_path / "epoch3.safetensors").touch()  # the only one of three, the others were removed
+    assert describe_output(Output("LSTM", tmp_path, epochs=3)) == "done"
+
+
+def test_the_disk_is_told_by_what_takes_it(tmp_path):
+    run = Run(tmp_path)
+    for path, size in (
+        (run.classifier(0) / "epoch1.safetensors", 7),
+        (run.store(0, 1) / "embeddings.npy", 50),
+        (run.store(1, 1) / "embeddings.npy", 50),
+        (run.predictions(0, 1, 2), 9),
+        (run.report, 3),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x" * size)
+    sizes = {"classifier": 7, "embeddings": 100, "lstm": 9, "other": 3}
+    assert measure_disk(run) == sizes
 
 
 def test_embeddings_are_done_when_their_store_is_sealed(tmp_path):
