@@ -10,7 +10,7 @@
 # %% tags=["parameters"]
 RECIPE = "tonight"
 HOURS = 11.0
-CHANGES = {}
+CHANGES = {"classifier.image_size": "auto"}
 
 # %%
 from kit import kernels

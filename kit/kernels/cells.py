@@ -42,6 +42,7 @@ from kit.training.loop import OutOfTime
 _OUTCOME = "outcome.json"  # how a notebook ended, read by `kit push-kernels`
 BACKBONE = "backbone.safetensors"  # initial weights, in a dataset of their own
 RUN = "run"  # the run directory in the output of a training notebook
+_AUTO = "--classifier-image-size=auto"
 _WORK = "work"  # in the output of a prediction that stopped in time: what it had embedded
 
 
@@ -111,7 +112,8 @@ def tonight(
     """Train all stages of a recipe and predict the test part, on every GPU, within `hours`.
 
     First of all it writes a valid submission of the training prior. Continues from the earlier
-    output of this notebook if that is attached. `changes` are as for `train_classifier`.
+    output of this notebook if that is attached. `changes` are as for `train_classifier`; "auto" as
+    image size is the largest with which the run ends in time, by the plan.
     """
     deadline, submission = time.monotonic() + hours * 3600, Path("submission.csv")
     data, sample = _open_competition(root, submission)
@@ -119,10 +121,13 @@ def tonight(
     prediction = Prediction(data, run := Run(Path(RUN)), prior, sample, submission)
     with _leave_outcome("predictions", prediction):
         flags = _begin_run(run, recipe, changes or {}, root)
-        kept = str(link_input(data, "competition"))
-        with contextlib.suppress(KernelError):  # which has been printed, and costs the plan alone
-            launch.run_command("plan", kept, *flags, "--hours", str(max(hours, 0.1)))
-        launch.run_command("index", kept, "--run", str(run), *flags)
+        kept, planned = str(link_input(data, "competition")), ["--hours", str(max(hours, 0.1))]
+        try:
+            launch.run_command("plan", kept, *flags, *planned)
+            launch.run_command("index", kept, "--run", str(run), *flags, *planned)
+        except KernelError:  # which has been printed; without a plan the recipe's own size serves
+            flags = [flag for flag in flags if flag != _AUTO]
+            launch.run_command("index", kept, "--run", str(run), *flags)
         launch.run_command("status", str(run))
         for fold in list_folds(read_recipe(run)):
             for command in ("train-classifier", "embed", "train-lstm"):
@@ -164,8 +169,10 @@ def _begin_run(run: Run, recipe: str, changes: dict, root: Path | None) -> list[
     changes = {"classifier.weights": ""} | changes
     print(f"Initial weights: {changes['classifier.weights'] or 'none attached, random ones'}")
     earlier = [folder / RUN for folder in find_marked(f"{RUN}/config.json", root)]
-    restore_run(run, find_recipe(recipe, changes), earlier)
-    return ["--recipe", recipe, *format_flags(changes)]
+    flags = format_flags(changes)
+    fixed = {name: value for name, value in changes.items() if value != "auto"}
+    restore_run(run, find_recipe(recipe, fixed), earlier, any_size=_AUTO in flags)
+    return ["--recipe", recipe, *flags]
 
 
 def _take_submission(run: Run, submission: Path) -> None:

@@ -15,6 +15,7 @@ from kit import KitError
 from kit.competition import SLUG
 from kit.recipes import Recipe
 from kit.runs.directory import Run, read_recipe
+from kit.runs.plan import settle_size
 
 # The inputs of each kind, as patterns below its folder in the root.
 _LAYOUT = {"datasets": "*/*", "notebooks": "*/*", "models": "*/*/*/*/*"}
@@ -69,14 +70,20 @@ def link_input(target: Path, name: str) -> Path:
     return link
 
 
-def restore_run(run: Run, recipe: Recipe, earlier: list[Path], leave: tuple[str, ...] = ()) -> None:
+def restore_run(
+    run: Run,
+    recipe: Recipe,
+    earlier: list[Path],
+    leave: tuple[str, ...] = (),
+    any_size: bool = False,
+) -> None:
     """Copy earlier runs of `recipe` to `run`, in order, except for the paths that match `leave`.
 
-    Unlike the attached inputs, the copies are writable. Runs of another recipe are left where they
-    are, and this is said.
+    With `any_size` their images may have another size. Unlike the attached inputs, the copies are
+    writable. Runs of another recipe are left where they are, and this is said.
     """
     for folder in earlier:
-        if read_recipe(Run(folder)) == recipe:
+        if read_recipe(Run(folder)) == settle_size(Run(folder), recipe, any_size):
             print(f"Continuing from {folder}")
             copy_files(folder, run.path, leave)
         else:

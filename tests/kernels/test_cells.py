@@ -29,11 +29,13 @@ from kit.competition import (
 )
 from kit.kaggle.build import build_wheels
 from kit.kernels import cells as kernels
+from kit.kernels import launch
 from kit.kernels.inputs import KernelError
 from kit.recipes import find_recipe
-from kit.runs.directory import Run
+from kit.runs.directory import Run, begin_run
 from kit.runs.export import export_runs
 from kit.submission import read_sample, validate_submission
+from kit.training.loop import OutOfTime
 
 SAMPLE = "stage_2_sample_submission.csv"
 
@@ -296,6 +298,44 @@ def test_tonight_stops_in_time_and_goes_on_to_a_submission_by_two_processes(
     assert "image/png" in text
     history = json.loads((run.classifier(0) / "history.json").read_text())
     assert [entry["epoch"] for entry in history] == [1]
+
+
+@pytest.mark.parametrize("plan", ["works", "fails"])
+def test_tonight_takes_the_planned_size_and_keeps_it(plan, small_data, tmp_path, monkeypatch):
+    """The commands are noted, not run. A plan that fails costs the choice alone."""
+    session = Session(tmp_path, "new")
+    session.mount("competitions", SLUG, small_data)
+    commands, size = [], 384 if plan == "works" else 320
+    (tmp_path / "output").mkdir()
+
+    def run_command(*words, processes=1):
+        commands.append(words)
+        if words[0] in ("plan", "index") and "--hours" in words and plan == "fails":
+            raise KernelError("the models of 480 px do not fit")
+        if words[0] == "index":
+            planned = {"classifier.weights": "", "classifier.image_size": size, "seed": 7}
+            begin_run(Run(tmp_path / "run"), find_recipe("tonight", planned), tmp_path)
+        if words[0] == "train-classifier":
+            raise OutOfTime("stopped in time after step 2")
+
+    monkeypatch.setattr(launch, "run_command", run_command)
+    monkeypatch.chdir(tmp_path)
+    auto = {"classifier.image_size": "auto", "seed": 7}
+    kernels.tonight("tonight", 11.0, auto, session.input)
+    assert json.loads((tmp_path / "outcome.json").read_text())["left"] == "unfinished"
+    index = [words for words in commands if words[0] == "index"][-1]
+    assert ("--classifier-image-size=auto" in index) == (plan == "works")
+    assert ("--hours" in index) == (plan == "works")
+
+    (tmp_path / "run").rename(tmp_path / "output" / "run")
+    session.mount("notebooks", "hemorrhage-tonight", tmp_path / "output")
+    monkeypatch.setattr(launch, "run_command", lambda *words, **_: None)
+    for changes, restored in ((auto, True), ({**auto, "seed": 8}, False)):
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        kernels.tonight("tonight", 11.0, changes, session.input)
+        # Nothing was trained: a file that is missing leaves the prior, and an outcome.
+        assert json.loads((tmp_path / "outcome.json").read_text())["left"] == "training prior"
+        assert (tmp_path / "run" / "config.json").exists() == restored
 
 
 def test_training_stops_in_time_and_goes_on_from_its_own_output(
