@@ -238,6 +238,13 @@ def _read_version(wheel: Path) -> str:
     return wheel.name.split("-")[1]
 
 
+def _render_all(folder: Path) -> None:
+    """Render the notebooks of `kernels/` from the scripts beside them."""
+    for name in NOTEBOOKS:
+        notebook = render_notebook(read_script(folder / name))
+        (folder / name / f"{name}.ipynb").write_text(notebook, encoding="utf-8")
+
+
 def _set_parameters(source: str, left: dict) -> str:
     """Set those of the parameters `left` that the cell assigns, and take them out."""
     for name in list(left):
@@ -246,3 +253,7 @@ def _set_parameters(source: str, left: dict) -> str:
             value = f"{name} = {left.pop(name)!r}"
             source = source[: found.start()] + value + source[found.end() :]
     return source
+
+
+if __name__ == "__main__":
+    _render_all(Path("kernels"))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -119,6 +120,16 @@ def test_the_built_notebook_is_that_of_its_source(name):
     nbformat.validate(notebook)
     assert len(notebook.cells) <= 6
     assert max(len(cell.source.splitlines()) for cell in notebook.cells) <= 17
+
+
+def test_the_notebooks_are_rendered_beside_their_sources(tmp_path):
+    folder = shutil.copytree(ROOT / "kernels", tmp_path / "kernels")
+    before = _hash_tree(folder)
+    for notebook in folder.glob("*/*.ipynb"):
+        notebook.write_text("{}")
+    command = [sys.executable, "-m", "kit.kaggle.build"]
+    subprocess.run(command, cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert _hash_tree(folder) == before
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
