@@ -104,12 +104,12 @@ RECIPES = {
         classifier=ClassifierConfig(weights="pretrained", epochs=3, test_augmentation=False),
     ),
     # A stage-2 submission within one session on two T4 of Kaggle's. Not trained on the real data
-    # yet. What others measured: ResNeXt-101 at 256 pixels for 3 epochs, then a bidirectional LSTM,
-    # scored 0.04989 privately; the authors' ablation has 0.061, 0.058 and 0.057 on validation for
-    # 256, 384 and 480 pixels; an LSTM of 1,024 units lost 0.001 to one of 2,048. Derived from that:
-    # 320 pixels, a private score of about 0.047 to 0.050. By published rates of a T4, 256 pixels
-    # take 3 to 5 hours on two and 384 take 6 to 10: 320 should take 5 to 8. The LSTM's rate is that
-    # of the recipe `blog`; two of them, on two epochs of the classifier, keep the output at 17 GB.
+    # yet. What others measured: ResNeXt-101 at 256 pixels, then a bidirectional LSTM, scored
+    # 0.04989 privately (Burduja and others, Sensors 2020, 5611); the authors' validation was
+    # 0.05780 at 384 and 0.05758 at 480 pixels; three views and 2,048 units, not 1,024 gained 4e-4.
+    # Derived from that: 320 pixels, a private score of about 0.047 to 0.050. By published rates of
+    # a T4, 256 pixels take 3 to 5 hours on two and 384 take 6 to 10: 320 should take 5 to 8. The
+    # LSTM's rate is that of the recipe `blog`.
     "tonight": Recipe(
         name="tonight",
         folds=20,
