@@ -97,6 +97,14 @@ def file_size(path: str | Path, file: BinaryIO) -> int:
     return _open_archive(archive)[0].getinfo(member).file_size
 
 
+def measure_file(path: str | Path) -> int:
+    """Bytes of a file or, inflated, of a zip member, without opening it."""
+    archive, member = split_archive(path)
+    if archive is None:
+        return os.stat(path).st_size
+    return _open_archive(archive)[0].getinfo(member).file_size
+
+
 def list_archive(archive: str | Path) -> list[str]:
     """All members of a zip archive as paths, sorted. Raises `OSError` where it is none."""
     members = _open_archive(str(archive))[0].infolist()

@@ -43,6 +43,7 @@ from kit.runs.lstms import (
     is_training,
     remove_needless,
 )
+from kit.runs.moved import follow_data, note_files
 from kit.runs.patients import write_patients
 from kit.runs.provenance import adopt_classifier, is_adopted, is_synthetic
 from kit.runs.scoring import combine
@@ -86,8 +87,14 @@ def index(
     workers: int | None = None,
     fold_table: Path | None = None,
 ) -> pd.DataFrame:
-    """Begin a run: `config.json`, the slice table with labels and folds, `skipped.csv`."""
+    """Begin a run: `config.json`, the slice table with labels and folds, `skipped.csv`.
+
+    One that has begun goes on with its data in another place, if names and sizes are the same.
+    """
     data, recipe = Path(data).absolute(), _locate_weights(adopt_classifier(recipe, run), run)
+    if rank() == 0:
+        follow_data(run, data)
+    wait_for_all()
     begin_run(run, recipe, data, fold_table, is_synthetic(data))
     if rank() == 0 and not run.slices.exists():
         with time_stage(run, "index", run.slices):
@@ -98,6 +105,7 @@ def index(
             slices["fold"] = assign_folds(slices, folds, recipe.seed, fold_table)
             check_training(data, slices, skipped, list_folds(recipe))
             write_patients(run, slices)
+            note_files(run, slices)
             write_frame(run.slices, slices)
     wait_for_all()
     return read_slices(run)

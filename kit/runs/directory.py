@@ -19,7 +19,9 @@ from kit.recipes import Recipe
 
 ALL_DATA = "all"  # the fold of a model that was trained on everything
 _BEGIN = "begin one by kit run or kit index"
-_NOTES = ("kit", "provenance", "synthetic")  # in `config.json`, with which a run may be continued
+FILES = "files_sha256"  # in `config.json`: the names and sizes of the data's files
+# What is noted there too, and may differ where a run is continued.
+_NOTES = ("kit", "provenance", "synthetic", FILES)
 
 
 class RunError(KitError, ValueError):
