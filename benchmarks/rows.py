@@ -28,7 +28,8 @@ class Row:
 
     Targets: `faster` is the smallest ratio of reference to kit, `above_floor` the largest ratio of
     kit to lower bound, `seconds` the kit's longest time, and `memory` its largest peak in GB beyond
-    `model`.
+    `model`. The forms of a row that is `together` take turns in one process and are judged by CPU
+    time: work of microseconds by one thread, which the state of a process's memory changes more.
     """
 
     work: str
@@ -42,6 +43,7 @@ class Row:
     memory: float | None = None
     model: float = 0.0  # GB of weights, gradients and optimizer state
     rounds: int = 5
+    together: bool = False
 
 
 def make_window(directory: Path, amount: int) -> Row:
@@ -66,6 +68,7 @@ def make_window(directory: Path, amount: int) -> Row:
         check,
         above_floor=1.5,
         rounds=9,
+        together=True,
     )
 
 

@@ -213,6 +213,9 @@ def _extract_values(cells: np.ndarray, header: Header, path: str | Path) -> np.n
     bits, signed = header.values["BitsStored"], header.values["PixelRepresentation"]
     high_bit = header.values["HighBit"]
     shift = 0 if high_bit is None else high_bit + 1 - bits
+    width = cells.itemsize * 8
+    if bits == width and not shift and (cells.dtype.kind == "i") == bool(signed):
+        return cells
     low, high = (-(1 << bits - 1), (1 << bits - 1) - 1) if signed else (0, (1 << bits) - 1)
     fits = cells.min() >= low and cells.max() <= high
     if fits and not shift:
@@ -221,7 +224,6 @@ def _extract_values(cells: np.ndarray, header: Header, path: str | Path) -> np.n
         raise PixelError(path, "values do not fit into the bits stored", f"BitsStored is {bits}")
     if shift and fits and (cells & ((1 << shift) - 1)).any():
         raise PixelError(path, "values do not lie where the high bit says", f"it is {high_bit}")
-    width = cells.itemsize * 8
     return (cells << (width - bits - shift)) >> (width - bits)
 
 

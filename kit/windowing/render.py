@@ -47,7 +47,7 @@ def window_image(hounsfield: np.ndarray, config: InputConfig = _PUBLISHED) -> np
         unit = _scale_to_windows(hounsfield.astype(np.float32), ends)
         return unit - _scale_to_windows(np.array(least, np.float32), ends)
     if hounsfield.dtype == np.int16 and len(ends) == 3:
-        return _look_up(hounsfield, _window_table(int(np.clip(least, lowest, highest)), ends))
+        return _look_up(hounsfield, _window_table(min(max(int(least), lowest), highest), ends))
     minimum = _scale_to_windows(np.array(least, np.float64), ends)
     image = np.empty((*hounsfield.shape, len(ends)), dtype=np.uint8)
     # In strips: float64 takes a hundred bytes a pixel, which of the whole image would be too many.
@@ -116,16 +116,17 @@ def _scale_to_windows(hounsfield: np.ndarray, ends: tuple[tuple[int, int], ...])
     return np.stack(channels, axis=-1)
 
 
-def _look_up(hounsfield: np.ndarray, table: np.ndarray) -> np.ndarray:
+def _look_up(hounsfield: np.ndarray, table: pa.Array) -> np.ndarray:
     # Arrow looks up by 16-bit indices as they are; NumPy would first make them 64-bit.
-    values = pa.array(hounsfield.view(np.uint16).ravel())
-    packed = pc.take(pa.array(table), values, boundscheck=False).to_numpy().view(np.uint8)
+    content = pa.py_buffer(np.ascontiguousarray(hounsfield))
+    values = pa.Array.from_buffers(pa.uint16(), hounsfield.size, [None, content])
+    packed = pc.take(table, values, boundscheck=False).to_numpy().view(np.uint8)
     # Four bytes a pixel make the look-up one pass; OpenCV drops the fourth fastest.
     return cv2.cvtColor(packed.reshape(*hounsfield.shape, 4), cv2.COLOR_BGRA2BGR)
 
 
 @lru_cache(maxsize=512)
-def _window_table(minimum: int, ends: tuple[tuple[int, int], ...]) -> np.ndarray:
+def _window_table(minimum: int, ends: tuple[tuple[int, int], ...]) -> pa.Array:
     """Look-up table of all int16 values, as uint16, for a slice whose least value is `minimum`.
 
     One uint32 per value: the three channels and an unused byte.
@@ -134,7 +135,7 @@ def _window_table(minimum: int, ends: tuple[tuple[int, int], ...]) -> np.ndarray
     lowest = _scale_to_windows(np.array(minimum, np.float64), ends)
     # Values below the slice's minimum do not occur in it.
     table[:, :3] = np.maximum(_scale_values(ends) - lowest, 0) * 255
-    return table.view(np.uint32).reshape(-1)
+    return pa.array(table.view(np.uint32).reshape(-1))
 
 
 @lru_cache(maxsize=1)
