@@ -41,9 +41,12 @@ def assign_folds(
     labels = part[list(LABELS)].to_numpy()
     rarest = np.argsort(labels.sum(axis=0), kind="stable")
     strata = np.where(labels.any(axis=1), rarest[labels[:, rarest].argmax(axis=1)], -1)
-    splitter = StratifiedGroupKFold(folds, shuffle=True, random_state=seed)
+    # Shuffled here: where older scikit-learn shuffles, it gives patients each other's labels.
+    order = np.random.RandomState(seed).permutation(patients)
+    drawn = np.argsort(order)[np.unique(part["PatientID"], return_inverse=True)[1]]
+    splitter = StratifiedGroupKFold(folds)
     result = np.empty(len(part), dtype=np.int64)
-    for fold, (_, held_out) in enumerate(splitter.split(labels, strata, part["PatientID"])):
+    for fold, (_, held_out) in enumerate(splitter.split(labels, strata, drawn)):
         result[part.index[held_out]] = fold
     assigned[training] = _fill_folds(result, part.sort_index()["PatientID"].to_numpy(), folds)
     return assigned

@@ -45,7 +45,8 @@ def window_image(hounsfield: np.ndarray, config: InputConfig = _PUBLISHED) -> np
     least = hounsfield.min() if config.subtract_minimum else lowest
     if config.scale == "unit":
         unit = _scale_to_windows(hounsfield.astype(np.float32), ends)
-        return unit - _scale_to_windows(np.array(least, np.float32), ends)
+        # Not of a scalar: NumPy 1 would make it, and so the image, float64.
+        return unit - _scale_to_windows(np.full(1, least, np.float32), ends)
     if hounsfield.dtype == np.int16 and len(ends) == 3:
         return _look_up(hounsfield, _window_table(min(max(int(least), lowest), highest), ends))
     minimum = _scale_to_windows(np.array(least, np.float64), ends)
