@@ -210,11 +210,14 @@ def score(run: Run) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["model", "fold", *LABELS, "weighted"])
 
 
-def report(run: Run, series: tuple[str, ...] = ()) -> None:
-    """Write `report.html`, the page that shows the run, with at least the `series` named."""
+def report(run: Run, series: tuple[str, ...] = (), others: tuple[Run, ...] = ()) -> None:
+    """Write `report.html`, the page that shows the run, with at least the `series` named.
+
+    The scores of `others` stand beside its own.
+    """
     if rank() == 0:
         with time_stage(run, "report", run.report):
-            write_report(run, series)
+            write_report(run, series, others)
     wait_for_all()
 
 

@@ -235,17 +235,18 @@ def ensemble(options: argparse.Namespace) -> Result:
 
 @COMMANDS.add(
     "report",
-    "stage 6: write the page that shows a run",
+    "stage 6: write the page that shows a run, or compares it with others",
     RUN,
+    argument("others", type=parse_run, nargs="*", metavar="OTHER", help="a run to compare it with"),
     argument("--series", action="append", default=[], help="also show this series; repeatable"),
 )
 def report(options: argparse.Namespace) -> Result:
-    require_runs(options.run)
+    require_runs(options.run, *options.others)
 
     from kit import pipeline
 
     with work_on(options.run):
-        pipeline.report(options.run, tuple(options.series))
+        pipeline.report(options.run, tuple(options.series), tuple(options.others))
     return Result(str(options.run.report), {"report": str(options.run.report)})
 
 

@@ -12,10 +12,11 @@ from kit.classifier import ClassifierConfig
 from kit.competition import LABELS
 from kit.ensemble import MODELS, name_columns
 from kit.evaluation.curves import trace_curves
-from kit.evaluation.intervals import bootstrap_intervals, slice_losses
+from kit.evaluation.intervals import slice_losses
 from kit.files import read_commit
 from kit.progress import format_count
 from kit.recipes import Recipe
+from kit.report.comparison import compare_runs, score_triples
 from kit.report.page import describe_model, write_page
 from kit.report.series import choose_series, name_windows, present_series
 from kit.runs.directory import (
@@ -33,12 +34,12 @@ from kit.runs.tables import read_predicted, read_skipped, read_slices
 from kit.runs.timings import read_timings
 
 
-def write_report(run: Run, series: tuple[str, ...] = ()) -> Path:
+def write_report(run: Run, series: tuple[str, ...] = (), others: tuple[Run, ...] = ()) -> Path:
     """Write `report.html` of a run and return its path.
 
     It shows the series with the highest loss, a sample of the others, and those named in `series`
     first. If no slice was held out (recipe `single`), it shows the test part, without truth or
-    scores.
+    scores. The scores stand beside those of `others`, as `compare_runs` finds them.
     """
     recipe = read_recipe(run)
     table = _read_predictions(run)
@@ -49,6 +50,7 @@ def write_report(run: Run, series: tuple[str, ...] = ()) -> Path:
     data = {
         **_describe_run(run, recipe),
         **(describe_scores(table, read_slices(run)) if held_out else {}),
+        "comparisons": [compare_runs(run, other) for other in others],
         "histories": _read_histories(run, recipe),
         "windows": name_windows(recipe.classifier),
         "series": present_series(table, chosen, recipe.classifier),
@@ -168,7 +170,7 @@ def describe_scores(table: pd.DataFrame, slices: pd.DataFrame) -> dict:
     losses = {model: slice_losses(labels, table[name_columns(model)]) for model in models}
     losses["prior"] = slice_losses(labels, _find_prior(slices, folds))
     scores = {
-        model: {name: _score(values[part], patients[part]) for name, part in parts.items()}
+        model: {name: score_triples(values[part], patients[part]) for name, part in parts.items()}
         for model, values in losses.items()
     }
     weighted = {model: parts["all"][-1][0] for model, parts in scores.items()}
@@ -181,7 +183,7 @@ def describe_scores(table: pd.DataFrame, slices: pd.DataFrame) -> dict:
     }
     gain = None
     if "rolling_mean" in models:
-        (gain,) = _score((losses["bag"] - losses["rolling_mean"])[:, -1:], patients)
+        (gain,) = score_triples((losses["bag"] - losses["rolling_mean"])[:, -1:], patients)
     return {
         "scores": scores,
         "gain": gain,
@@ -216,9 +218,3 @@ def _read_histories(run: Run, recipe: Recipe) -> list[dict]:
                 known = {"kind": kind, "fold": str(fold)}
                 found.append({**known, "loss": loss, "validation": held_out})
     return found
-
-
-def _score(losses: np.ndarray, patients: np.ndarray) -> list[list[float]]:
-    """(N, K) losses → K triples: the mean and both ends of its 95 % interval."""
-    triples = np.column_stack([losses.mean(axis=0), bootstrap_intervals(losses, patients)])
-    return np.round(triples, 6).tolist()

@@ -125,6 +125,18 @@ function drawScores(body) {
         table(`Fold ${part}`, names, models.map((model) => [called(model), ...show(data.scores[model][part])])))));
 }
 
+function drawComparisons(body) {
+  const columns = [LABELS.length, ...LABELS.keys()]; // the weighted mean first
+  const names = ["", ...columns.map((i) => ({ text: [...LABELS, "weighted"][i], class: i === state.label ? "chosen" : "" }))];
+  const show = (triples, sign = "") => columns.map((i) => {
+    const [mean, low, high] = triples[i];
+    return { text: (mean > 0 ? sign : "") + mean.toFixed(4), small: `${low.toFixed(3)} to ${high.toFixed(3)}`, class: i === state.label ? "chosen" : "" };
+  });
+  body.replaceChildren(...data.comparisons.map((one) => table(
+    `${one.name}, on the ${count(one.slices, "slice")} of ${count(one.patients, "patient")} that both held out`, names,
+    [["this run", ...show(one.run)], [one.name, ...show(one.other)], ["difference", ...show(one.difference, "+")]])));
+}
+
 function drawCurves(body) {
   const curves = data.curves[LABELS[state.label]];
   const known = Object.keys(MODELS).filter((model) => curves[model]);
@@ -216,6 +228,8 @@ function start() {
   if (data.facts.length) drawFacts(section("facts", "Overview", ""));
   if (data.scores)
     follow(section("scores", "Scores", `Log loss of ${count(data.slices, "held-out slice")} of ${count(data.patients, "patient")}; lower is better. The intervals come from 1000 bootstrap resamples of whole patients. The shaded column is the label selected above.`), drawScores);
+  if (data.comparisons && data.comparisons.length)
+    follow(section("comparisons", "Compared with other runs", "Log loss of the ensembles; lower is better. The difference is the other run's less this run's, slice by slice; a negative one favours the other. Its interval comes from resamples of whole patients."), drawComparisons);
   if (data.summary) follow(section("summary", "Series", "Not a medical device. Extent: the length along the slice normal covered by the slices that reach the threshold."), drawSummary);
   if (data.series.length) startViewer();
   if (data.explanation) follow(section("explanation", "Contributions of the slices", "Each row is a slice whose prediction is explained; each column is a slice whose embedding was replaced by the mean of its two neighbours. Colour shows how much the logit of the row decreased: orange means that the replaced slice was evidence for bleeding, blue that it was evidence against it. The neighbours set the scale; the contribution of a slice to its own prediction, on the diagonal, is often larger."), drawExplanation);
@@ -223,7 +237,7 @@ function start() {
     follow(section("curves", "ROC and precision–recall", "Held-out slices, for the label selected above."), drawCurves);
     follow(section("reliability", "Reliability", "Slices are grouped by predicted probability into ten bins of equal width; a larger dot means more slices. On the diagonal, predicted probability and observed frequency agree."), drawReliability);
   }
-  if (data.histories && data.histories.length) follow(section("histories", "Training", "Loss after each epoch."), drawHistories);
+  if (data.histories && data.histories.length) follow(section("histories", "Training", "Loss after each epoch. With tensorboard installed while a run trains, `tensorboard --logdir` on the folder of this page shows the same, the learning rate and the loss scale; its files lie in the events folder of each training."), drawHistories);
   let width = innerWidth;
   addEventListener("resize", () => {
     if (innerWidth !== width) redraws.forEach((redraw) => redraw());
