@@ -32,7 +32,8 @@ def start(data, run):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        # Should it abort, as was seen once in 50 times, the fault handler says in which thread.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
     )
 
 
@@ -87,12 +88,11 @@ def interrupt(data, run, done: int, seconds: float) -> str | None:
         os.killpg(process.pid, signal.SIGINT)
     _, errors = process.communicate(timeout=30)
     # Python ends by the signal itself, which a shell calls 130 too, if it came while a module ran
-    # a text as code; once in 50 times a thread of torch aborts the process at its very end.
-    ends = (0, 130, -signal.SIGINT, -signal.SIGABRT)
-    assert process.returncode in ends, errors.decode()
+    # a text as code.
+    assert process.returncode in (0, 130, -signal.SIGINT), errors.decode()
     if process.returncode == 0:
         return None
-    assert "kit: interrupted; the same command continues" in errors.decode()
+    assert errors.decode().splitlines()[-1].startswith("kit: interrupted; the same command")
     until = time.monotonic() + 20
     while is_alive(process.pid):
         assert time.monotonic() < until, f"{stage}: processes are left"
