@@ -78,6 +78,18 @@ def test_other_forms_of_a_public_sets_names_are_recognized(tmp_path, preset, pre
     assert len(exclude_seen(cases, hash_all("CQ500CT120", "490", "4"), True).ids) == 2
 
 
+def test_the_name_that_a_preset_replaces_is_still_recognized(tmp_path):
+    predictions, labels = write_studies(tmp_path, 2)
+    table = pd.read_csv(predictions).assign(path=["/q/CQ500CT12/1.dcm", "/q/CQ500CT13/1.dcm"])
+    table.to_csv(predictions, index=False)
+    names = ["CQ500-CT-12", "CQ500-CT-13"]
+    pd.read_csv(labels).assign(PatientID=names).to_csv(labels, index=False)
+    adapted = PRESETS["cq500"].adapt(read_predictions(predictions))
+    cases = match_cases(adapted, read_labels_table(labels), "patient")
+    assert cases.ids.tolist() == names
+    assert exclude_seen(cases, hash_all("p0"), True).ids.tolist() == names[1:]
+
+
 def test_pseudonyms_are_not_taken_for_patients_that_are_new(tmp_path):
     names = ["patient1", "patient2", "patient3"]
     cases = match_studies(tmp_path, 3, predicted=names, labelled=[""] * 3)
