@@ -12,8 +12,10 @@ VERSION = next(
 )
 
 DECODERS = ["pylibjpeg>=2.0", "pylibjpeg-libjpeg>=2.1", "pylibjpeg-openjpeg>=2.3"]
+NIFTI = ["nibabel>=5.2"]
 TEST = [
     *DECODERS,
+    *NIFTI,
     "distributed>=2024.4",
     "hypothesis>=6.100",
     "ipykernel>=6.29",
@@ -64,6 +66,7 @@ setup(
     ],
     extras_require={
         "decoders": DECODERS,
+        "nifti": NIFTI,
         "test": TEST,
         "dev": [*TEST, "mypy>=1.11", "pdoc>=14", "pre-commit>=3.7", "ruff>=0.6", "uv>=0.4"],
     },

@@ -1,6 +1,7 @@
 """The disk: files and members of zip archives, files that are whole or not there, hashes, JSON.
 
-`archive.zip/member` is a path like any other: the member is read in place.
+`archive.zip/member` is a path like any other: the member is read in place. So is the slice of a
+volume, `scan.nii.gz/12`, to what reads images.
 """
 
 from __future__ import annotations
@@ -86,6 +87,21 @@ def split_archive(path: str | Path) -> tuple[str | None, str]:
         if os.path.isfile(archive):
             return archive, path[found.end() :]
     return None, path
+
+
+_PLANE = re.compile(r"(.+\.nii(?:\.gz)?)/(\d+)", re.IGNORECASE)
+
+
+def split_plane(path: str | Path) -> tuple[str, int]:
+    """`a/scan.nii.gz/12` → (`a/scan.nii.gz`, 12); another path → (path, 0)."""
+    found = _PLANE.fullmatch(str(path))
+    return (found[1], int(found[2])) if found else (str(path), 0)
+
+
+def find_container(path: str | Path) -> str:
+    """The file on disk in which a path's bytes lie: its zip, its volume, or itself."""
+    file, _ = split_plane(path)
+    return split_archive(file)[0] or file
 
 
 def file_size(path: str | Path, file: BinaryIO) -> int:
@@ -211,20 +227,6 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
-# What a spreadsheet runs as a formula, perhaps behind apostrophes that were put there.
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-
-
-def guard_formula(text: str) -> str:
-    """A table's cell with an apostrophe in front if a spreadsheet would run it as a formula."""
-    return f"'{text}" if _FORMULA.match(text) else text
-
-
-def unguard_formula(text: str) -> str:
-    """The cell that `guard_formula` was given."""
-    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
-
-
 def hash_file(path: str | Path, algorithm: str = "sha256") -> str:
     """The digest of a file or zip member, in hexadecimal digits."""
     with open_file(path) as file:
@@ -234,10 +236,10 @@ def hash_file(path: str | Path, algorithm: str = "sha256") -> str:
 
 
 def hash_states(paths: Iterable[str]) -> str:
-    """Hash the files' names, sizes and times; for a zip's members, those of the zip."""
+    """Hash the files' names, sizes and times; for what lies in a zip or volume, those of it."""
     digest = hashlib.sha256()
     for path in paths:
-        found = os.stat(split_archive(path)[0] or path)
+        found = os.stat(find_container(path))
         digest.update(f"{path}\0{found.st_size}\0{found.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import SimpleITK
 from conftest import shared
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRBigEndian, ExplicitVRLittleEndian
@@ -74,6 +75,13 @@ def write_series(folder, name, count=12, spacing=5.0, plane=AXIAL, stored=AIR, *
         }
         image = stored(number) if callable(stored) else stored
         write_slice(folder / name / f"{number}.dcm", image, **{**own, **tags})
+
+
+def write_nifti(folder: Path, path: Path) -> None:
+    """Write the one series in a folder as NIfTI, by SimpleITK."""
+    reader = SimpleITK.ImageSeriesReader()
+    reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(folder)))
+    SimpleITK.WriteImage(reader.Execute(), str(path))
 
 
 def replace_once(path: Path, old: bytes, new: bytes) -> Path:

@@ -31,7 +31,7 @@ COMMANDS = Commands()
 @COMMANDS.add(
     "predict",
     "predict the slices of your own scans",
-    argument("folder", type=Path, help="a folder or zip of DICOM files"),
+    argument("folder", type=Path, help="a folder or zip of DICOM files, or of NIfTI images"),
     RUN_FLAG,
     argument("--out", type=Path, required=True, help="the CSV to write"),
     argument(

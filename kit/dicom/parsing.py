@@ -75,7 +75,7 @@ _FORMS = (
     (0, b"\x89PNG", "a PNG image"),
     (0, b"\xff\xd8\xff", "a JPEG image"),
     (0, b"%PDF", "a PDF document"),
-    (344, b"n+1\0", "a NIfTI image"),
+    (344, b"n+1\0", "a NIfTI image whose name does not end in .nii"),
 )
 
 

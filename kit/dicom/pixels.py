@@ -23,8 +23,9 @@ from kit.dicom.header import (
     check_header,
     count_pixel_bytes,
 )
+from kit.dicom.nifti import read_plane
 from kit.dicom.parsing import PARSE_ERRORS, describe_error, parse_file, read_leniently
-from kit.files import Reason
+from kit.files import Reason, split_plane
 
 _CODED_WITH_SIZE = {*JPEGTransferSyntaxes, *JPEGLSTransferSyntaxes, *JPEG2000TransferSyntaxes}
 
@@ -48,8 +49,11 @@ def read_hounsfield(path: str | Path, repair: bool = True) -> np.ndarray:
     `has_wrong_intercept` finds is corrected.
 
     Raises a `DicomError` naming the file and the reason: unreadable, not a CT slice, pixels cut
-    short or not decodable, or values that cannot be Hounsfield units.
+    short or not decodable, or values that cannot be Hounsfield units. The path `scan.nii.gz/12` is
+    the 12th slice of a NIfTI image, which has HU by itself (see `nifti`).
     """
+    if split_plane(path)[1]:
+        return read_plane(path)
     header, cells, stored = _read_stored(path)
     slope, intercept = _find_rescale(header)
     if repair and may_have_wrong_intercept(header) and _has_wrapped_air(stored):

@@ -184,6 +184,8 @@ def _summarize_predictions(
         place = table.groupby(key, sort=False)[leading].idxmax()
         stands = table.loc[place].set_index(key)[series]
         counts = table.groupby(key, sort=False)[series].nunique()
+        if "series_count" in table:  # of which one was chosen before, as `--by study` does
+            counts = pd.to_numeric(table.groupby(key, sort=False)["series_count"].first())
         details = details.assign(series=stands, series_count=counts)
     if unit == "slice" and {series, "seq"} <= set(table):
         numbers = pd.to_numeric(table["seq"], errors="coerce").groupby(table[series])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from pyarrow import ArrowException
 from kit import InputError
 from kit.competition import LABELS, read_submission
 from kit.ensemble import name_columns
-from kit.files import open_file, unguard_formula
+from kit.files import open_file
 
 # The units of analysis, from the finest to the coarsest, and the column that identifies each.
 IDS = {
@@ -153,7 +154,7 @@ def read_columns(path: Path, columns: dict[str, str] | None = None) -> pd.DataFr
                 table = pd.read_parquet(file)
             else:
                 packed = "gzip" if path.suffix == ".gz" else None
-                table = pd.read_csv(file, compression=packed, **how).map(unguard_formula)
+                table = pd.read_csv(file, compression=packed, **how).map(_unguard_formula)
         if not isinstance(table.index, pd.RangeIndex):
             raise ValueError("its rows have more columns than its header")
     except (ArrowException, ValueError, EOFError) as error:
@@ -168,6 +169,20 @@ def read_columns(path: Path, columns: dict[str, str] | None = None) -> pd.DataFr
     for name in set(IDS.values()) & set(table):
         table[name] = table[name].astype(str).str.strip()
     return table
+
+
+# What a spreadsheet runs as a formula, perhaps behind apostrophes that were put there.
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+
+
+def guard_formula(text: str) -> str:
+    """A table's cell with an apostrophe in front if a spreadsheet would run it as a formula."""
+    return f"'{text}" if _FORMULA.match(text) else text
+
+
+def _unguard_formula(text: str) -> str:
+    """The cell that `guard_formula` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def find_unit(path: Path, table: pd.DataFrame) -> str:

@@ -95,10 +95,13 @@ def list_limits(evaluation: Evaluation) -> list[str]:
         )
     if "series_count" in cases.details:
         several = int((cases.details["series_count"] > 1).sum())
-        limits.append(
-            f"{several} of {len(cases.ids)} had several series, over all of which the maximum was "
-            f"taken; cases.csv names the series that gave that of {findings[0].name}."
+        taken = (
+            "of which one was predicted; cases.csv names it and why"
+            if "reason" in cases.details
+            else "over all of which the maximum was taken; cases.csv names the series that gave "
+            f"that of {findings[0].name}"
         )
+        limits.append(f"{several} of {len(cases.ids)} had several series, {taken}.")
     return limits
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 
 from kit import InputError
 from kit.dicom.checks import check_volume
+from kit.dicom.nifti import narrow_values
 from kit.processes import restart_once
 from kit.progress import format_count
 from kit.runs.work import leave_own
@@ -86,7 +87,7 @@ def gather_array(hounsfield: np.ndarray, positions: Sequence[float] | None = Non
     slices = pd.DataFrame(
         {
             "path": "",
-            "source": [_narrow(volume[number]) for number in order],
+            "source": [narrow_values(volume[number]) for number in order],
             **dict.fromkeys(("PatientID", "StudyInstanceUID", "SeriesInstanceUID"), uid),
             "SOPInstanceUID": [str(number) for number in order],
             **dict.fromkeys(DESCRIPTION_COLUMNS),
@@ -102,12 +103,6 @@ def gather_array(hounsfield: np.ndarray, positions: Sequence[float] | None = Non
     )
     skipped = pd.DataFrame(columns=[*slices, "reason", "code"])
     return Gathered(slices, describe_series(slices, skipped), skipped, started)
-
-
-def _narrow(values: np.ndarray) -> np.ndarray:
-    """Values of a slice as `read_hounsfield` gives them: int16 where they are, else float32."""
-    fits = values.min() >= -32768 and values.max() <= 32767 and (values == np.round(values)).all()
-    return values.astype(np.int16 if fits else np.float32)
 
 
 def refuse_empty(source: Path, slices: pd.DataFrame, skipped: pd.DataFrame) -> None:

@@ -12,8 +12,8 @@ from pyarrow import ArrowException, parquet
 from kit import InputError
 from kit.competition import LABELS
 from kit.ensemble import MODELS, name_columns
-from kit.evaluation.inputs import read_columns
-from kit.files import guard_formula, open_whole, replace_file
+from kit.evaluation.inputs import guard_formula, read_columns
+from kit.files import open_whole, replace_file
 from kit.runs.directory import Run, RunError, require_file
 
 # What reading a damaged table raises, in pandas and in Arrow.

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from operator import mul
 from typing import Any
 
 from kit import escape_controls
-from kit.dicom import header, pixels
+from kit.dicom import header, nifti, pixels
 from kit.dicom.checks import DESCRIPTIONS, LEAST_AIR, show_numbers
 from kit.dicom.parsing import DicomError, parse_numbers
 from kit.files import Reason
@@ -55,12 +55,16 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")
 _LONGEST = 64  # characters of a description, as the standard has it
 _FARTHEST = 1e5  # mm from the scanner's origin: a hundred metres are in no scanner
 _LEAST_AXIAL = 0.7  # of a unit normal's z; gantries tilt to 30°, heads a little more
+_UNSTATED = "its NIfTI image does not state how the patient lies"
 _NO_AIR = "no value can be below -200 HU, so the rescale intercept may be wrong"
 
 
-def read_entries(paths: list[str]) -> list[tuple]:
-    """`read_entry` of each file."""
-    return [read_entry(path) for path in paths]
+def read_entries(files: list[str | tuple[str, str]]) -> list[tuple]:
+    """`read_entry` of each file, and `_read_volume` of each pair of a file and a name."""
+    rows = []
+    for file in files:
+        rows.extend([read_entry(file)] if isinstance(file, str) else _read_volume(*file))
+    return rows
 
 
 def refuse_entry(path: str, reason: Reason) -> tuple:
@@ -96,6 +100,44 @@ def read_entry(path: str) -> tuple:
     values = [found.values[name] for name in (*HEADER_COLUMNS, *GROUP_COLUMNS)]
     texts = [_describe(found.values[name]) for name in DESCRIPTION_COLUMNS]
     return (path, *explained, repaired, _NO_AIR if airless else None, *values, *texts)
+
+
+def _read_volume(path: str, name: str) -> list[tuple]:
+    """The `ENTRY_COLUMNS` of each slice of a NIfTI image, or of the file if it cannot be used.
+
+    `name` stands for the patient, the study and the series, of which the file says nothing.
+    """
+    shown = escape_controls(path)
+    if shown != path:
+        return [read_entry(path)]
+    try:
+        volume = nifti.read_volume(path)
+    except DicomError as error:
+        blame_machine(error)
+        return [refuse_entry(path, Reason(error.code, error.detail))]
+    _, rows, columns = volume.values.shape
+    values: dict[str, Any] = dict.fromkeys(ENTRY_COLUMNS)
+    values |= dict.fromkeys(("PatientID", "StudyInstanceUID", "SeriesInstanceUID"), name)
+    values["ImageOrientationPatient"] = _join(volume.orientation)
+    values |= {"PixelSpacing": _join(volume.spacing), "Rows": rows, "Columns": columns}
+    values |= {"repaired": False, "note": None if volume.stated else _UNSTATED}
+    found = []
+    for number, position in enumerate(volume.positions, start=1):
+        values["ImagePositionPatient"] = _join(position)
+        reason = _check_position(values)
+        own = {
+            "path": f"{path}/{number}",
+            "reason": str(reason) if reason else None,
+            "code": reason.code if reason else None,
+            "SOPInstanceUID": f"{name}:{number}",
+            "InstanceNumber": str(number),
+        }
+        found.append(tuple({**values, **own}.values()))
+    return found
+
+
+def _join(numbers: Iterable[float]) -> str:
+    return "\\".join(f"{number:.8g}" for number in numbers)
 
 
 def _describe(text: str | None) -> str | None:

@@ -10,9 +10,12 @@ and `fold`.
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
+from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from kit import InputError, escape_controls, progress
@@ -24,6 +27,7 @@ from kit.slices.entries import read_entries, refuse_entry
 if TYPE_CHECKING:
     import pandas as pd
 
+_ENDING = re.compile(r"\.nii(\.gz)?$", re.IGNORECASE)
 _BATCH = 64  # headers per task: enough to hide the dispatch, few enough for a smooth bar
 
 
@@ -32,11 +36,12 @@ def index_slices(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Index every DICOM slice below a folder, or in a zip without unpacking it.
 
-    Reads headers only, in parallel. Returns the slice table and the skipped files: `path`,
-    `reason`, its `code`, and, if the header could be read, its columns, `series` and `position`.
-    What is noted of slices is also logged. Raises `FileNotFoundError` if the folder does not exist,
-    `InputError` if it holds no file, and `OSError` for a folder below it that cannot be listed;
-    with `skip_unreadable` that is among the skipped files instead.
+    Reads headers only, in parallel; NIfTI images (.nii, .nii.gz, with nibabel) wholly. Returns the
+    slice table and the skipped files: `path`, `reason`, its `code`, and, if the header could be
+    read, its columns, `series` and `position`. What is noted of slices is also logged. Raises
+    `FileNotFoundError` if the folder does not exist, `InputError` if it holds no file, and
+    `OSError` for a folder below it that cannot be listed; with `skip_unreadable` that is among the
+    skipped files instead.
     """
     closed: list[OSError] | None = [] if skip_unreadable else None
     return index_files(list_files(folder, closed), str(folder), workers, closed=closed)
@@ -56,12 +61,13 @@ def index_files(
     """
     if not paths:
         raise closed[0] if closed else InputError(f"{source}: there is no file in it")
-    batches = [paths[start : start + _BATCH] for start in range(0, len(paths), _BATCH)]
+    files = _name_volumes(paths)
+    batches = [files[start : start + _BATCH] for start in range(0, len(files), _BATCH)]
     rows = []
     with progress.open_bar("Reading headers", len(paths), "files") as bar:
-        for found in _map_batches(batches, workers):
+        for batch, found in zip(batches, _map_batches(batches, workers), strict=True):
             rows.extend(found)
-            bar.update(len(found))
+            bar.update(len(batch))
     for error in closed or ():
         reason = Reason("folder cannot be listed", error.strerror or str(error))
         rows.append(refuse_entry(escape_controls(str(error.filename)), reason))
@@ -73,6 +79,25 @@ def index_files(
     for note, count in notes.value_counts().items():
         log.warning("%s: %s", progress.format_count(count, "slice"), note)
     return slices, skipped
+
+
+def _name_volumes(paths: list[str]) -> list[str | tuple[str, str]]:
+    """The paths, each NIfTI image as a pair with a name of its own, which is that of the patient.
+
+    That is the file's, with as many folders before it as tell it from the others.
+    """
+    volumes = filter(_ENDING.search, paths)
+    left = {path: PurePath(_ENDING.sub("", path)).parts for path in volumes}
+    names: dict[str, str] = {}
+    for count in itertools.count(1):
+        short = {path: "-".join(parts[-count:]) for path, parts in left.items()}
+        seen = Counter(short.values())
+        told = {path for path in left if seen[short[path]] == 1 or count >= len(left[path])}
+        names |= {path: short[path] for path in told}
+        left = {path: parts for path, parts in left.items() if path not in told}
+        if not left:
+            break
+    return [(path, names[path]) if path in names else path for path in paths]
 
 
 def order_slices(table: pd.DataFrame) -> pd.DataFrame:
@@ -116,7 +141,7 @@ def _walk(folder: Path, closed: list[OSError] | None) -> Iterator[str]:
         yield from (os.path.join(directory, name) for name in files)
 
 
-def _map_batches(batches: list[list[str]], workers: int | None) -> Iterator[list[tuple]]:
+def _map_batches(batches: list[list], workers: int | None) -> Iterator[list[tuple]]:
     """Read the batches in processes; a folder of a few hundred files is not worth their start.
 
     A joblib backend that the caller chose, such as a cluster's by `joblib.parallel_config("dask")`,

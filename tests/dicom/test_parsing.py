@@ -166,7 +166,7 @@ def test_uids_as_the_competitions_are_read_without_a_warning(tmp_path):
         (b"\x89PNG\r\n", "a PNG image"),
         (b"\xff\xd8\xff\xe0", "a JPEG image"),
         (b"%PDF-1.4", "a PDF document"),
-        (bytes(344) + b"n+1\0", "a NIfTI image"),
+        (bytes(344) + b"n+1\0", "a NIfTI image whose name does not end in .nii"),
     ],
 )
 def test_what_is_no_dicom_is_named(tmp_path, start, form):

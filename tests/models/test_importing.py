@@ -9,7 +9,7 @@ import pytest
 import torch
 from command_line import kit
 from conftest import shared
-from dicom_files import write_slice
+from dicom_files import write_nifti, write_slice
 from released_models import blocks, shrink_ianpan, write_appian, write_ianpan
 from report_pages import read_data
 from safetensors.torch import load_file, save_file
@@ -19,6 +19,7 @@ from kit.classifier import load_classifier
 from kit.cli.commands import main
 from kit.competition import LABELS
 from kit.embeddings import extract_embeddings
+from kit.ensemble import name_columns
 from kit.files import hash_file
 from kit.images import SliceDataset, join_neighbours, stack_slices
 from kit.models.importing import import_model
@@ -166,6 +167,14 @@ def test_an_imported_model_predicts_a_real_head_and_is_named(tmp_path, monkeypat
     assert ["licence", "MIT"] in data["model"]
     assert data["windows"] == ["window 40 / 80", "window 80 / 200", "window 600 / 2800"]
     assert data["warning"] is None
+    write_nifti(scans, tmp_path / "head.nii.gz")
+    other = tmp_path / "nifti.csv"
+    flags = ["--out", str(other), "--run", str(run), "--workers", "1"]
+    assert main(["predict", str(tmp_path / "head.nii.gz"), *flags]) == 0
+    volume = pd.read_csv(other)
+    names = [*LABELS, *name_columns("classifier")]
+    np.testing.assert_allclose(volume[names], table[names], atol=1e-5)
+    assert volume["seq"].tolist() == table["seq"].tolist()
 
 
 def test_a_classifier_alone_is_embedded_and_gets_the_kits_lstm(small_data, tmp_path, monkeypatch):

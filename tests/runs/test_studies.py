@@ -5,7 +5,10 @@ import pandas as pd
 
 from kit.competition import LABELS
 from kit.ensemble import name_columns
+from kit.evaluation.cases import match_cases
+from kit.evaluation.inputs import read_labels_table, read_predictions
 from kit.runs.studies import summarize_studies
+from kit.runs.tables import write_guarded
 
 
 def describe(name, **how):
@@ -72,3 +75,19 @@ def test_a_study_whose_slices_gave_no_image_keeps_its_row():
     found = summarize_studies(TABLE[TABLE["series"] != "p/B/B1"], DESCRIBED)
     assert found["slices"].tolist() == [3, 0]
     assert found.loc[1, [*LABELS, "any_SOPInstanceUID", "any_position"]].isna().all()
+
+
+def test_the_table_of_studies_is_evaluated_with_its_series_and_how_many_there_were(tmp_path):
+    described = pd.concat([DESCRIBED, pd.DataFrame([describe("C1")])], ignore_index=True)
+    table = pd.concat([TABLE, predict("C1", [0.7, 0.2])], ignore_index=True)
+    write_guarded(tmp_path / "p.csv", summarize_studies(table, described))
+    labels = pd.DataFrame({"StudyInstanceUID": ["A", "B", "C"], "epidural": [1, 0, 1]})
+    labels.to_csv(tmp_path / "labels.csv", index=False)
+    predictions = read_predictions(tmp_path / "p.csv")
+    cases = match_cases(predictions, read_labels_table(tmp_path / "labels.csv"), "study")
+    assert cases.ids.tolist() == ["A", "B", "C"]
+    assert cases.models["model"][:, 0].tolist() == [0.6, 0.3, 0.7]
+    assert cases.details["series"].tolist() == ["A2", "B1", "C1"]
+    assert cases.details["series_count"].tolist() == [3, 1, 1]
+    assert cases.details["reason"].str.startswith("axial, with").all()
+    assert "classifier alone" in cases.models
