@@ -383,7 +383,8 @@ def make_prediction(directory: Path, amount: int) -> Row:
     folder, run = samples.write_series(directory, amount), samples.write_run(directory)
     out, bare = directory / "predicted.csv", directory / "bare.csv"
     floor = f"import floors; floors.predict({str(folder)!r}, {str(run)!r}, {str(bare)!r})"
-    command = ["-m", "kit", "predict", str(folder), "--run", str(run), "--out", str(out), "--quiet"]
+    command = ["-m", "kit", "predict", str(folder), "--run", str(run), "--out", str(out)]
+    command += ["--quiet", "--overwrite"]
 
     def check():
         run_child(command)

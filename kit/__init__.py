@@ -2,6 +2,25 @@
 
 An open implementation of the 2nd-place solution of the RSNA Intracranial Hemorrhage Detection
 competition (2019). Not a medical device.
+
+```python
+import kit
+
+model = kit.load_model("MODEL")  # a run, or what `kit fetch` wrote; stays in memory
+studies = model.predict("SCANS", by="study")  # a folder, a zip, NIfTI, files, or an array in HU
+```
+
+| to | start at |
+|---|---|
+| predict scans | `load_model`, `predict`, `kit.runs.prediction.TrainedModel`, `read_table` |
+| know what a folder holds | `index_slices`, `kit.slices.series.describe_series` |
+| read and show one slice | `read_hounsfield`, `window_image` |
+| evaluate predictions | `kit.runs.evaluation.evaluate_files`, `kit.evaluation.measures` |
+| train, stage by stage | `kit.pipeline`, `kit.recipes`, `kit.classifier`, `kit.lstm` |
+| bring in another's model | `kit.models.importing.import_model`, `kit.models.kinds` |
+
+Every error that is raised on purpose is a `KitError`; its text is one sentence for the user. The
+command line is in `kit.cli.commands`; every command has a `--help`.
 """
 
 import re

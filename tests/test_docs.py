@@ -13,12 +13,14 @@ import sys
 import zipfile
 from pathlib import Path
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 from conftest import ROOT
 from hugging_face_server import serve_repository
 from kaggle_kernels_server import KernelsServer
+from nbclient import NotebookClient
 from safetensors.torch import save_file
 from submission_desk import write_submission
 
@@ -142,6 +144,22 @@ def test_every_command_of_a_page_runs(name, desk):
         words = [sys.executable, "-c", code]
         done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+
+
+def test_the_notebook_on_scans_runs(small_data, small_run, tmp_path):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo" / "data").symlink_to(small_data)
+    (tmp_path / "demo" / "run").symlink_to(small_run.path)
+    notebook = nbformat.read(ROOT / "docs" / "scans.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    place = {"metadata": {"path": str(tmp_path)}}
+    NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place).execute()
+    shown = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    texts = [output.data["text/plain"] for output in shown if "data" in output]
+    assert "<TrainedModel" in texts[0]
+    assert float(texts[-1]) < 1e-5
+    assert any("image/png" in output.get("data", {}) for output in shown)
+    assert [path.name for path in tmp_path.iterdir()] == ["demo"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,5 +1,7 @@
 """`import kit` offers what most people want, and loads it when it is first used."""
 
+import importlib
+import re
 import subprocess
 import sys
 
@@ -34,3 +36,14 @@ def test_what_a_terminal_would_obey_is_written_as_in_source_code():
     text = "a\x1b[31m b\r c\x9b d\u202e e\nü 頭\t"
     assert kit.escape_controls(text) == "a\\x1b[31m b\\r c\\x9b d\\u202e e\\nü 頭\\t"
     assert kit.escape_controls(text, keep="\n\t").endswith(" e\nü 頭\t")
+
+
+def test_the_front_page_of_the_reference_names_what_is_there():
+    names = re.findall(r"`(kit\.[\w.]+|[a-z_]+)`", kit.__doc__)
+    assert len(names) > 10
+    for name in names:
+        module, found = name.split(".")[1:], kit
+        for part in module or [name]:
+            if not hasattr(found, part):
+                importlib.import_module(f"{found.__name__}.{part}")
+            found = getattr(found, part)

@@ -161,7 +161,8 @@ def write_scans(folder: Path, count: int = 3, **tags) -> Path:
 
 def test_a_malicious_run_directory_does_nothing(run, tmp_path, marker, capsys):
     scans = write_scans(tmp_path / "scans")
-    call = ["predict", str(scans), "--run", str(run.path), "--out", str(tmp_path / "out.csv")]
+    call = ["predict", str(scans), "--run", str(run.path), "--overwrite"]
+    call += ["--out", str(tmp_path / "out.csv")]
     assert main([*call, "--quiet", "--workers", "0"]) == 0
     files = sorted(path for path in run.path.rglob("*") if path.suffix in (".json", ".safetensors"))
     assert len(files) == 3

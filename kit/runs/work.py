@@ -16,12 +16,15 @@ _SOURCE = "source.json"  # from which files the work was made; it also marks the
 
 
 def check_name(out: Path, overwrite: bool = True) -> None:
-    """Raise `InputError` where `out` is not the name of a CSV, or is there and is to stay."""
+    """Raise `InputError` where `out` is not the name of a CSV, or is there and is to stay.
+
+    One that an unfinished call has left, beside its work, does not stay: the call goes on.
+    """
     if out.suffix != ".csv":
         raise InputError(
             f"{out}: the table's name must end in .csv; the other files are written beside it"
         )
-    if not overwrite and out.exists():
+    if not overwrite and out.exists() and not out.with_name(_name_work(out)).exists():
         raise InputError(f"{out} exists: name another table, or replace this one by --overwrite")
 
 

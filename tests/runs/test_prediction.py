@@ -349,6 +349,9 @@ def test_a_table_that_is_there_is_replaced_only_if_asked(small_run, one_series, 
     with pytest.raises(ValueError, match=r"p\.csv exists: name another table, or replace this one"):
         kit.predict(one_series, small_run.path, out, workers=0)
     assert (out.read_text(), len(list(tmp_path.iterdir()))) == ("mine", 1)
+    (tmp_path / ".p.kit-work").mkdir()  # of a call that has written its table and no more
+    (tmp_path / ".p.kit-work" / "source.json").write_text("{}")
+    kit.predict(one_series, small_run.path, out, workers=0)
     found = kit.predict(one_series, small_run.path, out, overwrite=True, workers=0)
     assert len(kit.read_table(out)) == len(found)
 
