@@ -34,20 +34,20 @@ def read_image(source: Source, config: InputConfig) -> np.ndarray:
     """Source → the image that a model sees, (S, S, windows). Raises `DicomError`."""
     path = source if isinstance(source, str) else "an array"
     try:
-        return render_image(_read_source(source, config.repair), config)
+        return render_image(read_source(source, config.repair), config)
     except MemoryError as error:
         raise DicomError(path, "there is not enough memory for its pixels") from error
     except InputError as error:
         raise DicomError(path, str(error)) from error
 
 
-def _read_source(source: Source, repair: bool) -> np.ndarray:
-    """The values of a source, (rows, cols) HU."""
+def read_source(source: Source, repair: bool) -> np.ndarray:
+    """The values of a source, (rows, cols) HU. Raises `DicomError`."""
     if isinstance(source, str):
         return read_hounsfield(source, repair)
     if isinstance(source, np.ndarray):
         return source
-    found = [_read_source(one, repair) for one in source]
+    found = [read_source(one, repair) for one in source]
     if len({one.shape for one in found}) > 1:
         raise DicomError(str(source[0]), "slices of several sizes cannot be averaged")
     return np.stack(found).mean(axis=0, dtype=np.float32)

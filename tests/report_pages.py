@@ -1,11 +1,15 @@
 """What tests of the HTML pages share."""
 
+import base64
 import json
 from html.parser import HTMLParser
 
+import cv2
+import numpy as np
 import torch
 
 from kit.classifier import Classifier, ClassifierConfig
+from kit.report.pixels import POINTS
 
 
 class PageParser(HTMLParser):
@@ -32,6 +36,23 @@ class PageParser(HTMLParser):
 
 def read_data(path):
     return json.loads(PageParser(path.read_text(encoding="utf-8")).scripts[0])
+
+
+def read_images(path):
+    """The images of each series on a page: WebP in base64, or nothing, of each slice."""
+    return [text.split("\n") for text in PageParser(path.read_text(encoding="utf-8")).scripts[1:-1]]
+
+
+def decode_image(text):
+    """The levels of an image of a page, uint8 (side, side)."""
+    encoded = np.frombuffer(base64.b64decode(text), np.uint8)
+    return cv2.imdecode(encoded, cv2.IMREAD_GRAYSCALE)
+
+
+def restore_hounsfield(levels):
+    """The HU of levels, as the browser computes them."""
+    points, ends = zip(*POINTS, strict=True)
+    return np.interp(levels, ends, points)
 
 
 def make_classifier(architecture, image_size, **options):

@@ -43,7 +43,7 @@ COMMANDS = Commands()
     argument(
         "--threshold",
         type=float,
-        help="lowest probability of a slice that --by series and --report count as positive "
+        help="lowest probability of a slice that --by series counts and --report prints bold "
         "(default: 0.5)",
     ),
     argument(
@@ -59,7 +59,7 @@ COMMANDS = Commands()
         "slices less than 2 mm apart)",
     ),
     argument("--overwrite", action="store_true", help="replace the table if it is there"),
-    argument("--report", action="store_true", help="also write a page with Grad-CAM images"),
+    argument("--report", action="store_true", help="also write a page to read the slices on"),
     argument("--pseudonymize", action="store_true", help="replace PatientIDs by running numbers"),
     argument(
         "--skip-unreadable", action="store_true", help="go on without folders that cannot be listed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,7 +16,8 @@ from kit.embeddings import EmbeddingStore
 from kit.ensemble import name_columns
 from kit.lstm import SequenceModel, load_lstm, split_output
 from kit.report.page import describe_model, write_page
-from kit.report.run_page import find_series, present_one, read_series
+from kit.report.run_page import find_series, read_series
+from kit.report.series import describe_viewer, present_series
 from kit.runs.directory import (
     Run,
     list_folds,
@@ -54,9 +56,9 @@ def explain_series(run: Run, series: str) -> Path:
         for fold in folds
         for epoch in list_kept_epochs(recipe)[0]
     ]
-    data = _describe_influence(run, part, recipe.classifier, influence)
-    data["facts"].append(["folds", ", ".join(map(str, folds))])
-    return write_page(run.explanation(part["SeriesInstanceUID"].iloc[0]), data)
+    facts = [["folds", ", ".join(map(str, folds))]]
+    page = run.explanation(part["SeriesInstanceUID"].iloc[0])
+    return _write_influence(page, run, part, recipe.classifier, influence, facts)
 
 
 def explain_scan(scans: Path, run: Run, series: str, page: Path) -> Path:
@@ -80,7 +82,7 @@ def explain_scan(scans: Path, run: Run, series: str, page: Path) -> Path:
             )
             for store, lstms in zip(stores, model.members.values(), strict=True)
         ]
-    return write_page(page, _describe_influence(run, part, model.recipe.classifier, influence))
+    return _write_influence(page, run, part, model.recipe.classifier, influence)
 
 
 def _refuse_single(part: pd.DataFrame, series: str) -> None:
@@ -88,21 +90,30 @@ def _refuse_single(part: pd.DataFrame, series: str) -> None:
         raise InputError(f"{series} has a single slice, which has no neighbours")
 
 
-def _describe_influence(
-    run: Run, part: pd.DataFrame, config: ClassifierConfig, influence: list[np.ndarray]
-) -> dict:
-    """The data of the page: the mean of what each LSTM gave, (6, T, T)."""
+def _write_influence(
+    page: Path,
+    run: Run,
+    part: pd.DataFrame,
+    config: ClassifierConfig,
+    influence: list[np.ndarray],
+    facts: Sequence[list[str]] = (),
+) -> Path:
+    """Write the page of the mean of what each LSTM gave, (6, T, T)."""
     mean = np.stack(influence).mean(axis=0)
-    return {
-        **present_one(part, config),
+    series, images = present_series(part, [part["series"].iloc[0]], config)
+    data = {
+        **describe_viewer(config),
+        "series": series,
         "title": "Contributions of neighbouring slices",
         **describe_model(run),
         "facts": [
             ["run", run.path.absolute().name],
             ["LSTMs averaged", str(len(influence))],
+            *facts,
         ],
         "explanation": dict(zip(LABELS, mean.round(4).tolist(), strict=True)),
     }
+    return write_page(page, data, images)
 
 
 @torch.inference_mode()

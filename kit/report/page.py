@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -12,12 +13,16 @@ from kit.files import replace_file
 from kit.runs.directory import Run
 from kit.runs.provenance import SYNTHETIC, list_facts, read_provenance
 
-_SCRIPTS = ("plot.js", "viewer.js", "report.js")
+_STYLES = ("report.css", "reader.css", "print.css")
+_SCRIPTS = (
+    *("page.js", "plot.js", "pixels.js", "reader.js", "series.js", "controls.js"),
+    *("explanation.js", "studies.js", "sheets.js", "report.js"),
+)
 
 
-def write_page(path: Path, data: dict) -> Path:
-    """Render `data` to `path`, which is replaced only by a complete page, and return `path`."""
-    page = render_page(data)
+def write_page(path: Path, data: dict, images: Sequence[str] = ()) -> Path:
+    """Render to `path`, which is replaced only by a complete page, and return `path`."""
+    page = render_page(data, images)
     with replace_file(path) as part:
         part.write_text(page, encoding="utf-8")
     return path
@@ -30,23 +35,29 @@ def describe_model(run: Run) -> dict:
     return {"model": list_facts(provenance), "warning": warning}
 
 
-def render_page(data: dict) -> str:
-    """Render `data` as HTML.
+def render_page(data: dict, images: Sequence[str] = ()) -> str:
+    """Render `data` as HTML, with the `images` of each series, which the browser parses on demand.
 
     No value of `data` can become markup: it is JSON without `<`, and the script writes it as text.
     The page's content security policy lets the browser run this script alone and load nothing
     from the network.
     """
-    style = read_asset("report.css")
+    style = "\n".join(map(read_asset, _STYLES))
     script = "\n".join(map(read_asset, _SCRIPTS))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    # Base64 holds no `<`. Outside the JSON, so that opening the page does not parse them.
+    blocks = "\n".join(
+        f'<script type="text/plain" id="px-{number}">{text}</script>'
+        for number, text in enumerate(images)
+    )
     page = read_asset("report.html")
     # The data go in last, so that nothing in them is taken for a placeholder.
     for name, value in (
         ("digest", digest),
         ("style", style),
         ("script", script),
+        ("images", blocks),
         ("data", text.replace("<", "\\u003c")),
     ):
         page = page.replace(f"[[{name}]]", value, 1)

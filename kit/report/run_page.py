@@ -8,7 +8,6 @@ import numpy as np
 import pandas as pd
 
 from kit import InputError
-from kit.classifier import ClassifierConfig
 from kit.competition import LABELS
 from kit.ensemble import MODELS, name_columns
 from kit.evaluation.curves import trace_curves
@@ -18,7 +17,7 @@ from kit.progress import format_count
 from kit.recipes import Recipe
 from kit.report.comparison import compare_runs, score_triples
 from kit.report.page import describe_model, write_page
-from kit.report.series import choose_series, name_windows, present_series
+from kit.report.series import choose_series, describe_viewer, present_series
 from kit.runs.directory import (
     Run,
     list_classifier_epochs,
@@ -45,26 +44,20 @@ def write_report(run: Run, series: tuple[str, ...] = (), others: tuple[Run, ...]
     table = _read_predictions(run)
     held_out = run.oof.exists()
     named = list(dict.fromkeys(find_series(table, name) for name in series))
-    ranked, rates = choose_series(table, held_out)
+    ranked, rates = choose_series(table, held_out, recipe.classifier)
     chosen = list(dict.fromkeys([*named, *ranked]))
+    shown, images = present_series(table, chosen, recipe.classifier)
     data = {
         **_describe_run(run, recipe),
         **(describe_scores(table, read_slices(run)) if held_out else {}),
         "comparisons": [compare_runs(run, other) for other in others],
         "histories": _read_histories(run, recipe),
-        "windows": name_windows(recipe.classifier),
-        "series": present_series(table, chosen, recipe.classifier),
+        **describe_viewer(recipe.classifier),
+        "series": shown,
         "named": bool(named),
         "others": rates.index.difference(chosen, sort=False).tolist(),
     }
-    return write_page(run.report, data)
-
-
-def present_one(part: pd.DataFrame, config: ClassifierConfig) -> dict:
-    """The data of a page that shows a single series, whose slices are `part`."""
-    name = part["series"].iloc[0]
-    series = present_series(part, [name], config)
-    return {"title": "A series", "facts": [], "windows": name_windows(config), "series": series}
+    return write_page(run.report, data, images)
 
 
 def _read_predictions(run: Run) -> pd.DataFrame:

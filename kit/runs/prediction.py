@@ -24,7 +24,13 @@ from kit.runs.directory import Run, list_members, read_recipe
 from kit.runs.gathering import Gathered, Scans, gather_array, gather_files, make_ids_unique
 from kit.runs.members import Loaded, average_classifiers, bag_members, embed_members
 from kit.runs.provenance import present_provenance, read_provenance
-from kit.runs.scans import count_reasons, refuse_pooled, tabulate, write_manifest
+from kit.runs.scans import (
+    VIEW_COLUMNS,
+    count_reasons,
+    refuse_pooled,
+    tabulate,
+    write_manifest,
+)
 from kit.runs.studies import summarize_studies
 from kit.runs.tables import write_guarded
 from kit.runs.work import check_name, keep_work, open_work
@@ -33,7 +39,7 @@ from kit.slices.slabs import average_thin
 
 _UNITS = ("slice", "series", "study")
 _COLUMNS = ["PatientID", "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID",
-            "InstanceNumber", "ImagePositionPatient", "series", "seq", "position", "path",
+            "InstanceNumber", *VIEW_COLUMNS, "series", "seq", "position", "path",
             "repaired", "averaged", "source"]  # fmt: skip
 
 

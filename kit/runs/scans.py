@@ -21,6 +21,9 @@ from kit.runs.calibration import apply_calibration
 from kit.runs.directory import Run
 from kit.runs.provenance import read_provenance
 
+# What the page of the scans needs of a slice, and the written table does not have.
+VIEW_COLUMNS = ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+
 _NO_CODE = "reason listed in skipped.csv"  # in tables that an older version wrote
 
 
@@ -72,7 +75,7 @@ def tabulate(
     if calibrated is not None:
         slices = apply_calibration(table, calibrated, "slice").assign(calibrated=True)
     if by == "slice":
-        return slices.drop(columns=["series", "ImagePositionPatient", "source"], errors="ignore")
+        return slices.drop(columns=["series", *VIEW_COLUMNS, "source"], errors="ignore")
     if calibrated is not None:
         refuse_pooled(pooled)
     summary = summarize_series(slices, threshold, pooled)

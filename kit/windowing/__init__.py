@@ -5,7 +5,7 @@ from typing import Any
 
 from kit.windowing.config import MEAN, STD, WINDOWS, InputConfig
 
-_LAZY = ("crop_to_head", "quantize_image", "render_image", "resize_image", "window_image")
+_LAZY = ("crop_to_head", "render_image", "resize_image", "window_image")
 
 __all__ = ["MEAN", "STD", "WINDOWS", "InputConfig", *_LAZY]
 

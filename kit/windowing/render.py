@@ -65,12 +65,8 @@ def crop_to_head(image: np.ndarray) -> np.ndarray:
     The box lies at the top left of a zero square whose side is the larger of its rows and columns,
     never below 3. An all-black image is not cropped, only put in a square.
     """
-    seen = image if image.dtype == np.uint8 else image != 0
-    # OR-ing whole rows is an order of magnitude faster than a maximum over three channels.
-    rows = np.flatnonzero(seen.reshape(len(seen), -1).any(axis=1))
-    columns = np.flatnonzero(np.bitwise_or.reduce(seen, axis=0).any(axis=1))
-    if len(rows):
-        image = image[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    top, left, bottom, right = _find_head(image)
+    image = image[top:bottom, left:right]
     side = max(3, *image.shape[:2])
     if image.shape[:2] == (side, side):
         return np.ascontiguousarray(image)
@@ -85,14 +81,32 @@ def resize_image(image: np.ndarray, size: int) -> np.ndarray:
     return resized.reshape(size, size, -1)  # OpenCV drops the axis of a single channel
 
 
-def quantize_image(image: np.ndarray, config: InputConfig) -> np.ndarray:
-    """Quantize what `render_image` returned for a screen: uint8, windows from black to white."""
-    if config.scale == "uint8":
-        return image
-    if config.scale == "hounsfield":
-        lows = [center - width // 2 for center, width in config.windows]
-        image = (image - lows) / [2 * (width // 2) for _, width in config.windows]
-    return np.round(image * 255).astype(np.uint8)
+def find_view(hounsfield: np.ndarray, config: InputConfig) -> tuple[float, float, float, float]:
+    """Find what `render_image` shows of a slice: (top, left, rows, columns) in the slice's pixels.
+
+    Where the image is padded, it reaches beyond the slice.
+    """
+    (rows, columns), size = hounsfield.shape, config.image_size
+    if config.geometry == "cut" and max(rows, columns) <= config.largest_cut:
+        # As `_pad_middle` after `_cut_middle`: whichever of them works, halves are rounded down.
+        top, left = (-((size - n) // 2) if n < size else (n - size) // 2 for n in hounsfield.shape)
+        return top, left, size, size
+    if config.geometry == "cut" or not config.crop:
+        return 0, 0, rows, columns
+    top, left, bottom, right = _find_head(window_image(hounsfield, config))
+    side = max(3, bottom - top, right - left)
+    return top, left, side, side
+
+
+def _find_head(image: np.ndarray) -> tuple[int, int, int, int]:
+    """The bounding box of non-zero pixels: top, left, bottom, right; all of a black image."""
+    seen = image if image.dtype == np.uint8 else image != 0
+    # OR-ing whole rows is an order of magnitude faster than a maximum over three channels.
+    rows = np.flatnonzero(seen.reshape(len(seen), -1).any(axis=1))
+    columns = np.flatnonzero(np.bitwise_or.reduce(seen, axis=0).any(axis=1))
+    if not len(rows):
+        return 0, 0, *image.shape[:2]
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
 def _cut_middle(hounsfield: np.ndarray, config: InputConfig) -> np.ndarray:

@@ -8,15 +8,28 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
-from report_pages import make_classifier, read_data
+from report_pages import decode_image, make_classifier, read_data, read_images
 
 import kit
+from kit.classifier import ClassifierConfig
 from kit.cli.commands import main
 from kit.competition import LABELS
 from kit.ensemble import name_columns
 from kit.report.gradcam import find_map_layer
-from kit.report.scans_page import write_scan_report
+from kit.report.scans_page import plan_images, write_scan_report
 from kit.runs.prediction import Predictions, load_model
+from kit.slices import index_slices
+from kit.slices.series import describe_series
+
+
+def make_predictions(folder, run):
+    """Predictions of the first series in a folder, all of one half."""
+    slices, skipped = index_slices(folder)
+    slices = slices[slices["series"] == slices["series"].iloc[0]]
+    described = describe_series(slices, skipped.iloc[:0])
+    values = dict.fromkeys([*LABELS, *name_columns("classifier")], 0.5)
+    table = slices.assign(**values, averaged=1)
+    return Predictions(table, None, described, skipped.iloc[:0], load_model(run.path), 1.0)
 
 
 @pytest.mark.parametrize(
@@ -27,22 +40,17 @@ from kit.runs.prediction import Predictions, load_model
     ],
 )
 def test_without_feature_maps_the_page_says_so(
-    architecture, options, small_run, tmp_path, monkeypatch
+    architecture, options, small_data, small_run, tmp_path, monkeypatch
 ):
     model = make_classifier(architecture, 64, **options)
     assert find_map_layer(model) is None
     monkeypatch.setattr("kit.report.scans_page.load_classifier", lambda path: model)
-    table = pd.read_parquet(small_run.test).rename(
-        columns=dict(zip(name_columns("bag"), LABELS, strict=True))
-    )
-    table = table[table["series"] == table["series"].iloc[0]].loc[:, ~table.columns.duplicated()]
-    skipped = pd.DataFrame({"path": [], "reason": []})
-    trained = load_model(small_run.path)
-    predictions = Predictions(table, None, pd.DataFrame(), skipped, trained, 1.0)
-    data = read_data(write_scan_report(predictions, tmp_path / "page.html", "weights"))
+    found = make_predictions(small_data / "stage_2_test", small_run)
+    page = write_scan_report(found, tmp_path / "page.html", "weights")
+    data = read_data(page)
     assert data["unmapped"] == architecture
     assert data["series"][0]["maps"] is None
-    assert data["series"][0]["images"][0].startswith("data:image/webp")
+    assert decode_image(read_images(page)[0][0]).shape == (64, 64)
 
 
 def test_predictions_of_scans_come_with_page_manifest_and_a_row_a_series(
@@ -68,10 +76,43 @@ def test_predictions_of_scans_come_with_page_manifest_and_a_row_a_series(
     maps = data["series"][0]["maps"]
     size = len(data["series"][0]["x"]) * len(LABELS) * np.prod(maps["shape"])
     assert len(base64.b64decode(maps["bytes"])) == size
-    assert [row["series"] for row in data["summary"]] == list(table["series"].unique())
-    # One rounding: the list's number and the table's are the same.
-    highest = {series["name"]: max(series["probabilities"]["bag"][5]) for series in data["series"]}
-    assert highest == {row["series"]: row["any_maximum"] for row in data["summary"]}
+    # One rounding: a study's number is the highest of its series' slices, and the table's.
+    shown = dict.fromkeys(rows["SeriesInstanceUID"])
+    for study in data["studies"]:
+        chosen = data["series"][study["chosen"]]
+        for number in range(len(LABELS)):
+            values = [p for p in chosen["probabilities"]["bag"][number] if p is not None]
+            assert study["probabilities"][number] == max(values)
+        shown[chosen["uid"]] = study["probabilities"][5]
+    maxima = rows.set_index("SeriesInstanceUID")["any_maximum"]
+    assert len(data["studies"]) == rows["StudyInstanceUID"].nunique()
+    for uid, value in shown.items():
+        assert value is None or value == pytest.approx(maxima[uid], abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("most", "expected"),
+    [
+        (1e9, (90, {"a", "b"})),
+        (350, (85, {"a", "b"})),
+        (250, (80, {"a", "b"})),
+        (160, (90, {"a"})),
+        (60, (80, {"a"})),
+        (10, None),
+    ],
+)
+def test_images_are_made_coarser_before_series_are_left_out_before_pages_are_split(
+    monkeypatch, most, expected
+):
+    """Slices weigh 100, 75 and 50 characters at the three qualities."""
+    weights = {90: 100, 85: 75, 80: 50}
+    monkeypatch.setattr("kit.report.scans_page.IMAGE_CHARACTERS", most)
+    monkeypatch.setattr(
+        "kit.report.scans_page.weigh_slices", lambda paths, quality, repair: weights[quality]
+    )
+    slices = pd.DataFrame({"series": ["a", "b", "b", "b"], "path": "x"})
+    studies = [{"chosen": "a", "scored": {"a": {}, "b": {}}}]
+    assert plan_images(slices, studies, ClassifierConfig()) == expected
 
 
 def test_a_pseudonymized_page_names_no_folder_of_a_patient(small_data, small_run, tmp_path):

@@ -1,43 +1,71 @@
-"""The images of a series on a page: their sides, their bytes, their limit."""
+"""The series of a page: their images, their limit, what a slice without one says."""
 
-import base64
-
-import cv2
 import numpy as np
 import pandas as pd
-from conftest import shared
+import pytest
 
 from kit.classifier import ClassifierConfig
-from kit.images import read_image
 from kit.report import series
+from kit.report.series import choose_series, describe_series, present_series
 
-HEAD = "data/dcm_qa_ct/GE"
+CONFIG = ClassifierConfig(image_size=64, crop=False)
 
 
-def test_images_end_where_the_page_would_grow_too_large(small_run, monkeypatch):
+def test_a_page_draws_as_many_series_as_it_takes_and_never_none(small_run, monkeypatch):
     oof = pd.read_parquet(small_run.oof)
-    parts = [part for _, part in oof.groupby("series")][:3]
-    monkeypatch.setattr(series, "IMAGE_BYTES", 1)
-    drawn = series.draw_series(parts, ClassifierConfig(image_size=64, crop=False))
-    first, *others = [text for shown in drawn for text in shown["images"]]
-    assert first.startswith("data:")
-    assert set(others) == {"no image: the page would grow beyond 20 MB"}
+    every, rates = choose_series(oof, True, CONFIG)
+    assert len(every) == oof["series"].nunique() == len(rates)
+    _, images = present_series(oof, every, CONFIG)
+    half = sum(map(len, images)) / 2
+    monkeypatch.setattr(series, "IMAGE_CHARACTERS", half)
+    chosen, _ = choose_series(oof, True, CONFIG)
+    assert len(every) * 0.4 < len(chosen) < len(every) * 0.6
+    monkeypatch.setattr(series, "IMAGE_CHARACTERS", 1)
+    assert len(choose_series(oof, False, CONFIG)[0]) == 1
 
 
-def test_fifty_series_of_a_patients_head_fit_on_a_page():
-    paths = sorted(shared(HEAD).glob("*.dcm"))
-    slices = [read_image(str(path), ClassifierConfig()) for path in paths]
-    maps = 6 * 15 * 15 * 4 / 3  # of 480 pixels, in base64
-    for number in (50 * 35, 25 * 35, 35):
-        side = series.choose_side(number)
-        weight = np.mean([len(series.encode_image(image, side)) for image in slices]) + maps
-        assert weight * number < series.IMAGE_BYTES
+def test_a_series_says_where_its_slices_lie_and_how_they_are_turned(small_run):
+    oof = pd.read_parquet(small_run.oof)
+    part = oof[oof["series"] == oof["series"].iloc[0]].reset_index(drop=True)
+    part["InstanceNumber"] = [str(len(part) - n) for n in range(len(part))]
+    part.loc[1, "InstanceNumber"] = None
+    part["ImageOrientationPatient"] = "-1\\0\\0\\0\\1\\0"
+    part.loc[2, "ImageOrientationPatient"] = "1\\0\\0"
+    found = describe_series(part)
+    assert found["letters"] == ["L,R,A,P", "L,R,A,P", "", *["L,R,A,P"] * (len(part) - 3)]
+    assert found["instances"][:3] == [str(len(part)), None, str(len(part) - 2)]
+    assert found["uid"] == part["SeriesInstanceUID"].iloc[0]
+    assert found["axis"] == "mm above the lowest slice"
+    assert describe_series(part.assign(ImagePositionPatient=None))["axis"] == "instance number"
 
 
-def test_few_series_are_drawn_larger():
-    sides = [series.choose_side(slices) for slices in (35, 1200, 1750, 5000)]
-    assert sides == [288, 214, 146, 144]
-    image = np.zeros((480, 480, 3), np.uint8)
-    encoded = base64.b64decode(series.encode_image(image, 214).split(",")[1])
-    shape = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_GRAYSCALE).shape
-    assert shape == (214, 3 * 214)
+def test_each_slice_has_a_line_and_one_without_an_image_has_its_reason(small_run):
+    oof = pd.read_parquet(small_run.oof)
+    part = oof[oof["series"] == oof["series"].iloc[0]].reset_index(drop=True)
+    part["PixelSpacing"] = "3.2\\3.2"
+    part.loc[1, ["path", "PixelSpacing"]] = ["/nowhere/slice.dcm", None]
+    part.loc[2, "PixelSpacing"] = None
+    (found,), (text,) = present_series(part, [part["series"].iloc[0]], CONFIG)
+    lines = text.split("\n")
+    assert [bool(line) for line in lines] == [True, False, *[True] * (len(part) - 2)]
+    assert found["reasons"] == {1: "No such file or directory"}
+    assert found["mm"][:4] == [3.2, None, None, 3.2]
+    assert found["maps"] is None
+
+
+@pytest.mark.parametrize("crop", [True, False])
+def test_a_map_lies_where_the_model_saw_the_slice(small_run, crop):
+    oof = pd.read_parquet(small_run.oof)
+    part = oof[oof["series"] == oof["series"].iloc[0]]
+    config = ClassifierConfig(image_size=64, crop=crop)
+    (found,), _ = present_series(
+        part, [part["series"].iloc[0]], config, lambda images: np.zeros((len(images), 6, 8, 8))
+    )
+    assert found["maps"]["shape"] == [8, 8]
+    left, top, width, height = found["maps"]["views"][len(part) // 2]
+    if crop:
+        assert 0 < left < 0.4
+        assert 0 < top < 0.4
+        assert 0.4 < width == height < 1
+    else:
+        assert [left, top, width, height] == [0, 0, 1, 1]

@@ -8,11 +8,11 @@ from conftest import golden, shared
 from kit.windowing import (
     InputConfig,
     crop_to_head,
-    quantize_image,
     render_image,
     resize_image,
     window_image,
 )
+from kit.windowing.render import find_view
 
 
 @pytest.mark.parametrize(
@@ -154,11 +154,30 @@ def test_released_windows_equal_their_values(shape):
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", ["uint8", "unit", "hounsfield"])
-def test_an_image_on_a_screen_goes_from_black_to_white_over_each_window(scale):
-    hounsfield = np.array([[-1000, 40, 3000]], np.int16)
-    config = InputConfig(scale=scale, crop=False, subtract_minimum=False)
-    shown = quantize_image(window_image(hounsfield, config), config)
-    assert shown.dtype == np.uint8
-    expected = [[0, 0, 0], [127.5, 76.5, 127.5], [255, 255, 255]]
-    np.testing.assert_allclose(shown[0], expected, atol=0.51)
+@pytest.mark.parametrize(
+    ("shape", "config", "expected"),
+    [
+        ((100, 80), InputConfig(image_size=64, crop=False), (0, 0, 100, 80)),
+        # The head fills rows 20 to 59 and columns 30 to 44: the square goes on to the right.
+        ((100, 80), InputConfig(image_size=64), (20, 30, 40, 40)),
+        ((100, 80), InputConfig(image_size=64, geometry="cut", crop=False), (18, 8, 64, 64)),
+        ((100, 50), InputConfig(image_size=64, geometry="cut", crop=False), (18, -7, 64, 64)),
+        ((700, 80), InputConfig(image_size=64, geometry="cut", crop=False), (0, 0, 700, 80)),
+    ],
+)
+def test_the_view_of_a_model_is_where_its_image_shows_the_slice(shape, config, expected):
+    hounsfield = np.full(shape, -1000, np.int16)
+    hounsfield[20:60, 30:45] = 40
+    top, left, rows, columns = expected
+    assert find_view(hounsfield, config) == expected
+    # A pixel in the view is where it should be in the image, to a pixel of the image.
+    hounsfield[:] = -1000 if config.crop else 0
+    hounsfield[46:58, 33:43] = 80
+    if config.crop:
+        hounsfield[20:60, 30] = hounsfield[20, 30:45] = hounsfield[59, 30:45] = 41
+    weights = np.maximum(
+        render_image(hounsfield, config)[..., 0].astype(int) - 135 * config.crop, 0
+    )
+    y, x = (np.average(places, weights=weights) for places in np.indices(weights.shape))
+    assert y == pytest.approx((51.5 - top) / rows * 64, abs=1)
+    assert x == pytest.approx((37.5 - left) / columns * 64, abs=1)

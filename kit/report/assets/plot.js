@@ -1,17 +1,17 @@
-"use strict";
 // Plots with axes, as inline SVG. Values of the data are only ever inserted as text.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element with attributes (`text` sets its text) and children. */
+/** An element with attributes, `text`, listeners (`onclick`) and children; what is null or false is left out. */
 function make(name, attributes = {}, ...children) {
   const drawn = ["svg", "path", "rect", "line", "text", "g", "circle", "image"].includes(name);
   const element = drawn ? document.createElementNS(SVG, name) : document.createElement(name);
   for (const [key, value] of Object.entries(attributes)) {
     if (key === "text") element.textContent = value;
-    else if (value !== null && value !== false) element.setAttribute(key, value);
+    else if (typeof value === "function") element.addEventListener(key.slice(2), value);
+    else if (value != null && value !== false) element.setAttribute(key, value);
   }
-  element.append(...children);
+  element.append(...children.filter((child) => child != null && child !== false));
   return element;
 }
 
@@ -30,11 +30,12 @@ function ticks(low, high, count) {
 /**
  * Draw a plot into `holder` and return its scales.
  *
- * `x` and `y` are {low, high, name, whole}; `lines` hold {x, y, color, dash, width, sizes, name};
- * `bands` are [from, to] along x; `guide` draws the diagonal, `level` a horizontal line at that height.
+ * `x` and `y` are {low, high, name, whole}; `lines` hold {x, y, color, dash, width, sizes, name}, with
+ * null in `y` for a gap; `bands` are [from, to] along x; `guide` draws the diagonal, `level` a horizontal
+ * line at that height; `crosses` are places along x.
  */
-function plot(holder, { x, y, lines = [], bands = [], guide = false, level = null, height = 260, square = false }) {
-  const width = Math.max(140, holder.clientWidth || 320);
+function plot(holder, { x, y, lines = [], bands = [], crosses = [], guide = false, level = null, height = 260, width = 0, square = false }) {
+  width ||= Math.max(140, holder.clientWidth || 320);
   if (square) height = Math.min(width, 340);
   const left = 46, right = 10, top = 8, bottom = 40;
   const toX = (value) => left + (value - x.low) / (x.high - x.low || 1) * (width - left - right);
@@ -60,17 +61,18 @@ function plot(holder, { x, y, lines = [], bands = [], guide = false, level = nul
   if (guide)
     svg.append(make("line", { class: "guide", x1: toX(x.low), y1: toY(y.low), x2: toX(x.high), y2: toY(y.high) }));
   if (level !== null)
-    svg.append(make("line", { class: "guide", id: "level", x1: left, x2: width - right, y1: toY(level), y2: toY(level) }));
+    svg.append(make("line", { class: "guide level", x1: left, x2: width - right, y1: toY(level), y2: toY(level) }));
   for (const line of lines) drawLine(svg, line, toX, toY);
+  for (const value of crosses) svg.append(make("text", { x: toX(value), y: height - bottom - 3, "text-anchor": "middle", text: "×" }));
   holder.replaceChildren(svg);
   return { svg, toX, toY, left, right: width - right, top, bottom: height - bottom, width };
 }
 
 function drawLine(svg, line, toX, toY) {
   const known = line.x.map((_, i) => i).filter((i) => line.y[i] !== null);
-  const path = known.map((i) => `${toX(line.x[i]).toFixed(1)},${toY(line.y[i]).toFixed(1)}`);
+  const path = known.map((i, n) => `${n && known[n - 1] === i - 1 ? "L" : "M"}${toX(line.x[i]).toFixed(1)},${toY(line.y[i]).toFixed(1)}`);
   svg.append(make("path", {
-    class: "curve", d: path.length ? "M" + path.join("L") : "", "data-name": line.name,
+    class: "curve", d: path.join(""), "data-name": line.name,
     style: `stroke:var(${line.color});stroke-width:${line.width || 2}`, "stroke-dasharray": line.dash || null,
   }));
   const alone = known.length === 1;
@@ -82,11 +84,11 @@ function drawLine(svg, line, toX, toY) {
 }
 
 /** A sample of a line, or of the band of the truth, for a legend. */
-function swatch({ color, dash, band }) {
+function swatch({ color, dash, band, width = 2.5 }) {
   const svg = make("svg", { viewBox: "0 0 26 10", "aria-hidden": "true", class: "plot" });
   svg.append(band
     ? make("rect", { width: 26, height: 10, style: "fill:var(--truth);opacity:var(--truth-strength)" })
-    : make("path", { d: "M1,5H25", style: `stroke:var(${color});stroke-width:2.5`, "stroke-dasharray": dash || null }));
+    : make("path", { d: "M1,5H25", style: `stroke:var(${color});stroke-width:${width}`, "stroke-dasharray": dash || null }));
   return svg;
 }
 

@@ -1,19 +1,6 @@
-// The page: the script draws every section from the JSON in #data.
+// The sections of a run's page, and the start of every page.
 
-const data = JSON.parse(document.getElementById("data").textContent);
-const LABELS = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"];
-const MODELS = {
-  classifier: { name: "classifier", color: "--classifier", dash: "" },
-  rolling_mean: { name: "rolling mean", color: "--rolling_mean", dash: "2 4" },
-  lstm: { name: "LSTM", color: "--lstm", dash: "" },
-  bag: { name: "ensemble", color: "--bag", dash: "7 4" },
-};
-const CLIP = 1e-5;
 const EXPLAINED = "Training prior: for every slice the share of positives among the slices that were trained on. Classifier: each slice on its own. Rolling mean: the classifier's probabilities for a slice and its two neighbours, weighted 0.6, 0.2 and 0.2. LSTM: one member, the last epoch of the model that reads the whole series. Ensemble: the mean of all members, which is what is submitted. Weighted: the competition's score, the mean over the labels with “any” counted twice.";
-const state = { label: LABELS.indexOf("any"), series: 0, slice: 0, hidden: new Set(["rolling_mean"]), maps: true };
-const main = document.getElementById("main");
-const byId = (id) => document.getElementById(id);
-const redraws = []; // called when the label or the width changes
 
 /** Add a section with a heading and return the element that holds its content. */
 function section(id, heading, text) {
@@ -34,20 +21,11 @@ function follow(body, draw) {
   redraws.push(redraw);
 }
 
-const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
-
-/** A table whose cells are a text, {text, small, class}, or {text, act} for a button. */
+/** A table whose cells are a text or {text, small, class}. */
 function table(caption, head, rows) {
   const cell = (tag, value, scope) => {
     const given = value !== null && typeof value === "object" ? value : { text: value };
-    if (given.act) {
-      const button = make("button", { type: "button", class: "link", text: given.text });
-      button.addEventListener("click", given.act);
-      return make(tag, { scope }, button);
-    }
-    const element = make(tag, { text: given.text, class: given.class || null, scope });
-    if (given.small) element.append(make("small", { text: given.small }));
-    return element;
+    return make(tag, { class: given.class || null, scope }, String(given.text), given.small && make("small", { text: given.small }));
   };
   return make("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": caption }, make("table", {},
     make("caption", { text: caption }),
@@ -56,22 +34,19 @@ function table(caption, head, rows) {
       ...row.map((value, i) => cell(i ? "td" : "th", value, i ? null : "row")))))));
 }
 
+/** The bar that chooses the label of the sections below it. */
 function drawLabels() {
-  const box = byId("labels");
-  LABELS.forEach((name, number) => {
-    const input = make("input", { type: "radio", name: "label", value: name, checked: number === state.label });
-    input.addEventListener("change", () => {
-      state.label = number;
-      redraws.forEach((redraw) => redraw());
-    });
-    box.append(make("label", {}, input, make("span", { text: name })));
-  });
+  const box = make("fieldset", { id: "labels" }, make("legend", { text: "Label" }));
+  main.append(box);
+  box.append(...LABELS.map((name, number) => make("label", {}, make("input", { type: "radio", name: "label", value: name, onchange: () => chooseLabel(number) }), make("span", { text: name }))));
+  const mark = () => { box.querySelectorAll("input")[state.label].checked = true; };
+  mark();
+  redraws.push(mark);
 }
 
 function drawFacts(body) {
   const list = (facts) => make("dl", { class: "facts" }, ...facts.map(([name, value]) =>
     make("div", {}, make("dt", { text: name }), make("dd", { text: value }))));
-  if (data.model) body.append(make("h3", { text: "Model" }), list(data.model), make("h3", { text: "Data" }));
   body.append(list(data.facts));
   if (data.written) body.append(make("h3", { text: "Software and machine that wrote this report" }), list(data.written));
   if (data.stages && Object.keys(data.stages).length) {
@@ -197,52 +172,39 @@ function drawHistories(body) {
   });
 }
 
-function drawSummary(body) {
-  const label = LABELS[state.label];
-  const rows = [...data.summary].sort((a, b) => b[`${label}_maximum`] - a[`${label}_maximum`]);
-  const millimetres = (value) => (value === null ? "–" : value.toFixed(0));
-  body.replaceChildren(table(`${label}: highest probability first, threshold ${data.threshold}`,
-    ["patient", "maximum", "slices above", "extent (mm)", "slices", "series"],
-    rows.map((row) => [row.PatientID, row[`${label}_maximum`].toFixed(3), row[`${label}_slices`],
-      millimetres(row[`${label}_extent_mm`]), row.slices, showSeries(row)])));
-}
-
-/** The cell of a series: a button that opens it if this page draws it, else its UID. */
-function showSeries(row) {
-  const number = data.series.findIndex((series) => series.name === row.series);
-  if (number < 0) return row.SeriesInstanceUID;
-  return { text: row.SeriesInstanceUID, act: () => {
-    openSeries(number);
-    byId("series-name").scrollIntoView({ block: "start" });
-  } };
+/** Go to the page of the study that the address names; on the page that lists the studies alone. */
+function leaveForStudy() {
+  const given = new URLSearchParams(location.hash.slice(1)), names = [given.get("study"), given.get("series")];
+  const page = data.studies.find((one) => [one.uid, ...one.names].some((name) => names.includes(name)))?.page;
+  if (page) location.replace(page + location.hash);
 }
 
 function start() {
   byId("title").textContent = data.title;
   document.title = data.title;
-  if (data.warning) {
-    byId("alarm").textContent = data.warning;
-    byId("alarm").hidden = false;
-  }
-  drawLabels();
-  if (data.facts.length) drawFacts(section("facts", "Overview", ""));
+  if (data.model) drawModel();
+  if (data.studies) startStudies();
+  if (data.facts.length && !data.studies) drawFacts(section("facts", "Overview", ""));
+  if (data.scores) drawLabels();
   if (data.scores)
     follow(section("scores", "Scores", `Log loss of ${count(data.slices, "held-out slice")} of ${count(data.patients, "patient")}; lower is better. The intervals come from 1000 bootstrap resamples of whole patients. The shaded column is the label selected above.`), drawScores);
   if (data.comparisons && data.comparisons.length)
     follow(section("comparisons", "Compared with other runs", "Log loss of the ensembles; lower is better. The difference is the other run's less this run's, slice by slice; a negative one favours the other. Its interval comes from resamples of whole patients."), drawComparisons);
-  if (data.summary) follow(section("summary", "Series", "Not a medical device. Extent: the length along the slice normal covered by the slices that reach the threshold."), drawSummary);
-  if (data.series.length) startViewer();
+  if (data.series.length) startReader();
   if (data.explanation) follow(section("explanation", "Contributions of the slices", "Each row is a slice whose prediction is explained; each column is a slice whose embedding was replaced by the mean of its two neighbours. Colour shows how much the logit of the row decreased: orange means that the replaced slice was evidence for bleeding, blue that it was evidence against it. The neighbours set the scale; the contribution of a slice to its own prediction, on the diagonal, is often larger."), drawExplanation);
   if (data.curves) {
     follow(section("curves", "ROC and precision–recall", "Held-out slices, for the label selected above."), drawCurves);
     follow(section("reliability", "Reliability", "Slices are grouped by predicted probability into ten bins of equal width; a larger dot means more slices. On the diagonal, predicted probability and observed frequency agree."), drawReliability);
   }
   if (data.histories && data.histories.length) follow(section("histories", "Training", "Loss after each epoch. With tensorboard installed while a run trains, `tensorboard --logdir` on the folder of this page shows the same, the learning rate and the loss scale; its files lie in the events folder of each training."), drawHistories);
+  if (data.studies) drawFacts(section("facts", "Files left out, and how this was made", ""));
   let width = innerWidth;
   addEventListener("resize", () => {
     if (innerWidth !== width) redraws.forEach((redraw) => redraw());
     width = innerWidth;
   });
+  if (data.studies && data.series.length) (window.requestIdleCallback || setTimeout)(drawSheets);
+  if (data.studies && !data.series.length) leaveForStudy();
 }
 
 start();
