@@ -41,8 +41,8 @@ setup(
     package_data={"kit": ["py.typed"], "kit.report": ["assets/*"]},
     python_requires=">=3.11",
     install_requires=[
-        "torch>=2.4",
-        "torchvision>=0.19",
+        "torch>=2.6",
+        "torchvision>=0.21",
         "timm>=1.0.26",
         "numpy>=1.26",
         "pandas>=2.1",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from pyarrow import ArrowException
+from pyarrow import ArrowException, parquet
 
 from kit import InputError
 from kit.competition import LABELS, read_submission
@@ -151,7 +151,7 @@ def read_columns(path: Path, columns: dict[str, str] | None = None) -> pd.DataFr
     try:
         with open_file(path) as file:
             if path.suffix == ".parquet":
-                table = pd.read_parquet(file)
+                table = parquet.ParquetFile(file).read(use_threads=False).to_pandas()
             else:
                 packed = "gzip" if path.suffix == ".gz" else None
                 table = pd.read_csv(file, compression=packed, **how).map(_unguard_formula)

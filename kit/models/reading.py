@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 import struct
 import zipfile
@@ -61,12 +60,10 @@ def read_pickled(path: Path) -> dict:
 def _allow_scalars() -> Any:
     """Let torch's unpickler of weights also make NumPy scalars, in the block alone."""
     make = np.float64(0).__reduce__()[0]
-    types = [type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8", "?")]
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    allow = getattr(torch.serialization, "safe_globals", None)  # torch 2.4 lacks it
-    if allow is None:
-        return contextlib.nullcontext()
-    return allow([*((make, name) for name in names), np.dtype, *types])
+    allowed: list[Any] = [(make, name) for name in names]
+    allowed += [np.dtype, *(type(np.dtype(name)) for name in ("f4", "f8", "i4", "i8", "?"))]
+    return torch.serialization.safe_globals(allowed)
 
 
 def check_sums(folder: Path, files: list[Path]) -> None:

@@ -82,7 +82,9 @@ def _read_frame(
     with open_whole(path) as file:
         try:
             if path.suffix == ".parquet":
-                arrow = parquet.read_table(file)
+                # In this thread: one of Arrow's that still holds the file while Python ends, after
+                # Ctrl-C, aborts the process.
+                arrow = parquet.ParquetFile(file).read(use_threads=False)
                 arrow.validate(full=True)  # texts that are not UTF-8 would fail only where used
                 table = arrow.to_pandas()
             else:
