@@ -313,3 +313,30 @@ def test_the_explanation_frames_the_row_of_the_slice_shown(browser, hostile_run)
         assert top > 9
         assert top + tall < height - 41
     assert browser.get_log("browser") == []
+
+
+def test_a_runs_page_is_whole_on_paper(opened):
+    folded = "return [...document.querySelectorAll('details')].filter((one) => !one.open).length"
+    before = opened.execute_script(folded)
+    assert before >= 2
+    opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "print"})
+    try:
+        opened.execute_script("dispatchEvent(new Event('beforeprint'))")
+        assert opened.execute_script(folded) == 0
+        assert not find(opened, "#labels").is_displayed()  # no bar over the text
+        for box in find_all(opened, ".scroll"):
+            assert box.value_of_css_property("overflow") == "visible"
+        assert find(opened, "#view").is_displayed()
+        assert find(opened, "#facts tbody").is_displayed()
+        opened.execute_script("dispatchEvent(new Event('afterprint'))")
+    finally:
+        opened.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": ""})
+    assert opened.execute_script(folded) == before
+
+
+def test_no_page_shows_a_value_that_is_missing(opened, browser, scans_page):
+    """Not as `null`, `undefined` or `NaN`: JavaScript writes these where nobody looks."""
+    for page in (opened.current_url, scans_page.as_uri()):
+        browser.get(page)
+        words = set(find(browser, "main").get_property("textContent").split())
+        assert not words & {"null", "undefined", "NaN", "false", "true"}

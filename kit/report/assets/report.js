@@ -89,15 +89,15 @@ function drawScores(body) {
   const names = ["", ...columns.map((i) => ({ text: head[i], class: mark(i) }))];
   const [gain, low, high] = data.gain ?? [];
   const signed = (value) => (value > 0 ? "+" : "") + shown(value);
-  body.replaceChildren(
+  body.replaceChildren(make("div", {},
     make("p", { class: "note", text: EXPLAINED }),
     table("All folds, with the 95 % interval below each mean", names,
       models.map((model) => [called(model), ...show(data.scores[model].all, least)])),
-    data.setback && make("p", { class: "alarm", text: data.setback }),
+    data.setback && make("p", { class: "warning", text: data.setback }),
     data.gain && make("p", { text: `Ensemble minus rolling mean: ${signed(gain)} (95 % interval ${signed(low)} to ${signed(high)}); negative values favour the ensemble.` }),
     make("details", {}, make("summary", { text: "Each fold" }),
       ...Object.keys(data.scores[models[0]]).filter((part) => part !== "all").map((part) =>
-        table(`Fold ${part}`, names, models.map((model) => [called(model), ...show(data.scores[model][part])])))));
+        table(`Fold ${part}`, names, models.map((model) => [called(model), ...show(data.scores[model][part])]))))));
 }
 
 function drawComparisons(body) {
@@ -203,6 +203,8 @@ function start() {
     if (innerWidth !== width) redraws.forEach((redraw) => redraw());
     width = innerWidth;
   });
+  addEventListener("beforeprint", () => document.querySelectorAll("details:not([open])").forEach((one) => { one.open = one.folded = true; }));
+  addEventListener("afterprint", () => document.querySelectorAll("details").forEach((one) => { if (one.folded) one.open = one.folded = false; }));
   if (data.studies && data.series.length) (window.requestIdleCallback || setTimeout)(drawSheets);
   if (data.studies && !data.series.length) leaveForStudy();
 }
