@@ -612,7 +612,7 @@ def test_the_bar_of_millimetres_has_their_length(opened):
     assert find(opened, "#br .rule").rect["width"] == pytest.approx(4 * rule / 5, abs=1)
 
 
-@pytest.mark.parametrize("wide", [320, 390, 768, 1024, 1280, 1440, 1920])
+@pytest.mark.parametrize("wide", [320, 390, 768, 1024, 1245, 1280, 1440, 1920])
 def test_no_width_needs_sideways_scrolling(opened, wide):
     size = {"width": wide, "height": 900, "deviceScaleFactor": 1, "mobile": wide < 500}
     opened.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -621,6 +621,9 @@ def test_no_width_needs_sideways_scrolling(opened, wide):
         assert opened.execute_script("return document.documentElement.scrollWidth") <= wide + 1
         view = find(opened, "#view").rect
         assert view["width"] == pytest.approx(view["height"], abs=1)
+        series = find(opened, "#studies-body td:nth-child(2)")
+        assert series.rect["width"] >= 160  # not a letter a line
+        assert all(one.rect["height"] < 30 for one in find_all(opened, "#studies-body .number"))
     finally:
         opened.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 

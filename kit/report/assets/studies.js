@@ -54,7 +54,7 @@ function drawStudies() {
 function drawStudy(number) {
   const study = data.studies[number], series = study.chosen === null ? null : data.series[study.chosen], cell = (...children) => make("td", { role: "cell" }, ...children);
   const name = make("th", { scope: "row", role: "rowheader" }, series || study.page ? make("button", { type: "button", class: "link", text: study.patient, onclick: () => openStudy(study, state.label) }) : make("b", { text: study.patient }),
-    data.warning && make("span", { class: "flag", text: "synthetic weights" }));
+    " ", data.warning && make("span", { class: "flag", text: "synthetic weights" }));
   const mark = { role: "row", "data-study": number, "aria-current": series && number === theSeries().study ? "true" : null };
   if (!study.probabilities)
     return make("tr", mark, name, make("td", { role: "cell", colspan: ORDER.length + 2 }, make("b", { text: "No series was scored. " }), "Nothing can be said of this study."), cell(listWarnings(study.left_out.map((one) => `${one.title}: ${one.reason}`))));
