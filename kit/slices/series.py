@@ -106,8 +106,8 @@ def _explain(row: dict) -> str:
     warned = row["warnings"]
     words = [
         row["plane"],
-        "with contrast" if _CONTRAST in warned else "without contrast",
-        _BONE if _BONE in warned else "no bone kernel",
+        "with contrast" if _CONTRAST in warned else "no contrast stated",
+        _BONE if _BONE in warned else "no bone kernel stated",
         "one slice" if np.isnan(row["spacing"]) else f"spacing {row['spacing']:.1f} mm",
         *([_BODY] if _BODY in warned else []),
     ]

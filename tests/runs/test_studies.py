@@ -89,5 +89,5 @@ def test_the_table_of_studies_is_evaluated_with_its_series_and_how_many_there_we
     assert cases.models["model"][:, 0].tolist() == [0.6, 0.3, 0.7]
     assert cases.details["series"].tolist() == ["A2", "B1", "C1"]
     assert cases.details["series_count"].tolist() == [3, 1, 1]
-    assert cases.details["reason"].str.startswith("axial, with").all()
+    assert cases.details["reason"].str.startswith("axial, ").all()
     assert "classifier alone" in cases.models

@@ -129,7 +129,7 @@ def test_of_a_hospitals_study_the_plain_axial_series_of_5_mm_is_chosen(tmp_path)
     write_series(tmp_path, "5", spacing=4.5, count=13)
     write_series(tmp_path, "6", spacing=5.0, count=3)
     write_series(tmp_path, "7", BodyPartExamined="KNEE", count=20)
-    reason = "axial, without contrast, no bone kernel, spacing 4.5 mm; best of 7 series"
+    reason = "axial, no contrast stated, no bone kernel stated, spacing 4.5 mm; best of 7 series"
     assert choose(tmp_path) == {"1.2.5": reason}
 
 
