@@ -165,7 +165,7 @@ def test_an_imported_model_predicts_a_real_head_and_is_named(tmp_path, monkeypat
     assert manifest["provenance"]["source"] == "huggingface.co/ianpan/ct-head-hemorrhage-detection"
     data = read_data(page)
     assert ["licence", "MIT"] in data["model"]
-    assert data["windows"] == ["window 40 / 80", "window 80 / 200", "window 600 / 2800"]
+    assert data["windows"] == [[40, 80], [80, 200], [600, 2800]]
     assert data["warning"] is None
     write_nifti(scans, tmp_path / "head.nii.gz")
     other = tmp_path / "nifti.csv"

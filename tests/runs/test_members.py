@@ -34,16 +34,16 @@ def grus(tmp_path):
 
 def test_what_takes_minutes_is_said_before_with_the_estimate(small_run, monkeypatch, caplog):
     weights = [small_run.classifier(fold) / "epoch1.safetensors" for fold in (0, 1)]
-    members._estimate_time(weights, 34)
+    members._estimate_time(weights, 34, members.Loaded())
     assert not caplog.text  # small images
     monkeypatch.setattr(members, "_SLOW_SIDE", 64)
     assert 0 < members._time_slice(load_classifier(weights[0])) < 30
     monkeypatch.setattr(members, "_time_slice", lambda model: 9.0)
-    members._estimate_time(weights, 34)
+    members._estimate_time(weights, 34, members.Loaded())
     assert "resnext50_32x4d takes 9.0 s a slice on this CPU: about 10 minutes" in caplog.text
     assert "for 34 slices by 2 classifiers" in caplog.text
     caplog.clear()
-    members._estimate_time(weights[:1], 6)
+    members._estimate_time(weights[:1], 6, members.Loaded())
     assert not caplog.text  # half a minute
 
 
