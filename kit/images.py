@@ -7,6 +7,7 @@ import errno
 import os
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import cv2
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
 
 
 # A slice's file, its values in HU (rows, cols), or those of which the mean is taken.
-Source = str | np.ndarray | tuple
+Source = str | Path | np.ndarray | tuple
 
 
 def read_image(source: Source, config: InputConfig) -> np.ndarray:
     """Source → the image that a model sees, (S, S, windows). Raises `DicomError`."""
-    path = source if isinstance(source, str) else "an array"
+    path = source if isinstance(source, str | Path) else "an array"
     try:
         return render_image(read_source(source, config.repair), config)
     except MemoryError as error:
@@ -43,7 +44,7 @@ def read_image(source: Source, config: InputConfig) -> np.ndarray:
 
 def read_source(source: Source, repair: bool) -> np.ndarray:
     """The values of a source, (rows, cols) HU. Raises `DicomError`."""
-    if isinstance(source, str):
+    if isinstance(source, str | Path):
         return read_hounsfield(source, repair)
     if isinstance(source, np.ndarray):
         return source
