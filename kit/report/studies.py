@@ -12,9 +12,8 @@ from kit.report.series import round_probabilities
 from kit.runs.prediction import Predictions
 from kit.runs.studies import summarize_studies
 from kit.slices.order import SAME_PLACE
-from kit.slices.series import choose_series
+from kit.slices.series import choose_series, name_studies
 
-_STUDY = ["PatientID", "StudyInstanceUID"]
 _NO_SERIES = pd.Series({"series": None, "reason": ""}, dtype=object)
 _NO_CARD = {"title": "", "facts": "", "warnings": []}
 
@@ -54,10 +53,10 @@ def list_studies(predictions: Predictions, slices: pd.DataFrame) -> list[dict]:
     values = round_probabilities(summary[list(LABELS)].astype(float)).assign(
         series=chosen["series"], reason=chosen["reason"]
     )
-    best = {(row["PatientID"], row["StudyInstanceUID"]): n for n, row in chosen.iterrows()}
+    best = {study: n for n, study in name_studies(chosen).items()}
     return [
         _describe_study(series, values.loc[best[key]] if key in best else None)
-        for key, series in described.groupby(_STUDY, sort=False, dropna=False)
+        for key, series in described.groupby(name_studies(described), sort=False)
     ]
 
 
@@ -75,7 +74,7 @@ def _describe_study(series: pd.DataFrame, row: pd.Series | None) -> dict:
     card = cards.get(chosen, _NO_CARD)
     return {
         "patient": str(series["PatientID"].iloc[0]),
-        "uid": str(series["StudyInstanceUID"].iloc[0]),
+        "uid": str(series["StudyInstanceUID"].iloc[0] or series["SeriesInstanceUID"].iloc[0]),
         "chosen": chosen,
         "title": card["title"],
         "reason": row["reason"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 import numpy as np
 import pandas as pd
@@ -24,27 +25,44 @@ _COLUMNS = [
     "ContrastBolusAgent", "BodyPartExamined", "slices", "left_out", "warnings", "series",
 ]  # fmt: skip
 
-# How ContrastBolusAgent and SeriesDescription say that there is contrast, or none.
-_NO_AGENT = {"", "NO", "NONE", "N", "NO CONTRAST", "WITHOUT", "WITHOUT CONTRAST", "NON"}
+# How ContrastBolusAgent says that none was given: of others it is the name, or how it was given.
+_NO_AGENT = re.compile(
+    r"|[-.0]+ ?(ML|CC)?|N|N/?A|NIL|NULL|FALSE|UNKNOWN|UNDEFINED"
+    r"|(NO|NON(?!\W?IONIC)|NONE|W/?O|WITHOUT|OHNE|SANS|SENZA|SIN|PLAIN|NATIVE?|UNENHANCED)\b.*"
+)
+
+# How SeriesDescription says that there is contrast, or none, or both in turn.
 _WITHOUT = re.compile(
-    r"\b(W/?O|WITHOUT|NON?|OHNE|SANS|SENZA|SIN|PLAIN|NATIVE?|UNENHANCED|PRE|NCCT|NECT|NCE?)\b|\bC-"
+    r"\b(W/?O|WITHOUT|NONE?|NO|OHNE|SANS|SENZA|SIN|PLAIN|NATIVE?|UNENHANCED|PRE|NCCT|NECT|NCE?)\b"
+    r"|\bC-(?!\w)"
 )
 _WITH = re.compile(
-    r"\b(CONTRASTE?|CONTR|KONTRAST|CE|CECT|CTA|CTV|CTP|ANGIO\w*|POST|ENHANCED|ARTERIAL|VENOUS)\b"
-    r"|\bC\+|\+C\b"
+    r"\b(CONTRASTE?|CONTR|KONTRAST|KM|MDC|INJ(?!UR)\w*|IV|CE|CECT|CTA|CTV|CTP|VPCT|PERF\w*|DYN\w*|ANGIO\w*"
+    r"|BOLUS|MONITORING|ENHANCED|ARTERIAL|VENOUS|DELAYED"
+    r"|POST(?!\W?(OP|FOSSA|TRAUM|SURG|INTERV|CRANI|MORT|TREAT|THROMB|LYSIS|COIL|EV[DT]|TX)))\b"
+    r"|\bC\+|\+ ?C\b|\bW$"
 )
+_BOTH = re.compile(r"\b(W|WITH)\W*(AND )?(W/?O|WITHOUT)\b")
 
 # Kernels for bone and lung by the makers' names: words (GE and in descriptions), numbers from 50 on
 # (Siemens, as H60s, Br64d), FC30 to 39, 50 to 59 and 80 to 89 (Canon), letters (Philips).
 _SHARP_WORDS = re.compile(r"BONE|EDGE|SHARP|LUNG|ULTRA")
-_SHARP_KERNELS = re.compile(r"(?!FC)[A-Z]{1,2}[5-9]\d[A-Z]{0,2}|FC[358]\d|Y?[DE]|L|YC")
-_SHARP_DESCRIPTION = re.compile(r"\b(BONES?|KNOCHEN)\b")
-
-_HEAD = re.compile(r"HEAD|BRAIN|SKULL|CRAN|NEURO|CEREBR|KOPF|SCHAEDEL|TETE|TESTA|STROKE")
-_OTHERS = re.compile(
-    r"KNEE|CHEST|THORAX|ABDOMEN|PELVIS|SPINE|NECK|LUNG|LIVER|HIP|FOOT|ANKLE|HAND|WRIST|ELBOW"
-    r"|SHOULDER|LEG|ARM\b|HEART|CARDIAC|COLON|KIDNEY|EXTREMITY"
+_SHARP_KERNELS = re.compile(r"(?!FC)[A-Z]{1,2}[5-9]\d[A-Z]{0,2}|FC[358]\d(-\w+)?|Y?[DE]|L|YC")
+_SHARP_DESCRIPTION = re.compile(
+    r"(?<!\bNO )\bBONE(?!\W?(REM|SUB|LESS|FREE))|\b(KNOCHEN|OSS(EUX|EUSE|O)\b|HUESO)"
+    r"|\b([HBIJ][A-Z]?[5-9]\d[A-Z]|[BH]R[5-9]\d)\b"
 )
+
+_HEAD = re.compile(
+    r"HEAD|BRAIN|SKULL|[CK]RAN|NEURO|CEREBR|ENCEPH|HIRN|KOPF|SCHAE?DEL|TETE|TESTA|CABE[CZ]A|HOOFD"
+    r"|STROKE"
+)
+_OTHERS = re.compile(
+    r"\b(KNEE|CHEST|THORA|ABDOM|PELVI|[CTL]?SPINE|CERVICAL|[HBL]WS\b|NECK|HALS\b|SINUS|ORBIT|FACIAL"
+    r"|LUNG|LIVER|HIPS?\b|FOOT|ANKLE|HANDS?\b|WRIST|ELBOW|SHOULDER|LEGS?\b|ARMS?\b|HEART|CARDIAC"
+    r"|COLON|KIDNEY|EXTREMITY)"
+)
+_NO_PART = {"", "UNDEFINED", "UNKNOWN", "OTHER", "NONE"}
 
 
 def describe_series(slices: pd.DataFrame, skipped: pd.DataFrame) -> pd.DataFrame:
@@ -71,19 +89,20 @@ def describe_series(slices: pd.DataFrame, skipped: pd.DataFrame) -> pd.DataFrame
 def choose_series(table: pd.DataFrame) -> pd.DataFrame:
     """Choose the series that stands for each study: a row a study, from `describe_series`.
 
-    Of the axial series, in this order: of the head, of 12 slices or more, without contrast, of a
-    soft kernel, of the spacing nearest 5 mm, of the most slices, of the lowest UID. The columns are
-    those of `table`, `series_count` (how many the study has) and `reason`, in words. A study
-    without a usable series has no row.
+    Of the axial series, in this order: of the head, of 12 slices or more, with air and of one
+    acquisition, without contrast, of a soft kernel, of the spacing nearest 5 mm, of the most
+    slices, of the lowest UID. The columns are those of `table`, `series_count` (how many the study
+    has) and `reason`, in words. A study without a usable series has no row.
     """
-    study = list(SERIES_KEY[:2])
-    counts = table.groupby(study, dropna=False)["series"].transform("size")
+    study = name_studies(table)
+    counts = table.groupby(study)["series"].transform("size")
     usable = table[table["slices"] > 0].assign(series_count=counts)
     warned = usable["warnings"]
     order = pd.DataFrame(
         {
             "body": warned.str.contains(_BODY),
             "few": usable["slices"] < _LEAST_SLICES,
+            "doubtful": warned.str.contains(f"{_NO_AIR}|{_TWICE}"),
             "contrast": warned.str.contains(_CONTRAST),
             "bone": warned.str.contains(_BONE),
             "spacing": (usable["spacing"].astype(float) - USUAL_SPACING).abs().round(2),
@@ -92,8 +111,18 @@ def choose_series(table: pd.DataFrame) -> pd.DataFrame:
         }
     )
     order = order.sort_values(list(order), na_position="last")
-    chosen = usable.loc[order.index].drop_duplicates(study).sort_index().reset_index(drop=True)
+    first = order.index[~study[order.index].duplicated()]
+    chosen = usable.loc[first].sort_index().reset_index(drop=True)
     return chosen.assign(reason=[_explain(row) for row in chosen.to_dict("records")])
+
+
+def name_studies(table: pd.DataFrame) -> pd.Series:
+    """Name the study of each row; one without StudyInstanceUID has a series alone.
+
+    Nothing says then which series belong together: all scans of a folder may lack it.
+    """
+    study = table["StudyInstanceUID"].fillna(table["SeriesInstanceUID"])
+    return table["PatientID"].fillna("") + "/" + study
 
 
 _CONTRAST, _BONE, _BODY = "contrast", "bone kernel", "other body part"
@@ -109,7 +138,7 @@ def _explain(row: dict) -> str:
         "with contrast" if _CONTRAST in warned else "no contrast stated",
         _BONE if _BONE in warned else "no bone kernel stated",
         "one slice" if np.isnan(row["spacing"]) else f"spacing {row['spacing']:.1f} mm",
-        *([_BODY] if _BODY in warned else []),
+        *(phrase for phrase in (_BODY, _NO_AIR, _TWICE) if phrase in warned),
     ]
     count = row["series_count"]
     return f"{', '.join(words)}; {'the only series' if count == 1 else f'best of {count} series'}"
@@ -166,24 +195,31 @@ def _list_warnings(part: pd.DataFrame, row: dict) -> list[str]:
 
 
 def _has_contrast(agent: str | None, description: str | None) -> bool:
-    words = (description or "").upper().replace("_", " ")
-    given = (agent or "").strip().upper() not in _NO_AGENT
-    return given or bool(_WITH.search(words) and not _WITHOUT.search(words))
+    words = _spell(description)
+    said = _WITH.search(words) and not _WITHOUT.search(words)
+    return bool(not _NO_AGENT.fullmatch(_spell(agent)) or said or _BOTH.search(words))
 
 
 def _is_sharp(kernel: str | None, description: str | None) -> bool:
-    name = (kernel or "").split("\\")[0].strip().upper()
+    name = _spell(kernel).split("\\")[0].strip()
     if _SHARP_KERNELS.fullmatch(name) or _SHARP_WORDS.search(name):
         return True
-    return bool(_SHARP_DESCRIPTION.search((description or "").upper().replace("_", " ")))
+    return bool(_SHARP_DESCRIPTION.search(_spell(description)))
 
 
 def _is_elsewhere(part: str | None, description: str | None) -> bool:
-    """Whether the header names a body part, and no head."""
-    words = f"{part or ''} {description or ''}".upper()
+    """Whether the header names a body part, and no head; a scanner's protocol may give the part."""
+    body, words = _spell(part), _spell(description)
     if _HEAD.search(words):
         return False
-    return bool(part) or bool(_OTHERS.search(words))
+    return bool(_OTHERS.search(words)) or (body not in _NO_PART and not _HEAD.search(body))
+
+
+def _spell(text: str | None) -> str:
+    """A text in capitals without accents, its words apart."""
+    apart = unicodedata.normalize("NFKD", text or "")
+    plain = "".join(letter for letter in apart if not unicodedata.combining(letter))
+    return plain.upper().replace("_", " ").strip()
 
 
 def _lacks_air(source: str | np.ndarray) -> bool:
