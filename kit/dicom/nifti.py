@@ -21,6 +21,7 @@ from kit.dicom.parsing import (
 from kit.files import explain_error, file_size, find_container, open_file, split_plane
 
 _LARGEST = 1 << 30  # bytes, unpacked: 512 x 512 x 1000 in 32 bits
+_MILLIMETRES = {"meter": 1e3, "micron": 1e-3}  # others: mm, or unknown, which is mm too
 _SQUARE = 0.02  # by how much of its length a pixel of an axial slice may be wider than high
 _TO_LPS = np.array([-1, -1, 1])  # NIfTI's axes go to the right and the front, DICOM's do not
 
@@ -72,7 +73,9 @@ def _read_version(path: str, *_: int) -> Volume:
     try:
         import nibabel
         from nibabel.filebasedimages import ImageFileError
+        from nibabel.orientations import OrientationError
         from nibabel.spatialimages import HeaderDataError
+        from nibabel.wrapstruct import WrapStructError
     except ImportError as error:
         code = "nibabel, which reads NIfTI, is not installed"
         raise UnreadableError(path, code, "pip install nibabel") from error
@@ -85,7 +88,9 @@ def _read_version(path: str, *_: int) -> Volume:
         return _turn_to_patient(path, nibabel.as_closest_canonical(image), stated)
     except DicomError:
         raise
-    except (ImageFileError, HeaderDataError, OSError, *PARSE_ERRORS) as error:
+    except OrientationError as error:
+        raise UnreadableError(path, "its axes are not those of a scan") from error
+    except (ImageFileError, HeaderDataError, WrapStructError, OSError, *PARSE_ERRORS) as error:
         raise UnreadableError(path, "not a NIfTI image", describe_error(error)) from error
 
 
@@ -97,16 +102,20 @@ def _read_content(path: str) -> bytes:
         content = file.read()
     if content[:2] != b"\x1f\x8b":
         return content
-    inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
-    try:
-        content = inflater.decompress(content, _LARGEST)
-    except zlib.error as error:
-        raise UnreadableError(path, "its gzip is damaged", str(error)) from error
-    if inflater.unconsumed_tail:
-        raise UnreadableError(path, "larger than any scan of a head")
-    if not inflater.eof:
-        raise UnreadableError(path, "its gzip is cut short")
-    return content
+    parts, left = [], _LARGEST
+    while content[:2] == b"\x1f\x8b":  # some programs pack in several members
+        inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        try:
+            parts.append(inflater.decompress(content, left))
+        except zlib.error as error:
+            raise UnreadableError(path, "its gzip is damaged", str(error)) from error
+        left -= len(parts[-1])
+        if inflater.unconsumed_tail or left <= 0:
+            raise UnreadableError(path, "larger than any scan of a head")
+        if not inflater.eof:
+            raise UnreadableError(path, "its gzip is cut short")
+        content = inflater.unused_data
+    return b"".join(parts)
 
 
 def _check_shape(path: str, image, size: int) -> None:
@@ -123,7 +132,8 @@ def _check_shape(path: str, image, size: int) -> None:
 
 def _turn_to_patient(path: str, image, stated: bool) -> Volume:
     """The volume of an image whose axes go to the right, the front and the head."""
-    axes, origin = image.affine[:3, :3] * _TO_LPS[:, None], image.affine[:3, 3] * _TO_LPS
+    placed = image.affine[:3] * _MILLIMETRES.get(image.header.get_xyzt_units()[0], 1.0)
+    axes, origin = placed[:, :3] * _TO_LPS[:, None], placed[:, 3] * _TO_LPS
     lengths = np.linalg.norm(axes, axis=0)
     if not (np.isfinite(image.affine).all() and (lengths > 0).all()):
         raise UnreadableError(path, "its axes are not those of a scan")

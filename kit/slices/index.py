@@ -92,6 +92,7 @@ def _name_volumes(paths: list[str]) -> list[str | tuple[str, str]]:
     for count in itertools.count(1):
         short = {path: "-".join(parts[-count:]) for path, parts in left.items()}
         seen = Counter(short.values())
+        seen.update(names.values())
         told = {path for path in left if seen[short[path]] == 1 or count >= len(left[path])}
         names |= {path: short[path] for path in told}
         left = {path: parts for path, parts in left.items() if path not in told}

@@ -6,6 +6,7 @@ import sys
 import nibabel
 import numpy as np
 import pytest
+import SimpleITK
 from conftest import shared
 from dicom_files import write_nifti, write_slice
 
@@ -78,6 +79,12 @@ def cut(path):
     path.write_bytes(content[: len(content) - 3])
 
 
+def flatten(path):
+    content = bytearray(path.read_bytes())
+    content[296:312] = bytes(16)  # srow_y
+    path.write_bytes(content)
+
+
 REFUSED = {
     "none is below -200, as air is": lambda p: write(p / "a.nii", HEAD + 1000),
     "they go from -1000 to 40000": lambda p: write(p / "a.nii", np.where(HEAD > 0, 40000, -1000)),
@@ -90,6 +97,10 @@ REFUSED = {
         p / "a.nii", affine=np.diag([-0.5, -5, 0.5, 1])
     ),
     "not a NIfTI image": lambda p: (p / "a.nii").write_bytes(b"x" * 400),
+    "not a NIfTI image: Binary block is wrong size": lambda p: (p / "a.nii").write_bytes(b"x"),
+    "its axes are not those of a scan": lambda p: flatten(
+        p / write(p / "a.nii")[len(str(p)) + 1 :]
+    ),
     "file is cut short": lambda p: cut(p / write(p / "a.nii")[len(str(p)) + 1 :]),
     "its gzip is cut short": lambda p: cut(p / write(p / "a.nii.gz")[len(str(p)) + 1 :]),
     "its gzip is damaged": lambda p: (p / "a.nii.gz").write_bytes(b"\x1f\x8b" + b"x" * 400),
@@ -106,6 +117,44 @@ def test_what_is_no_scan_in_hu_is_listed_with_its_reason(reason, tmp_path):
     assert slices.empty
     assert len(skipped) == 1
     assert reason in skipped["reason"][0]
+
+
+def test_a_gzip_of_several_members_is_read_whole(tmp_path):
+    whole = write(tmp_path / "a.nii")
+    content = (tmp_path / "a.nii").read_bytes()
+    packed = tmp_path / "b.nii.gz"
+    packed.write_bytes(gzip.compress(content[:300]) + gzip.compress(content[300:]))
+    np.testing.assert_array_equal(read_volume(packed).values, read_volume(whole).values)
+
+
+@pytest.mark.parametrize(("units", "scale"), [(0, 1), (1, 1000), (2, 1), (3, 0.001)])
+def test_positions_are_in_mm_whatever_the_unit_as_itk_has_them(units, scale, tmp_path):
+    path = write(tmp_path / "a.nii", affine=LPS, xyzt_units=units)
+    volume, image = read_volume(path), SimpleITK.ReadImage(path)
+    spacing = [*volume.spacing[::-1], volume.positions[1][2]]
+    np.testing.assert_allclose(spacing, image.GetSpacing(), rtol=1e-6)
+    np.testing.assert_allclose(spacing, [0.5 * scale, 0.5 * scale, 5 * scale], rtol=1e-6)
+
+
+@pytest.mark.parametrize("perm", [(0, 1, 2), (1, 2, 0), (2, 0, 1), (0, 2, 1)])
+@pytest.mark.parametrize("degrees", [(0, 20), (1, -15), (2, 30)])
+def test_each_voxel_of_an_oblique_image_lies_where_itk_has_it(perm, degrees, tmp_path):
+    axis, angle = degrees[0], np.deg2rad(degrees[1])
+    turn, (first, second) = np.eye(4), [number for number in range(3) if number != axis]
+    turn[[first, second], [first, second]] = np.cos(angle)
+    turn[first, second], turn[second, first] = -np.sin(angle), np.sin(angle)
+    affine = turn @ LPS
+    affine[:3, 3] = 10, -20, 30
+    affine[:, :3] = affine[:, list(perm)]
+    path = write(tmp_path / "a.nii", HEAD.transpose(perm), affine)
+    volume, image = read_volume(path), SimpleITK.ReadImage(path)
+    for place in np.ndindex(*volume.values.shape):
+        number, row, column = place
+        point = volume.positions[number] + volume.orientation.reshape(2, 3).T @ (
+            column * volume.spacing[1],
+            row * volume.spacing[0],
+        )
+        assert image[image.TransformPhysicalPointToIndex(point.tolist())] == volume.values[place]
 
 
 def test_a_file_that_claims_to_be_huge_is_refused_without_the_memory(tmp_path):
@@ -141,6 +190,15 @@ def test_an_image_is_a_series_of_a_patient_of_its_files_name(tmp_path):
     assert slices["SOPInstanceUID"].tolist()[:2] == ["049:1", "049:2"]
     assert slices["path"].tolist()[0] == f"{tmp_path}/049.nii/1"
     assert slices["note"].isna().all()
+
+
+def test_no_two_images_have_one_name(tmp_path):
+    for name in ("a-b.nii", "a/b.nii", "c/b.nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        write(tmp_path / name)
+    slices, skipped = index_slices(tmp_path, 1)
+    assert skipped.empty
+    assert slices.groupby("PatientID")["path"].count().tolist() == [2, 2, 2]
 
 
 def test_an_image_that_does_not_state_how_the_patient_lies_is_noted(tmp_path):
