@@ -68,6 +68,7 @@ _ELEMENT_BYTES = 16  # of an element's tag, type and length, and the first ones 
 # Place and bytes by which what lies among scans is told from DICOM, and what it is.
 _FORMS = (
     (0, b"PK\x03\x04", "a zip archive; unpack it first"),
+    (0, b"PK\x05\x06", "an empty zip archive"),
     (0, b"\x1f\x8b", "packed by gzip; unpack it first"),
     (257, b"ustar", "a tar archive; unpack it first"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it first"),
@@ -76,6 +77,7 @@ _FORMS = (
     (0, b"\xff\xd8\xff", "a JPEG image"),
     (0, b"%PDF", "a PDF document"),
     (344, b"n+1\0", "a NIfTI image whose name does not end in .nii"),
+    (344, b"ni1\0", "the header of a NIfTI pair; write it as one .nii file"),
 )
 
 

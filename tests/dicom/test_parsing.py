@@ -1,5 +1,6 @@
 """Files and zip members of any form are parsed, or refused with a reason."""
 
+import gzip
 import os
 import pickle
 import subprocess
@@ -8,15 +9,19 @@ import threading
 import warnings
 import zipfile
 
+import nibabel
 import numpy as np
 import pydicom
 import pytest
 from conftest import ROOT
-from dicom_files import LOSSLESS, encoded, reason_of, write_slice
+from dicom_files import AIR, LOSSLESS, encoded, reason_of, reasons, write_slice
+from PIL import Image
+from pydicom.fileset import FileSet
 
 from kit.dicom.header import PixelError, read_header
 from kit.dicom.parsing import UnreadableError, read_leniently
 from kit.dicom.pixels import read_hounsfield
+from kit.slices import index_slices
 
 
 @pytest.mark.parametrize(
@@ -173,6 +178,40 @@ def test_what_is_no_dicom_is_named(tmp_path, start, form):
     path = tmp_path / "a"
     path.write_bytes(start + bytes(1000))
     assert reason_of(path, UnreadableError) == f"not a DICOM file: {form}"
+
+
+def test_what_lies_among_the_scans_of_a_hospital_is_named(tmp_path):
+    ct = write_slice(tmp_path / "ct.dcm", AIR)
+    write_slice(tmp_path / "mr.dcm", AIR, Modality="MR", SOPClassUID=pydicom.uid.MRImageStorage)
+    (tmp_path / "ct.dcm.gz").write_bytes(gzip.compress(ct.read_bytes()))
+    for name in ("full.zip", "empty.zip"):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            if name == "full.zip":
+                archive.write(ct, "ct.dcm")
+    for name in ("key.png", "key.jpg", "key.dcm"):
+        Image.new("L", (8, 8)).save(tmp_path / name, "JPEG" if name == "key.jpg" else "PNG")
+    nibabel.save(nibabel.Nifti1Pair(np.zeros((2, 2, 2), np.int16), np.eye(4)), tmp_path / "a.img")
+    files, slice_ = FileSet(), pydicom.dcmread(ct)
+    slice_.update({"StudyDate": "20200101", "StudyTime": "10", "StudyID": "1"})
+    slice_.SOPInstanceUID = slice_.file_meta.MediaStorageSOPInstanceUID = "1.2.9"
+    slice_.SeriesNumber = slice_.InstanceNumber = 1
+    slice_.PatientName = slice_.AccessionNumber = ""
+    files.add(slice_)
+    files.write(tmp_path / "disc")
+    slices, skipped = index_slices(tmp_path, 1)
+    assert [path for path in slices["path"] if "disc" not in path] == [str(ct)]
+    assert reasons(skipped) == {
+        "mr.dcm": "not a CT image: Modality is MR (MR Image Storage)",
+        "ct.dcm.gz": "not a DICOM file: packed by gzip; unpack it first",
+        "full.zip": "not a DICOM file: a zip archive; unpack it first",
+        "empty.zip": "not a DICOM file: an empty zip archive",
+        "key.png": "not a DICOM file: a PNG image",
+        "key.dcm": "not a DICOM file: a PNG image",
+        "key.jpg": "not a DICOM file: a JPEG image",
+        "a.hdr": "not a DICOM file: the header of a NIfTI pair; write it as one .nii file",
+        "a.img": "not a DICOM file",
+        "DICOMDIR": "a DICOMDIR, which lists files and holds no image",
+    }
 
 
 def test_a_dicomdir_is_named(tmp_path):
