@@ -78,7 +78,9 @@ def predict(options: argparse.Namespace) -> Result:
     gathered = gather_files(
         options.folder, out, options.pseudonymize, options.workers, options.skip_unreadable
     )
-    with predict_gathered(gathered, model, out, options.workers, options.by, options.slab) as found:
+    with predict_gathered(
+        gathered, model, out, options.workers, options.by, options.slab, options.overwrite
+    ) as found:
         write_predictions(found, out, options.by, threshold, options.calibrated)
         if options.report:  # last: if it fails, the predictions are written
             from kit.report.scans_page import write_scan_report

@@ -37,21 +37,33 @@ class Loaded:
         paths = [path for one, lstms in (members or {}).items() for path in (one, *lstms)]
         size = sum(path.stat().st_size for path in paths)
         self._fit = 0 < size <= _choose_room(self.device)
+        self._states: dict[Path, tuple[int, int]] = {}
         self._embedders: dict[Path, Embedder] = {}
         self._lstms: dict[Path, SequenceModel] = {}
         self.seconds: float | None = None  # that a slice takes on the CPU, by the first classifier
 
     def find_embedder(self, weights: Path) -> Embedder:
+        self._forget_changed(weights)
         found = self._embedders.get(weights) or Embedder(weights, self.device)
         if self._fit:
             self._embedders[weights] = found
         return found
 
     def find_lstm(self, weights: Path) -> SequenceModel:
+        self._forget_changed(weights)
         found = self._lstms.get(weights) or load_lstm(weights).to(self.device)
         if self._fit:
             self._lstms[weights] = found
         return found
+
+    def _forget_changed(self, weights: Path) -> None:
+        """Forget a model whose file is another now: the manifest tells of the file."""
+        found = weights.stat()
+        state = found.st_size, found.st_mtime_ns
+        if self._states.setdefault(weights, state) != state:
+            self._states[weights] = state
+            self._embedders.pop(weights, None)
+            self._lstms.pop(weights, None)
 
 
 def embed_members(

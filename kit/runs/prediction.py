@@ -84,7 +84,8 @@ class TrainedModel:
         With `out`, a name ending in .csv, the table is written there, and the skipped files, the
         series and a manifest beside it, as `kit predict` does. With `skip_unreadable`, a folder
         that cannot be listed is skipped too. Raises `RunError` where the run is not complete,
-        `InputError` where there is no usable slice, or `out` exists and is not to be overwritten.
+        `InputError` where there is no usable slice, or `out` exists, or a file to be written beside
+        it, and is not to be overwritten.
         """
         place = None if out is None else Path(out)
         if place is not None:
@@ -93,7 +94,7 @@ class TrainedModel:
             gathered = gather_array(scans, positions)
         else:
             gathered = gather_files(scans, place, False, workers, skip_unreadable)
-        with predict_gathered(gathered, self, place, workers, by, slab) as found:
+        with predict_gathered(gathered, self, place, workers, by, slab, overwrite) as found:
             if place is not None:
                 write_predictions(found, place, by)
         return _finish_table(found.tabulate(by), found)
@@ -203,13 +204,14 @@ def predict_gathered(
     workers: int | None = None,
     by: str = "slice",
     slab: float | None = None,
+    overwrite: bool = True,
 ) -> Iterator[Predictions]:
     """Predict the slices that were gathered by all members of a run; write them in the block.
 
     Embeddings are kept in a hidden folder beside `out` until the block has ended without an error:
-    after an interruption, the same call on the same files continues from them. `by` and `slab` are
-    those of `TrainedModel.predict`. Raises `InputError` where `out` is not a CSV, `RunError` where
-    another process is at work for `out`.
+    after an interruption, the same call on the same files continues from them. `by`, `slab` and
+    `overwrite` are those of `TrainedModel.predict`. Raises `InputError` where `out` is not a CSV or
+    is not to be overwritten, `RunError` where another process is at work for `out`.
     """
     if by not in _UNITS:
         raise InputError(f"a table by {by!r} is not known: it is by {', '.join(_UNITS)}")
@@ -219,7 +221,7 @@ def predict_gathered(
     slices = average_thin(slices.reset_index(drop=True), described, slab)
     names = make_ids_unique(slices)
     slices["repaired"] &= model.recipe.classifier.repair
-    with _open_work(out, gathered, {"by": by, "slab": slab}) as work:
+    with _open_work(out, gathered, {"by": by, "slab": slab}, overwrite) as work:
         stores = embed_members(slices, model.members, work, workers, loaded=model.loaded)
         probabilities, series = bag_members(slices, model.members, stores, model.loaded)
         skipped = pd.concat([skipped, list_failed(slices, stores[0])[skipped.columns]])
@@ -231,7 +233,9 @@ def predict_gathered(
 
 
 @contextlib.contextmanager
-def _open_work(out: Path | None, gathered: Gathered, options: dict) -> Iterator[Path]:
+def _open_work(
+    out: Path | None, gathered: Gathered, options: dict, overwrite: bool
+) -> Iterator[Path]:
     """Yield a folder for unfinished work: beside `out`, or else one that is removed in any case."""
     if out is None or "source" in gathered.slices:
         with tempfile.TemporaryDirectory(prefix="kit-predict") as folder, write_briefly():
@@ -240,7 +244,7 @@ def _open_work(out: Path | None, gathered: Gathered, options: dict) -> Iterator[
     check_name(out)
     files = hash_states(gathered.slices["path"])
     with keep_work(out) as work:
-        open_work(work, {"files": files, **options})
+        open_work(work, {"files": files, **options}, None if overwrite else out)
         yield work
 
 

@@ -16,26 +16,40 @@ _SOURCE = "source.json"  # from which files the work was made; it also marks the
 
 
 def check_name(out: Path, overwrite: bool = True) -> None:
-    """Raise `InputError` where `out` is not the name of a CSV, or is there and is to stay.
+    """Raise `InputError` where `out` is not the name of a CSV, or a file that is there is to stay.
 
-    One that an unfinished call has left, beside its work, does not stay: the call goes on.
+    That is `out`, or one of those beside it. What an unfinished call left with its work does not
+    stay, if `open_work` finds that this call goes on with it.
     """
     if out.suffix != ".csv":
         raise InputError(
             f"{out}: the table's name must end in .csv; the other files are written beside it"
         )
-    if not overwrite and out.exists() and not out.with_name(_name_work(out)).exists():
-        raise InputError(f"{out} exists: name another table, or replace this one by --overwrite")
+    if not overwrite and not out.with_name(_name_work(out)).exists():
+        _refuse_written(out)
+
+
+def _refuse_written(out: Path) -> None:
+    """Raise `InputError` where a file is there that a call for `out` writes."""
+    for path in _list_own(out):
+        if path.exists():
+            raise InputError(
+                f"{path} exists: name another table, or replace this one by --overwrite"
+            )
 
 
 def leave_own(paths: list[str], scans: Path, out: Path) -> list[str]:
     """The files below `scans` that no call for `out` wrote: it may lie among them."""
     place = os.path.relpath(os.path.realpath(out.parent), os.path.realpath(scans))
     folder = Path(os.path.normpath(scans / place))
-    endings = (".csv", ".skipped.csv", ".series.csv", ".json", ".html")
-    own = {str(folder / f"{out.stem}{ending}") for ending in endings}
+    own = {str(path) for path in _list_own(folder / out.name)}
     work = f"{folder / _name_work(out)}{os.sep}"
     return [path for path in paths if path not in own and not path.startswith(work)]
+
+
+def _list_own(out: Path) -> list[Path]:
+    endings = (".csv", ".skipped.csv", ".series.csv", ".json", ".html")
+    return [out.with_name(f"{out.stem}{ending}") for ending in endings]
 
 
 def _name_work(out: Path) -> str:
@@ -63,11 +77,16 @@ def keep_work(out: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)  # Windows keeps the lock, which is open
 
 
-def open_work(work: Path, source: dict) -> bool:
-    """Tell whether an earlier call on the same `source` left `work`; otherwise empty it."""
+def open_work(work: Path, source: dict, kept: Path | None = None) -> bool:
+    """Tell whether an earlier call on the same `source` left `work`; otherwise empty it.
+
+    Raises `InputError` where it did not, and the call would replace a table `kept`.
+    """
     note = work / _SOURCE
     if note.exists() and read_document(note) == source:
         return True
+    if kept is not None:
+        _refuse_written(kept)
     _empty_work(work)
     write_json(note, source)
     return False

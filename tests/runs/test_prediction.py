@@ -349,11 +349,52 @@ def test_a_table_that_is_there_is_replaced_only_if_asked(small_run, one_series, 
     with pytest.raises(ValueError, match=r"p\.csv exists: name another table, or replace this one"):
         kit.predict(one_series, small_run.path, out, workers=0)
     assert (out.read_text(), len(list(tmp_path.iterdir()))) == ("mine", 1)
-    (tmp_path / ".p.kit-work").mkdir()  # of a call that has written its table and no more
+    (tmp_path / ".p.kit-work").mkdir()  # that another call left does not make it this one's
     (tmp_path / ".p.kit-work" / "source.json").write_text("{}")
-    kit.predict(one_series, small_run.path, out, workers=0)
+    with pytest.raises(ValueError, match=r"p\.csv exists: name another table"):
+        kit.predict(one_series, small_run.path, out, workers=0)
+    assert out.read_text() == "mine"
     found = kit.predict(one_series, small_run.path, out, overwrite=True, workers=0)
     assert len(kit.read_table(out)) == len(found)
+
+
+def test_what_an_interrupted_call_left_is_replaced_by_the_same_call_alone(
+    small_run, one_series, tmp_path, monkeypatch
+):
+    out = tmp_path / "p.csv"
+    monkeypatch.setattr("kit.runs.prediction.write_manifest", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):  # the table is written, the manifest is not
+        kit.predict(one_series, small_run.path, out, workers=0)
+    monkeypatch.undo()
+    other = sorted(one_series.iterdir())[:2]
+    with pytest.raises(ValueError, match=r"p\.csv exists"):
+        kit.predict(other, small_run.path, out, workers=0)
+    found = kit.predict(one_series, small_run.path, out, workers=0)
+    assert len(kit.read_table(out)) == len(found)
+    assert not (tmp_path / ".p.kit-work").exists()
+
+
+@pytest.mark.parametrize("name", ["p.json", "p.series.csv", "p.skipped.csv", "p.html"])
+def test_no_file_beside_the_table_is_replaced_unasked(name, small_run, one_series, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(ValueError, match=f"{name} exists"):
+        kit.predict(one_series, small_run.path, tmp_path / "p.csv", workers=0)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_weights_that_change_on_the_disk_are_loaded_again(small_run, one_series, tmp_path):
+    run = copy_run(small_run, tmp_path / "run")
+    model = kit.load_model(run.path)
+    first = model.predict(one_series, workers=0)
+    for path in [path for pair in model.members.items() for path in (pair[0], *pair[1])]:
+        tensors, metadata = load_weights(path)
+        turned = {name: -tensor if tensor.ndim > 1 else tensor for name, tensor in tensors.items()}
+        save_tensors(path, turned, metadata)
+        again = model.predict(one_series, workers=0)
+        pd.testing.assert_frame_equal(again, kit.predict(one_series, run.path, workers=0))
+        numbers = [*LABELS, *name_columns("classifier")]
+        assert not np.allclose(again[numbers], first[numbers])
+        first = again
 
 
 IDS = ["007", "NA", "=1+2", "-5", "1e5", "'=x"]
