@@ -82,6 +82,8 @@ def gather_array(hounsfield: np.ndarray, positions: Sequence[float] | None = Non
     places = np.arange(len(volume)) if positions is None else np.asarray(positions, np.float64)
     if places.shape != (len(volume),) or not np.isfinite(places).all():
         raise InputError(f"{len(volume)} slices need as many positions, in mm")
+    if len(np.unique(places)) < len(places):
+        raise InputError("the positions do not tell the slices apart: some are the same")
     order = np.argsort(places, kind="stable")
     uid = "array"
     slices = pd.DataFrame(

@@ -144,7 +144,10 @@ def write_guarded(path: Path, frame: pd.DataFrame) -> None:
     guarded = {
         name: frame[name].map(guard_formula, na_action="ignore").astype(object) for name in texts
     }
-    write_frame(path, frame.assign(**guarded))
+    # They are floats where one is missing, and would be rounded as those are.
+    whole = [name for name in frame if name.endswith("InstanceNumber")]
+    frame = frame.assign(**guarded).astype(dict.fromkeys(whole, "Int64"))
+    write_frame(path, frame)
 
 
 def write_frame(path: Path, frame: pd.DataFrame) -> None:

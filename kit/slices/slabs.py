@@ -54,10 +54,15 @@ def _cut_slabs(part: pd.DataFrame, spacing: float, thickness: float, width: floa
     for number in np.unique(slab):
         inside = np.flatnonzero(slab == number)
         distance = np.abs(positions[inside] - positions[inside].mean())
-        nearest = inside[np.argsort(distance, kind="stable")[:most]]
-        rows.append(nearest[0])
-        sources.append(tuple(part["source"].iloc[sorted(nearest)]))
-        counts.append(len(nearest))
+        order = np.argsort(distance, kind="stable")
+        # Of two acquisitions at the same places both are in a slab, and it is as thick.
+        _, first, places = np.unique(
+            positions[inside].round(2), return_index=True, return_inverse=True
+        )
+        taken = inside[np.isin(places, places[order[np.isin(order, first)][:most]])]
+        rows.append(inside[order[0]])
+        sources.append(tuple(part["source"].iloc[taken]))
+        counts.append(len(taken))
     cut = part.iloc[rows].copy()
     cut["source"] = pd.Series(sources, cut.index, dtype=object)
     return cut.assign(averaged=counts, seq=np.arange(len(cut)) + 1)

@@ -43,6 +43,7 @@ REFUSED = {
     "is not slices": (VOLUME.astype(str), None),
     "need as many positions": (VOLUME, [0, 1]),
     "positions": (VOLUME, [0, 1, np.nan]),
+    "do not tell the slices apart": (VOLUME, [0, 5, 5]),
     "none is below -200, as air is": (VOLUME - VOLUME.min(), None),
     "they go from -1000 to 40000": (np.where(VOLUME > -999, 40000, VOLUME.astype(int)), None),
     "some are not finite": (np.where(VOLUME > -999, np.nan, VOLUME), None),

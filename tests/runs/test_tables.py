@@ -15,7 +15,9 @@ from kit.runs.tables import (
     read_predicted,
     read_skipped,
     read_slices,
+    read_table,
     write_frame,
+    write_guarded,
 )
 
 SLICES = pd.DataFrame(
@@ -110,3 +112,28 @@ def test_what_is_no_table_is_refused_by_name(run, content):
     run.slices.write_bytes(content)
     with pytest.raises(RunError, match=r"slices\.parquet: not a table that can be read"):
         read_slices(run)
+
+
+TEXTS = [
+    "007", "NA", "nan", "None", "<NA>", "True", "1e5", "0x10", "1_000", "00", "1.0", "inf", "", '"',
+    "'=x", "=1+1", "-5", "+1", "@a", "''", "'", "' =x", "\'\'\'-x", "=\n1", "a,b", 'a"b', "a\nb",
+    "é", "１２",
+]  # fmt: skip
+
+
+def test_every_text_comes_back_as_it_was(tmp_path):
+    columns = ("PatientID", "SeriesDescription", "any_SOPInstanceUID", "reason", "warnings")
+    table = pd.DataFrame({**dict.fromkeys(columns, TEXTS), "any": 0.25, "repaired": True})
+    write_guarded(tmp_path / "p.csv", table)
+    found = read_table(tmp_path / "p.csv")
+    assert {name: found[name].tolist() for name in columns} == dict.fromkeys(columns, TEXTS)
+    assert (found["any"].unique(), found["repaired"].unique()) == ([0.25], [True])
+
+
+def test_a_long_instance_number_is_not_rounded_where_another_is_missing(tmp_path):
+    numbers = [1234567.0, np.nan, 2147483647.0]
+    write_guarded(tmp_path / "p.csv", pd.DataFrame({"any_InstanceNumber": numbers, "any": 0.5}))
+    assert (tmp_path / "p.csv").read_text().split() == [
+        "any_InstanceNumber,any", "1234567,0.5", ",0.5", "2147483647,0.5"
+    ]  # fmt: skip
+    np.testing.assert_array_equal(read_table(tmp_path / "p.csv")["any_InstanceNumber"], numbers)

@@ -43,6 +43,16 @@ def test_slices_that_overlap_are_not_averaged_beyond_the_thickness_asked_for():
     assert thick["source"].tolist() == [("s2",), ("s7",)]
 
 
+def test_of_two_acquisitions_at_the_same_places_both_are_in_a_slab_as_thick_as_ever():
+    (slices, described), (again, _) = make(1.0, 10, 1.0), make(1.0, 10, 1.0)
+    both = pd.concat([slices, again.assign(path=again["path"] + "b")]).sort_values("position")
+    slabs = average_thin(both.reset_index(drop=True), described)
+    assert slabs["averaged"].tolist() == [10, 10]
+    assert sorted(slabs["source"][0]) == sorted(f"s{n}{b}" for n in range(5) for b in ("", "b"))
+    thick = average_thin(both.reset_index(drop=True), described.assign(SliceThickness=3.0))
+    assert sorted(thick["source"][1]) == ["s6", "s6b", "s7", "s7b", "s8", "s8b"]
+
+
 def test_a_gap_makes_no_slab():
     slices, described = make(1.0, 20, 1.0)
     slabs = average_thin(slices.drop(index=range(3, 15)).reset_index(drop=True), described)
