@@ -95,7 +95,9 @@ _PLANE = re.compile(r"(.+\.nii(?:\.gz)?)/(\d+)", re.IGNORECASE)
 def split_plane(path: str | Path) -> tuple[str, int]:
     """`a/scan.nii.gz/12` → (`a/scan.nii.gz`, 12); another path → (path, 0)."""
     found = _PLANE.fullmatch(str(path))
-    return (found[1], int(found[2])) if found else (str(path), 0)
+    if not found or os.path.isfile(path):  # a folder may be called so
+        return str(path), 0
+    return found[1], int(found[2])
 
 
 def find_container(path: str | Path) -> str:

@@ -35,7 +35,7 @@ def fill_blanks(table: pd.DataFrame) -> None:
     """Give a slice without a study or a patient that of its series, if the series has one alone.
 
     An anonymizer may have given another patient the same UIDs. Slices of another frame of
-    reference, or at places that are another scan's, are left blank.
+    reference, or at places that are another scan's, are left blank, which is noted.
     """
     series = ["SeriesInstanceUID", "FrameOfReferenceUID"]
     for column, keys in (
@@ -46,6 +46,7 @@ def fill_blanks(table: pd.DataFrame) -> None:
         if not blank.any():
             continue
         groups = table.groupby(keys, dropna=False)[column]
+        doubtful = blank & table.groupby("SeriesInstanceUID")[column].transform("count").gt(0)
         blank &= groups.transform("nunique") == 1
         number = groups.ngroup()
         concerned = table[number.isin(number[blank])]
@@ -54,6 +55,8 @@ def fill_blanks(table: pd.DataFrame) -> None:
                 blank[group.index] = False
         table.loc[blank, column] = groups.transform("first")[blank]
         add_note(table, table.index[blank], f"{column} is blank and taken from its series")
+        left = table.index[doubtful & ~blank]
+        add_note(table, left, f"{column} is blank, and its series may be another's of the same UID")
 
 
 def _are_of_two_scans(group: pd.DataFrame, blank: np.ndarray) -> bool:

@@ -84,10 +84,12 @@ def index_files(
 def _name_volumes(paths: list[str]) -> list[str | tuple[str, str]]:
     """The paths, each NIfTI image as a pair with a name of its own, which is that of the patient.
 
-    That is the file's, with as many folders before it as tell it from the others.
+    That is the file's, with as many folders before it as tell it from the others, and without its
+    ending unless two files differ in that alone.
     """
-    volumes = filter(_ENDING.search, paths)
-    left = {path: PurePath(_ENDING.sub("", path)).parts for path in volumes}
+    short = {path: _ENDING.sub("", path) for path in filter(_ENDING.search, paths)}
+    alike = Counter(short.values())
+    left = {path: PurePath(path if alike[name] > 1 else name).parts for path, name in short.items()}
     names: dict[str, str] = {}
     for count in itertools.count(1):
         short = {path: "-".join(parts[-count:]) for path, parts in left.items()}

@@ -193,12 +193,19 @@ def test_an_image_is_a_series_of_a_patient_of_its_files_name(tmp_path):
 
 
 def test_no_two_images_have_one_name(tmp_path):
-    for name in ("a-b.nii", "a/b.nii", "c/b.nii"):
+    for name in ("a-b.nii", "a/b.nii", "c/b.nii", "d/e.nii", "d/e.nii.gz"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        write(tmp_path / name)
+        write(tmp_path / name, HEAD[..., : 1 + name.endswith("gz")])
     slices, skipped = index_slices(tmp_path, 1)
     assert skipped.empty
-    assert slices.groupby("PatientID")["path"].count().tolist() == [2, 2, 2]
+    assert slices["path"].str.rsplit("/", n=1).str[0].nunique() == 5
+    assert sorted(slices["PatientID"].value_counts()) == [1, 1, 1, 1, 2]
+    assert {"a-b", "c-b", "e.nii", "e.nii.gz"} < set(slices["PatientID"])
+
+
+def test_a_dicom_file_of_a_folder_that_is_called_as_an_image_is_read(tmp_path):
+    path = write_slice(tmp_path / "scan.nii" / "1", np.full((8, 8), -1000, np.int16))
+    assert (read_hounsfield(path) == -1000).all()
 
 
 def test_an_image_that_does_not_state_how_the_patient_lies_is_noted(tmp_path):

@@ -94,16 +94,18 @@ def test_a_run_that_held_nothing_out_cannot_be_calibrated(copied_run):
 def test_predictions_are_calibrated_on_request_and_say_so(small_run, small_data, tmp_path):
     folder, run = small_data / "stage_2_test", copy_run(small_run, tmp_path / "run")
     calibrate_run(run)
-    points = {unit: read_calibration(run, unit)["temperatures"] for unit in ("slice", "series")}
+    units = ("slice", "series", "study")
+    points = {unit: read_calibration(run, unit)["temperatures"] for unit in units}
     with predict_gathered(gather_files(folder), load_model(run.path)) as found:
         for name, by, calibrated in (
             ("raw", "slice", False), ("slices", "slice", True),
             ("maxima", "series", False), ("series", "series", True),
+            ("whole", "study", False), ("studies", "study", True),
         ):  # fmt: skip
             write_predictions(found, tmp_path / f"{name}.csv", by, 0.3, calibrated)
     tables = {
         name: pd.read_csv(tmp_path / f"{name}.csv")
-        for name in ("raw", "slices", "maxima", "series")
+        for name in ("raw", "slices", "maxima", "series", "whole", "studies")
     }
     for label in LABELS:
         np.testing.assert_allclose(
@@ -116,10 +118,14 @@ def test_predictions_are_calibrated_on_request_and_say_so(small_run, small_data,
             apply_temperature(tables["maxima"][f"{label}_maximum"], points["series"][label]),
             rtol=1e-4,
         )
+        odds = tables["whole"][label] / (1 - tables["whole"][label])
+        odds **= 1 / (points["study"][label] or 1)
+        np.testing.assert_allclose(tables["studies"][label], odds / (1 + odds), rtol=1e-4)
         counted = (tables["slices"].groupby("SeriesInstanceUID")[label].max() >= 0.3).sum()
         assert (tables["series"][f"{label}_slices"] > 0).sum() == counted
     assert tables["slices"]["calibrated"].all()
     assert tables["series"]["calibrated"].all()
+    assert tables["studies"]["calibrated"].all()
     assert "calibrated" not in tables["raw"]
     classifier = [f"classifier_{label}" for label in LABELS]
     np.testing.assert_array_equal(tables["slices"][classifier], tables["raw"][classifier])

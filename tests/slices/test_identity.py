@@ -92,6 +92,8 @@ def test_blank_slices_that_may_be_another_patients_are_left_blank(tmp_path, plac
     slices, _ = index_slices(tmp_path, 1)
     assert slices["series"].unique().tolist() == ["/1.2.1/1.2.1.1", "P1/1.2.1/1.2.1.1"]
     assert slices["PatientID"].isna().sum() == len(places)
+    note = "PatientID is blank, and its series may be another's of the same UID"
+    assert (slices["note"].fillna("").str.contains(note) == slices["PatientID"].isna()).all()
 
 
 def test_blank_slices_that_repeat_numbers_of_slices_without_a_position_are_left_blank(tmp_path):
