@@ -18,7 +18,7 @@ def _add_competition(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_user(parser: argparse.ArgumentParser) -> None:
-    user = os.environ.get("KAGGLE_USER", "")
+    user = os.environ.get("KAGGLE_USER")
     parser.add_argument("--user", default=user, help="the owner on Kaggle (or KAGGLE_USER=)")
 
 
@@ -78,14 +78,17 @@ def build_notebooks(options: argparse.Namespace) -> Result:
     from kit.kaggle.build import BUILD, build_kernels
 
     built = build_kernels(
-        options.user,
+        options.user or "",
         options.run,
         options.fold,
         options.backbone,
         options.recipe,
         options.synthetic,
     )
-    lines = [f"{size / 1e6:9.1f} MB  {name}" for name, size in built.items()]
+    lines = [
+        f"{size / 1e6:9.1f} MB  {name}" if size >= 1e6 else f"{size / 1e3:9.1f} kB  {name}"
+        for name, size in built.items()
+    ]
     if not options.run and options.backbone is None:
         lines.append("No initial weights: kit fetch resnext101 --out FILE, then BACKBONE=FILE")
     lines.append(f"Next: make push-kernels KAGGLE_USER={options.user}")

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -24,6 +25,7 @@ from kit import KitError
 from kit.files import write_json
 from kit.progress import log
 from kit.recipes import find_recipe
+from kit.training.config import ClassifierConfig
 
 BUILD = Path("build/kaggle")
 NOTEBOOKS = ("tonight", "train-classifier", "train-lstm", "predict")
@@ -59,7 +61,9 @@ def build_kernels(
     be used, among them runs on synthetic data unless `synthetic`.
     """
     _check_places(user, folder, project)
-    find_recipe(recipe)
+    classifier = find_recipe(recipe).classifier
+    if backbone:
+        _check_backbone(backbone, classifier)
     _check_runs(runs or [], synthetic)
     names = ["predict"] if runs else ["train-classifier", "train-lstm"]
     names = ["tonight"] if not runs and recipe == "tonight" else names
@@ -81,7 +85,9 @@ def build_kernels(
 
 def _check_places(user: str, folder: Path, project: Path) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_-]+", user):
-        raise BuildError(f"KAGGLE_USER is {user!r}: set it to your Kaggle user name")
+        raise BuildError(
+            f"set KAGGLE_USER (or --user) to your Kaggle user name; it is {user or 'not set'}"
+        )
     if not (project / "kernels").is_dir() or not (project / "setup.py").is_file():
         raise BuildError(f"{project.absolute()} is not the project's folder: run this from there")
     for stray in [*folder.glob("datasets/*"), *folder.glob("kernels/*")]:
@@ -98,7 +104,7 @@ def _fill_datasets(
 
     if backbone:
         (datasets / "backbone").mkdir(parents=True)
-        _copy_backbone(backbone, datasets / "backbone" / BACKBONE)
+        shutil.copyfile(backbone, datasets / "backbone" / BACKBONE)
     if runs:
         export_runs([Run(run) for run in runs], datasets / "weights")
     build_wheels(project, datasets / "wheels")
@@ -116,17 +122,26 @@ def _check_runs(runs: list[Path], synthetic: bool) -> None:
         if read_provenance(Run(path))["synthetic"] and not synthetic:
             raise BuildError(
                 f"{path} was trained on synthetic heads, and its predictions of the real ones mean "
-                "nothing; --synthetic builds it all the same"
+                "nothing; --synthetic (SYNTHETIC=1 for make) builds it all the same"
             )
 
 
-def _copy_backbone(source: Path, target: Path) -> None:
+def _check_backbone(path: Path, config: ClassifierConfig) -> None:
+    """Refuse what the notebook would refuse as well, but hours of upload and waiting later."""
+    if not path.is_file():
+        raise BuildError(f"{path}: there is no such file; kit fetch resnext101 writes one")
     try:
-        with safe_open(source, "pt") as weights:
+        with safe_open(path, "pt") as weights:
             weights.keys()
     except (SafetensorError, OSError) as error:
-        raise BuildError(f"{source}: not a .safetensors file of weights ({error})") from error
-    shutil.copyfile(source, target)
+        raise BuildError(f"{path}: not a .safetensors file of weights ({error})") from error
+
+    import torch
+
+    from kit.classifier import make_backbone
+
+    with torch.random.fork_rng(devices=[]):
+        make_backbone(replace(config, weights=str(path)), load=True)
 
 
 def build_kernel(

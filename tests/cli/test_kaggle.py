@@ -102,7 +102,7 @@ def test_a_build_says_what_it_made_how_large_and_what_comes_next(flags, monkeypa
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == [
         "      2.3 MB  build/kaggle/datasets/wheels",
-        "      0.0 MB  build/kaggle/kernels/tonight",
+        "      4.0 kB  build/kaggle/kernels/tonight",
     ]
     assert lines[-1] == "Next: make push-kernels KAGGLE_USER=me"
     assert ("No initial weights: kit fetch" in lines[2]) == (not flags)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -18,6 +19,7 @@ from safetensors.torch import save_file
 
 import kit
 from kit import KitError
+from kit.classifier import make_backbone
 from kit.kaggle import build as notebooks
 from kit.kaggle.build import (
     NOTEBOOKS,
@@ -29,6 +31,7 @@ from kit.kaggle.build import (
     read_script,
     render_notebook,
 )
+from kit.recipes import find_recipe
 
 SOURCE = """\
 # %% [markdown]
@@ -215,22 +218,37 @@ def test_a_rebuild_has_the_same_bytes(project, tmp_path, offline, small_run):
     }
 
 
+@pytest.fixture
+def small_classifiers(monkeypatch):
+    """Every recipe trains the classifier of `demo`, whose weights are quickly made."""
+
+    def shrink(name):
+        return replace(find_recipe(name), classifier=find_recipe("demo").classifier)
+
+    monkeypatch.setattr(notebooks, "find_recipe", shrink)
+
+
 @pytest.mark.parametrize(
     ("recipe", "names"),
-    [("tonight", {"tonight"}), ("single", {"train-classifier", "train-lstm"})],
+    [("tonight", {"tonight"}), ("demo", {"train-classifier", "train-lstm"})],
 )
-def test_the_recipe_chooses_the_notebooks(recipe, names, project, tmp_path, offline):
+def test_the_recipe_chooses_the_notebooks(
+    recipe, names, project, tmp_path, offline, small_classifiers
+):
     backbone = tmp_path / "w.safetensors"
-    save_file({"a": torch.zeros(3)}, backbone)
+    weights = make_backbone(find_recipe("demo").classifier, load=False).state_dict()
+    save_file({name: value.contiguous() for name, value in weights.items()}, backbone)
+    before = torch.get_rng_state()
     built = tmp_path / "built"
     build_kernels("me", recipe=recipe, backbone=backbone, folder=built, project=project)
     assert {path.name for path in (built / "kernels").iterdir()} == names
     copied = built / "datasets" / "backbone" / "backbone.safetensors"
     assert copied.read_bytes() == backbone.read_bytes()
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_inputs_that_cannot_be_used_leave_the_earlier_build(
-    project, tmp_path, offline, small_run, copied_run
+    project, tmp_path, offline, small_run, copied_run, small_classifiers
 ):
     built = tmp_path / "built"
     build_kernels("me", folder=built, project=project)
@@ -238,9 +256,12 @@ def test_inputs_that_cannot_be_used_leave_the_earlier_build(
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"\x08")
     nothing = tmp_path / "nothing.safetensors"
+    other = tmp_path / "other.safetensors"
+    save_file({"conv1.weight": torch.zeros(3)}, other)
     for wrong, reason in (
         ({"backbone": broken}, "broken.safetensors: not a .safetensors file"),
-        ({"backbone": nothing}, "nothing.safetensors: not a .safetensors file"),
+        ({"backbone": nothing}, "nothing.safetensors: there is no such file; kit fetch resnext"),
+        ({"backbone": other}, r"other.safetensors: conv1.weight is \(3,\), not \(64, 3, 7, 7\)"),
         ({"recipe": "tonite"}, "there is no recipe 'tonite'; there are"),
         ({"runs": [tmp_path / "no"]}, "no: there is no run here"),
         ({"runs": [copied_run.path], "synthetic": True}, "is missing: the run"),
@@ -312,7 +333,7 @@ def test_decoders_that_cannot_be_downloaded_are_said_to_be_left_out(tmp_path, ca
 
 @pytest.mark.parametrize("user", ["", "me/you", "{user}"])
 def test_an_owner_that_is_no_user_name_is_refused(user, tmp_path):
-    with pytest.raises(BuildError, match=r"KAGGLE_USER is '.*': set it to your Kaggle user name"):
+    with pytest.raises(BuildError, match=r"set KAGGLE_USER .* to your Kaggle user name"):
         build_kernels(user, folder=tmp_path, project=ROOT)
 
 
