@@ -3,6 +3,7 @@
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const LABELS = ["epidural", "intraparenchymal", "intraventricular", "subarachnoid", "subdural", "any"];
+const hyphenate = (label) => label.replace(/^(intra|sub)/, "$1\u00ad"); // in narrow columns
 const MODELS = {
   classifier: { name: "classifier", color: "--classifier", dash: "" },
   rolling_mean: { name: "rolling mean", color: "--rolling_mean", dash: "2 4" },

@@ -17,11 +17,11 @@ const makeSheet = (heading, ...children) => make("section", { class: "sheet" },
 const sortStudies = () => [...data.studies].sort((a, b) => (b.probabilities?.[ANY] ?? -1) - (a.probabilities?.[ANY] ?? -1));
 
 function makeOverview() {
-  const columns = [["study"], ["chosen series"], ...ORDER.map((label) => [LABELS[label], "num"]), ["key slice", "num"], ["warnings"]];
+  const columns = [["study"], ["chosen series"], ...ORDER.map((label) => [hyphenate(LABELS[label]), "num"]), ["key slice", "num"], ["warnings"]];
   const rows = sortStudies().map((study) => {
     if (!study.probabilities) return [study.patient, "none was scored", ...ORDER.map(() => "–"), "–", study.rest];
     const series = data.series[study.chosen];
-    return [study.patient, study.title, ...ORDER.map((label) => bold(study.probabilities[label])), series ? `${highest(series, ANY) + 1} of ${series.x.length}` : "–", study.warnings.join("; ")];
+    return [study.patient, study.title, ...ORDER.map((label) => bold(study.probabilities[label])), series ? `${highest(series, ANY) + 1}\u00a0of\u00a0${series.x.length}` : "–", study.warnings.join("; ")];
   });
   return makeSheet(`${data.title}: ${data.studies.length} studies`, ...data.model.map(([name, value]) => paragraph(name, value)),
     make("h3", { text: "Known limits" }), make("ul", {}, ...LIMITS.map((text) => make("li", { text }))), make("h3", { text: "Studies" }), sheetTable(columns, rows));

@@ -46,7 +46,7 @@ function drawStudies() {
       byId("studies-head").querySelector(`[data-sort="${by}"]`).focus();
     } }));
   byId("studies-head").replaceChildren(make("tr", { role: "row" }, head("study", "study"), make("th", { scope: "col", text: "chosen series, and why" }),
-    ...ORDER.map((label) => head(LABELS[label].replace(/^(intra|sub)/, "$1\u00ad"), label, { class: "value" })), make("th", { scope: "col", text: "key slice" }), make("th", { scope: "col", text: "warnings" })));
+    ...ORDER.map((label) => head(hyphenate(LABELS[label]), label, { class: "value" })), make("th", { scope: "col", text: "key slice" }), make("th", { scope: "col", text: "warnings" })));
   const rows = listStudies().map(drawStudy);
   byId("studies-body").replaceChildren(...(rows.length ? rows : [make("tr", {}, make("td", { colspan: ORDER.length + 4, text: "No study has this in its name." }))]));
 }
