@@ -102,8 +102,9 @@ def _describe(found: Predictions, out: Path, page: Path | None, calibrated: bool
         **({"page": page} if page else {}),
     }
     text = describe_prediction(out, table, len(found.skipped), calibrated)
+    beside = ", ".join(str(path) for path in files.values() if path != out)
     return Result(
-        f"{describe_provenance(provenance)}\n{text}",
+        f"{describe_provenance(provenance)}\n{text}\nBeside it: {beside}",
         {
             "slices": len(table),
             "series": table["series"].nunique(),

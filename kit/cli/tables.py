@@ -65,9 +65,10 @@ def format_stages(run: Run, stages: list[tuple[str, str]]) -> str:
     if "data" not in config:
         return f"{run}: a model, not a run with stages; ready for\n  {describe_use(run)}"
     lines = [f"{name:<36} {state}" for name, state in stages]
-    sizes = {name: size / 1e9 for name, size in measure_disk(run).items()}
-    parts = ", ".join(f"{name} {size:.2f}" for name, size in sizes.items())
-    lines.append(f"on the disk: {sum(sizes.values()):.2f} GB ({parts})")
+    sizes = measure_disk(run)
+    scale, unit = (1e9, "GB") if sum(sizes.values()) >= 1e9 else (1e6, "MB")
+    parts = ", ".join(f"{name} {size / scale:.2f}" for name, size in sizes.items())
+    lines.append(f"on the disk: {sum(sizes.values()) / scale:.2f} {unit} ({parts})")
     left = sum(state != "done" for _, state in stages)
     if not left:
         return "\n".join([*lines, "complete"])

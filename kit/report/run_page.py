@@ -90,7 +90,7 @@ def find_series(table: pd.DataFrame, name: str) -> str:
         return name
     found = [other for other in names if name in other]
     if len(found) != 1:
-        number = len(found) or "no"
+        number = len(found) or "none"
         raise InputError(f"{number} of the {len(names)} series have {name!r} in their name")
     return found[0]
 

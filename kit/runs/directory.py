@@ -18,7 +18,7 @@ from kit.files import hash_file, read_json, write_json
 from kit.recipes import Recipe
 
 ALL_DATA = "all"  # the fold of a model that was trained on everything
-_BEGIN = "begin one by kit run or kit index"
+_BEGIN = "kit run or kit index begins one; kit fetch and kit import-model bring one"
 FILES = "files_sha256"  # in `config.json`: the names and sizes of the data's files
 # What is noted there too, and may differ where a run is continued.
 _NOTES = ("kit", "provenance", "synthetic", FILES)
@@ -176,6 +176,15 @@ def list_kept_epochs(recipe: Recipe) -> tuple[range, range]:
     return classifier, lstm
 
 
+def _refuse_half(run: Run) -> None:
+    """Say of an imported classifier alone what it lacks, and which command trains that."""
+    if not read_config(run).get("provenance", {}).get("complete", True):
+        raise RunError(
+            f"{run} is a classifier alone, without a model over series: "
+            f"kit run DATA --recipe single --run {run} trains one"
+        )
+
+
 def list_members(run: Run, recipe: Recipe) -> dict[Path, list[Path]]:
     """Map the weights of each kept classifier epoch to those of the LSTMs on its embeddings.
 
@@ -191,6 +200,8 @@ def list_members(run: Run, recipe: Recipe) -> dict[Path, list[Path]]:
                 members[classifier].append(run.lstm(fold, epoch) / f"epoch{number}.safetensors")
             for weights in (classifier, *members[classifier]):
                 if not weights.exists():
+                    if weights != classifier:
+                        _refuse_half(run)
                     raise RunError(f"{weights} is missing: the run {run} is not complete")
     return members
 

@@ -87,6 +87,7 @@ class TrainedModel:
         `InputError` where there is no usable slice, or `out` exists, or a file to be written beside
         it, and is not to be overwritten.
         """
+        _check_unit(by)
         place = None if out is None else Path(out)
         if place is not None:
             check_name(place, overwrite)
@@ -183,11 +184,17 @@ def predict(
     )
 
 
+def _check_unit(by: str) -> None:
+    if by not in _UNITS:
+        raise InputError(f"a table by {by!r} is not known: it is by {', '.join(_UNITS)}")
+
+
 def _finish_table(table: pd.DataFrame, predictions: Predictions) -> pd.DataFrame:
     """Add what `predict` promises of `attrs`, plain values as pandas copies them; log the rest."""
     if len(predictions.skipped):
-        count, reasons = len(predictions.skipped), count_reasons(predictions.skipped)
-        log.warning("%s skipped: %s", format_count(count, "file"), reasons)
+        reasons = count_reasons(predictions.skipped).items()
+        listed = "; ".join(f"{reason} ({count})" for reason, count in reasons)
+        log.warning("%s skipped: %s", format_count(len(predictions.skipped), "file"), listed)
     table.attrs = {
         "provenance": read_provenance(predictions.model.run),
         "skipped": predictions.skipped[["path", "reason", "code"]].to_dict("records"),
@@ -213,8 +220,6 @@ def predict_gathered(
     `overwrite` are those of `TrainedModel.predict`. Raises `InputError` where `out` is not a CSV or
     is not to be overwritten, `RunError` where another process is at work for `out`.
     """
-    if by not in _UNITS:
-        raise InputError(f"a table by {by!r} is not known: it is by {', '.join(_UNITS)}")
     slices, described, skipped, started = gathered
     if by == "study":
         slices = slices[slices["series"].isin(choose_series(described)["series"])]

@@ -21,6 +21,9 @@ def test_own_scans_give_a_table_and_a_one_line_summary(small_run, small_data, tm
     assert done.returncode == 0, done.stderr
     assert f"\n{out}: {len(pd.read_csv(out))} slices in " in f"\n{done.stdout}"
     assert "1 file skipped. Not a medical device." in done.stdout
+    beside = [tmp_path / f"p.{rest}" for rest in ("json", "skipped.csv", "series.csv")]
+    assert done.stdout.splitlines()[-1] == "Beside it: " + ", ".join(map(str, beside))
+    assert all(path.is_file() for path in beside)
 
 
 MISTAKES = {

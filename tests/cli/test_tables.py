@@ -70,7 +70,7 @@ def test_an_unfinished_run_ends_with_the_command_that_continues_it(tmp_path):
     stages = [("index", "done"), ("fold 0 classifier", "missing")]
     lines = format_stages(run, stages).splitlines()
     assert [line.split()[-1] for line in lines[:2]] == ["done", "missing"]
-    sizes = "0.05 GB (classifier 0.00, embeddings 0.03, lstm 0.02, other 0.00)"
+    sizes = "50.00 MB (classifier 0.00, embeddings 30.00, lstm 20.00, other 0.00)"
     assert lines[2] == f"on the disk: {sizes}"
     assert lines[3] == "1 of 2 outputs left; this continues:"
     assert lines[4] == (

@@ -116,6 +116,12 @@ def test_a_classifier_alone_gives_the_released_values(appian, tmp_path):
     assert np.abs(wrong.logits - values["logits_kit_order"]).max() > 0.01
 
 
+def test_a_classifier_alone_says_what_it_lacks_where_it_is_to_predict(appian, tmp_path):
+    for use in (load_model, lambda path: export_runs([Run(path)], tmp_path / "out")):
+        with pytest.raises(RunError, match=rf"alone, .* --recipe single --run {appian} trains one"):
+            use(appian)
+
+
 def small_release(folder, monkeypatch):
     shrink_ianpan(monkeypatch)
     return write_ianpan(folder)
@@ -180,7 +186,7 @@ def test_an_imported_model_predicts_a_real_head_and_is_named(tmp_path, monkeypat
 def test_a_classifier_alone_is_embedded_and_gets_the_kits_lstm(small_data, tmp_path, monkeypatch):
     release = small_release(tmp_path / "release", monkeypatch)
     run = import_model(release, tmp_path / "run", classifier_only=True)
-    with pytest.raises(RunError, match="is missing"):
+    with pytest.raises(RunError, match="a classifier alone, without a model over"):
         load_model(run.path)
     weights = run.path / "foldall/classifier/epoch1.safetensors"
     before = hash_file(weights)

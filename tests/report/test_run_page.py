@@ -133,7 +133,7 @@ def test_a_series_is_found_by_a_part_of_its_name_that_no_other_has():
     assert find_series(table, "b/") == "b/2/z"
     with pytest.raises(ValueError, match="2 of the 3 series"):
         find_series(table, "a/1")
-    with pytest.raises(ValueError, match="no of the 3 series"):
+    with pytest.raises(ValueError, match="none of the 3 series"):
         find_series(table, "c")
 
 

@@ -53,7 +53,7 @@ def test_the_run_one_level_off_is_suggested(tmp_path):
         with pytest.raises(RunError, match=rf"{wrong}: there is no run here \(is it {run}\?\)"):
             read_config(Run(wrong))
     for wrong in (tmp_path, tmp_path / "runs" / "c", tmp_path / "runs" / "b" / "d"):
-        with pytest.raises(RunError, match=r"no run here \(begin one by kit run or kit index\)"):
+        with pytest.raises(RunError, match=r"no run here \(kit run or kit index begins one; kit"):
             read_config(Run(wrong))
 
 

@@ -278,14 +278,22 @@ def test_of_a_folder_with_five_series_the_right_one_answers_for_the_study(
     assert manifest["slices"] == 24  # those of the two series alone were computed
 
 
-def test_a_table_says_what_predicted_it_and_what_was_left_out(small_run, hospital, tmp_path):
+def test_a_table_says_what_predicted_it_and_what_was_left_out(
+    small_run, hospital, tmp_path, caplog
+):
     found = kit.predict(hospital, small_run.path, workers=0)
     assert found.attrs["provenance"]["synthetic"]
     assert {one["code"] for one in found.attrs["skipped"]} == {"plane is not axial"}
     assert len(found.attrs["skipped"]) == 12
+    assert "12 files skipped: plane is not axial (12)" in caplog.messages
     assert [one["slices"] for one in found.attrs["series"]] == [12, 12, 12, 12, 12, 0]
     found.to_parquet(tmp_path / "p.parquet")  # which writes attrs as JSON
     assert pd.concat([found, found]).attrs == found.attrs
+
+
+def test_a_unit_that_there_is_not_is_refused_before_anything_is_read(small_run, tmp_path):
+    with pytest.raises(kit.InputError, match="a table by 'patient' is not known: it is by slice"):
+        kit.predict(tmp_path / "nowhere", small_run.path, by="patient")
 
 
 def test_descriptions_are_left_out_with_the_names(small_run, hospital, tmp_path):
