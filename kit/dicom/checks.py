@@ -43,6 +43,7 @@ _MAPS = {
     "CBF", "RCBF", "CBV", "RCBV", "MTT", "RMTT", "TTP", "TTD", "TMAX", "PBV", "PERMEABILITY",
     "ZEFF", "Z_EFF", "RHO_Z", "MAP", "MAPS",
 }  # fmt: skip
+_PROJECTIONS = {"MIP", "MINIP", "MAXIP", "VRT"}
 _MAP_TYPES = {
     "PERFUSION", "PARAMETRIC", "MATERIAL", "IODINE", "WATER", "CALCIUM", "UPTAKE", "FRACTION",
     "DENSITY", "ATOMIC", "SUBTRACTION", *_MAPS,
@@ -104,6 +105,8 @@ def _check_words(values: dict[str, Any]) -> Reason | None:
             return Reason("a localizer, not an axial slice", f"{keyword} says {min(found)}")
         if (found := words & maps) and not as_measured:
             return Reason("a parametric map, not Hounsfield units", f"{keyword} says {min(found)}")
+        if (found := words & _PROJECTIONS) and not as_measured:
+            return Reason("a projection, not a slice", f"{keyword} says {min(found)}")
     return None
 
 

@@ -193,8 +193,12 @@ def _check_position(values: dict[str, Any]) -> Reason | None:
 
 
 def _is_called_axial(values: dict[str, Any]) -> bool:
-    """Whether the scanner itself says so: a patient may lie with the head bent far back."""
-    return "AXIAL" in (values["ImageType"] or "").split("\\")
+    """Whether the scanner itself says so: a patient may lie with the head bent far back.
+
+    Reformats by a workstation may say so too, of whatever they were made from.
+    """
+    kind = (values["ImageType"] or "").split("\\")
+    return kind[:2] == ["ORIGINAL", "PRIMARY"] and "AXIAL" in kind
 
 
 def _is_whole(number: float) -> bool:

@@ -89,17 +89,19 @@ def describe_series(slices: pd.DataFrame, skipped: pd.DataFrame) -> pd.DataFrame
 def choose_series(table: pd.DataFrame) -> pd.DataFrame:
     """Choose the series that stands for each study: a row a study, from `describe_series`.
 
-    Of the axial series, in this order: of the head, of 12 slices or more, with air and of one
-    acquisition, without contrast, of a soft kernel, of the spacing nearest 5 mm, of the most
-    slices, of the lowest UID. The columns are those of `table`, `series_count` (how many the study
-    has) and `reason`, in words. A study without a usable series has no row.
+    Of the axial series, those first that are so by their orientation too; then, in this order: of
+    the head, of 12 slices or more, with air and of one acquisition, without contrast, of a soft
+    kernel, of the spacing nearest 5 mm, of the most slices, of the lowest UID. The columns are
+    those of `table`, `series_count` (how many the study has) and `reason`, in words. A study
+    without a usable series has no row.
     """
     study = name_studies(table)
     counts = table.groupby(study)["series"].transform("size")
-    usable = table[table["slices"] > 0].assign(series_count=counts)
+    usable = table.assign(series_count=counts)[table["slices"] > 0]
     warned = usable["warnings"]
     order = pd.DataFrame(
         {
+            "plane": usable["plane"] != "axial",
             "body": warned.str.contains(_BODY),
             "few": usable["slices"] < _LEAST_SLICES,
             "doubtful": warned.str.contains(f"{_NO_AIR}|{_TWICE}"),
@@ -148,12 +150,13 @@ def _describe(part: pd.DataFrame, left_out: int, usable: bool) -> dict:
     """A row of `describe_series` for the slices of one series, in order."""
     steps = np.diff(np.unique(part["position"].to_numpy(np.float64).round(2)))
     placed = len(steps) and part["ImagePositionPatient"].notna().all()
-    first = {name: _find_first(part[name]) for name in _COLUMNS if name in part}
+    told = [*_COLUMNS, "ImageOrientationPatient"]
+    first = {name: _find_first(part[name]) for name in told if name in part}
     thickness = first["SliceThickness"]
     row = {
         **first,
         "SliceThickness": np.nan if thickness is None else float(thickness),
-        "plane": "axial" if usable else _name_plane(_find_first(part["ImageOrientationPatient"])),
+        "plane": _name_plane(first.get("ImageOrientationPatient")) or ("axial" if usable else None),
         "spacing": float(np.median(steps).round(2)) if placed else np.nan,
         "slices": len(part) if usable else 0,
         "left_out": int(left_out),
@@ -166,6 +169,8 @@ def _name_plane(orientation: str | None) -> str | None:
     if numbers is None:
         return None
     normal = np.abs(np.cross(numbers[:3], numbers[3:]))
+    if not normal.any():
+        return None
     return ("sagittal", "coronal", "axial")[int(normal.argmax())]
 
 
@@ -181,6 +186,7 @@ def _list_warnings(part: pd.DataFrame, row: dict) -> list[str]:
     spacing, slices = row["spacing"], row["slices"]
     notes = part["note"].fillna("")
     found = {
+        NOT_AXIAL: row["plane"] != "axial",
         _CONTRAST: _has_contrast(row["ContrastBolusAgent"], row["SeriesDescription"]),
         _BONE: _is_sharp(row["ConvolutionKernel"], row["SeriesDescription"]),
         _BODY: _is_elsewhere(row["BodyPartExamined"], row["SeriesDescription"]),

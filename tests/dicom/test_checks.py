@@ -6,6 +6,7 @@ import pytest
 from dicom_files import reason_of, replace_once, write_slice
 from pydicom.dataset import Dataset
 
+from kit.dicom import read_hounsfield
 from kit.dicom.header import NotACTSliceError, read_header
 
 
@@ -71,6 +72,21 @@ def test_rescaling_by_what_is_no_number_is_refused_without_quoting_it(tmp_path, 
     assert reason.startswith(f"values are not Hounsfield units: {keyword} is ")
     assert "nan" not in reason
     assert "Yamada" not in reason
+
+
+@pytest.mark.parametrize(
+    ("tags", "word"),
+    [
+        ({"ImageType": ["DERIVED", "SECONDARY", "AXIAL", "MIP"]}, "ImageType says MIP"),
+        ({"SeriesDescription": "AX MIP 5mm"}, "SeriesDescription says MIP"),
+        ({"SeriesDescription": "3D VRT"}, "SeriesDescription says VRT"),
+    ],
+)
+def test_a_projection_is_named(tmp_path, tags, word):
+    path = write_slice(tmp_path / "a.dcm", **tags)
+    assert reason_of(path, NotACTSliceError) == f"a projection, not a slice: {word}"
+    path = write_slice(path, SeriesDescription="MIP", ImageType=["ORIGINAL", "PRIMARY", "AXIAL"])
+    assert read_hounsfield(path).shape == (8, 8)
 
 
 @pytest.mark.parametrize(

@@ -226,8 +226,9 @@ def test_what_the_only_series_lacks_is_said(tmp_path):
 
 
 def test_a_study_without_an_axial_series_has_no_row(tmp_path):
-    write_series(tmp_path, "1")
     write_series(tmp_path, "2", plane=CORONAL, StudyInstanceUID="1.2.2")
+    assert list(choose(tmp_path)) == []
+    write_series(tmp_path, "1")
     assert list(choose(tmp_path)) == ["1.2.1"]
 
 
@@ -243,3 +244,18 @@ def test_one_study_instance_uid_of_two_patients_is_two_studies(tmp_path):
     write_series(tmp_path, "1")
     write_series(tmp_path, "2", PatientID="P2")
     assert list(choose(tmp_path)) == ["1.2.1", "1.2.2"]
+
+
+def test_a_reformat_that_calls_itself_axial_is_not_chosen(tmp_path):
+    write_series(
+        tmp_path, "1", plane=CORONAL, count=40, ImageType=["DERIVED", "SECONDARY", "AXIAL"]
+    )
+    write_series(tmp_path, "2", plane=CORONAL, count=40, ImageType=["ORIGINAL", "PRIMARY", "AXIAL"])
+    write_series(tmp_path, "3", spacing=3.0)
+    assert list(choose(tmp_path)) == ["1.2.3"]
+    table = describe(tmp_path)
+    assert table[["plane", "slices", "warnings"]].values.tolist() == [
+        ["coronal", 40, "plane is not axial"],
+        ["axial", 12, ""],
+        ["coronal", 0, "plane is not axial"],
+    ]
