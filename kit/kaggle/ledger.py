@@ -61,8 +61,17 @@ def describe_submission(csv: Path, content: bytes, message: str, competition: st
 
 
 def append_entry(ledger: Path, entry: dict) -> None:
-    """Add `entry` as a line of `ledger`, on the disk before this returns, and render the table."""
-    with lock_ledger(ledger), open(ledger, "a+b") as file:
+    """Lock the ledger and do as `write_entry`."""
+    with lock_ledger(ledger):
+        write_entry(ledger, entry)
+
+
+def write_entry(ledger: Path, entry: dict) -> None:
+    """Add `entry` as a line of `ledger`, on the disk before this returns, and render the table.
+
+    The caller holds the lock.
+    """
+    with open(ledger, "a+b") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - 1))
         gap = b"\n" if file.read(1) not in (b"", b"\n") else b""  # after a line that was cut
@@ -76,7 +85,7 @@ def append_entry(ledger: Path, entry: dict) -> None:
 def lock_ledger(ledger: Path) -> Iterator[None]:
     """Keep other writers out, for ten minutes at most. Raises `KaggleError`."""
     ledger.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(ledger.with_suffix(".lock"), timeout=_LOCK_SECONDS, is_singleton=True)
+    lock = FileLock(ledger.with_suffix(".lock"), timeout=_LOCK_SECONDS)
     try:
         with lock:
             yield

@@ -27,6 +27,7 @@ from kit.kaggle.ledger import (
     iterate_submissions,
     lock_ledger,
     read_outcome,
+    write_entry,
 )
 from kit.progress import log
 from kit.submission import normalize_text, validate_submission
@@ -74,7 +75,7 @@ def submit(
         if entry["ref"] is None:
             rejected = len(find_entries(ledger, competition, entry["sha256"]))
             entry["ref"] = _send_once(client, csv, payload, entry, rejected)
-            append_entry(ledger, entry)
+            write_entry(ledger, entry)
     log.info(f"Submission {entry['ref']}: waiting for its score.")
     return _wait_for_score(client, entry, ledger, timeout)
 
