@@ -5,6 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
+import failure_tries
 import numpy as np
 import pytest
 
@@ -25,29 +26,16 @@ def pytest_runtest_setup(item):
             pytest.skip("no GPU is available")
 
 
-# Of the tests that break a run off at any instant: (what, where) of each try, and whether what was
-# left ended as if nothing had happened.
-TRIES: list[tuple[str, str, bool]] = []
-
-
-def note_tries(what: str, places: list[str], passed: bool) -> None:
-    """Note tries for the table at the end, and fail where they have not passed."""
-    TRIES.extend((what, place, passed) for place in places)
-    assert passed, f"{what}: after {places} a run ended otherwise"
+# Of `tiny`: how it is trained, and what indexing notes of it.
+TINY_FLAGS = ["--recipe", "demo", "--folds", "2", "--train-folds", "0", "--workers", "1", "--quiet"]
+TINY_FLAGS += ["--classifier-epochs", "1", "--classifier-image-size", "32", "--lstm-epochs", "2"]
+TINY_FLAGS += ["--bag-lstm-epochs", "2", "--lstm-hidden-size", "16"]
+TINY_NOTE = r"\A46 slices: another slice of its series is at the same place\n"
 
 
 def pytest_terminal_summary(terminalreporter):
-    """Print how often each kind of failure was tried, where, and how often nothing was lost."""
-    if not TRIES:
-        return
-    terminalreporter.section("tries of failures at any instant")
-    terminalreporter.write_line(f"{'':<40}{'tries':>6}{'passed':>8}")
-    for what in dict.fromkeys(what for what, _, _ in TRIES):
-        mine = [(place, passed) for kind, place, passed in TRIES if kind == what]
-        terminalreporter.write_line(f"{what:<40}{len(mine):>6}{sum(p for _, p in mine):>8}")
-        for place in dict.fromkeys(place for place, _ in mine):
-            here = [passed for other, passed in mine if other == place]
-            terminalreporter.write_line(f"  {place:<38}{len(here):>6}{sum(here):>8}")
+    for line in failure_tries.format_table():
+        terminalreporter.write_line(line)
 
 
 def golden(name: str):
@@ -147,6 +135,17 @@ def predict_folder(folder, run, out, **options):
     with predict_gathered(gathered, load_model(run.path), out, **options) as found:
         write_predictions(found, out)
     return found.table, found.skipped
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A synthetic competition of 12 patients at 32 pixels, and a run of one fold on it."""
+    from kit.cli.commands import main
+
+    home = tmp_path_factory.mktemp("tiny")
+    assert main(["phantom", str(home / "data"), "--patients", "12", "--size", "32", "--quiet"]) == 0
+    assert main(["run", str(home / "data"), "--run", str(home / "run"), *TINY_FLAGS]) == 0
+    return home
 
 
 @contextlib.contextmanager

@@ -16,7 +16,10 @@ import pandas as pd
 import pytest
 import torch
 from command_line import kit
-from conftest import limit_files, note_tries
+from conftest import TINY_FLAGS as FLAGS
+from conftest import TINY_NOTE as NOTE
+from conftest import limit_files
+from failure_tries import note_tries
 
 from kit.cli.commands import main
 from kit.competition import LABELS
@@ -28,20 +31,7 @@ from kit.slices.index import index_files, list_files
 from kit.submission import write_submission
 from kit.training.checkpoints import save_tensors
 
-FLAGS = ["--recipe", "demo", "--folds", "2", "--train-folds", "0", "--workers", "1", "--quiet"]
-FLAGS += ["--classifier-epochs", "1", "--classifier-image-size", "32", "--lstm-epochs", "2"]
-FLAGS += ["--bag-lstm-epochs", "2", "--lstm-hidden-size", "16"]
 TABLES = ("oof.parquet", "test.parquet")
-NOTE = r"\A46 slices: another slice of its series is at the same place\n"
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A synthetic competition of 12 patients at 32 pixels, and a run of one fold on it."""
-    home = tmp_path_factory.mktemp("tiny")
-    assert main(["phantom", str(home / "data"), "--patients", "12", "--size", "32", "--quiet"]) == 0
-    assert main(["run", str(home / "data"), "--run", str(home / "run"), *FLAGS]) == 0
-    return home
 
 
 class Disk:
