@@ -57,7 +57,7 @@ bench: $(STAMP)  ## speed against the reference implementation and a lower bound
 	$(BIN)/python benchmarks/bench.py
 
 docs: $(STAMP)  ## the API reference, from the docstrings, to docs/api/
-	NO_ALBUMENTATIONS_UPDATE=1 $(BIN)/pdoc --docformat markdown -o docs/api kit '!kit.__main__'
+	NO_ALBUMENTATIONS_UPDATE=1 $(BIN)/python docs/reference.py
 
 data: $(STAMP)  ## download the competition's files (180 GB zip, 431 GB unpacked) to data/
 	$(BIN)/kit download data

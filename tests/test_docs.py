@@ -196,3 +196,18 @@ def test_every_command_that_is_mentioned_exists(page):
 def test_every_file_that_is_linked_exists(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
         assert target.startswith("http") or (page.parent / target).exists(), target
+
+
+def test_the_reference_begins_with_what_most_people_want_and_links_the_rest(tmp_path):
+    pytest.importorskip("pdoc", reason="pdoc is not installed")
+    command = [sys.executable, str(ROOT / "docs" / "reference.py"), str(tmp_path / "api")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{tmp_path / 'api' / 'index.html'}\n"
+    assert "Warn" not in done.stderr
+    front = (tmp_path / "api" / "kit.html").read_text()
+    for name in ("load_model", "predict", "read_hounsfield", "index_slices"):
+        assert f'<section id="{name}">' in front
+    linked = set(re.findall(r'href="(kit/[a-z/_]+\.html)', front))
+    assert {"kit/pipeline.html", "kit/lstm.html", "kit/runs/prediction.html"} <= linked
+    for page in linked:
+        assert (tmp_path / "api" / page).exists()
