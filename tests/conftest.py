@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import failure_tries
@@ -31,6 +32,13 @@ TINY_FLAGS = ["--recipe", "demo", "--folds", "2", "--train-folds", "0", "--worke
 TINY_FLAGS += ["--classifier-epochs", "1", "--classifier-image-size", "32", "--lstm-epochs", "2"]
 TINY_FLAGS += ["--bag-lstm-epochs", "2", "--lstm-hidden-size", "16"]
 TINY_NOTE = r"\A46 slices: another slice of its series is at the same place\n"
+
+
+@pytest.fixture(autouse=True)
+def loud(monkeypatch):
+    """Show bars and messages, whatever `--quiet` an earlier test gave in this process."""
+    if "kit.progress" in sys.modules:
+        monkeypatch.setattr(sys.modules["kit.progress"], "quiet", False)
 
 
 def pytest_terminal_summary(terminalreporter):
