@@ -202,8 +202,7 @@ def format_row(row: rows.Row, times: dict, peak: dict | None) -> str:
         wall, processors = [a / b if form == "published" else b / a for a, b in pairs]
         sign = "≥" if form == "published" else "≤"
         text = f"{wall:.2f} ({processors:.2f})"
-        judged = processors if row.together else wall
-        missed = target and (judged < target if sign == "≥" else judged > target)
+        missed = target and (wall < target if sign == "≥" else wall > target)
         text = f"**{text}**" if missed else text
         cells.append(f"{text}, {sign} {target:.3g}" if target else text)
     cells.append(mark(f"{gigabytes:.2f} GB", row.memory, gigabytes) if peak else "")

@@ -28,8 +28,8 @@ class Row:
 
     Targets: `faster` is the smallest ratio of reference to kit, `above_floor` the largest ratio of
     kit to lower bound, `seconds` the kit's longest time, and `memory` its largest peak in GB beyond
-    `model`. The forms of a row that is `together` take turns in one process and are judged by CPU
-    time: work of microseconds by one thread, which the state of a process's memory changes more.
+    `model`. The forms of a row that is `together` take turns in one process: they are work of
+    microseconds, which the state of a process's memory changes more.
     """
 
     work: str
