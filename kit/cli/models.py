@@ -8,6 +8,7 @@ from pathlib import Path
 from kit import InputError
 from kit.cli.registry import Commands, Result, argument
 from kit.files import refuse_existing
+from kit.models.forms import find_form
 
 COMMANDS = Commands()
 
@@ -66,8 +67,9 @@ def fetch(options: argparse.Namespace) -> Result:
     _PRECISION,
 )
 def import_release(options: argparse.Namespace) -> Result:
-    options.source.stat()  # before torch is loaded
+    options.source.stat()
     refuse_existing(options.out)
+    find_form(options.source, options.kind)  # before torch is loaded
 
     from kit.models.importing import import_model
 

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from kit import InputError
+from kit.models.forms import find_form, list_ianpan
 from kit.models.reading import check_sums, read_pickled, read_safetensors
 from kit.training.config import ClassifierConfig, LSTMConfig
 
@@ -39,10 +40,8 @@ class Release:
 
 @dataclass(frozen=True)
 class Kind:
-    """A released form: by what a folder or file is known, and what reads it."""
+    """A released form: what reads it."""
 
-    description: str
-    fits: Callable[[Path], bool]
     read: Callable[[Path], Release]
 
 
@@ -92,7 +91,7 @@ _APPIAN_ORDER = [1, 5, 4, 3, 2, 0]  # where each of the kit's labels stands in t
 
 
 def _read_ianpan(folder: Path) -> Release:
-    classifier, sequence = _list_ianpan(folder)
+    classifier, sequence = list_ianpan(folder)
     for path in (classifier, sequence):
         if not path.is_file():
             raise InputError(f"{path} is missing: the release has {classifier} and {sequence}")
@@ -111,10 +110,6 @@ def _read_ianpan(folder: Path) -> Release:
 
 def _name_ianpan(name: str) -> str:
     return name.replace("head.", "linear.") if name.startswith("head.") else name
-
-
-def _list_ianpan(folder: Path) -> tuple[Path, Path]:
-    return folder / "classifier" / "model.safetensors", folder / "sequence" / "model.safetensors"
 
 
 def _read_appian(path: Path) -> Release:
@@ -141,35 +136,9 @@ def _name_appian(name: str) -> str:
     return f"last_linear.{own}" if part == "head" else own
 
 
-def _is_ianpan(path: Path) -> bool:
-    return any(file.is_file() for file in _list_ianpan(path))
-
-
-def _is_appian(path: Path) -> bool:
-    return path.suffix == ".pt" if path.is_file() else any(path.glob("*.pt"))
-
-
-KINDS = {
-    "ianpan": Kind(
-        "a folder with classifier/model.safetensors and sequence/model.safetensors",
-        _is_ianpan,
-        _read_ianpan,
-    ),
-    "appian": Kind("a file fold0_ep2.pt, or a folder of those", _is_appian, _read_appian),
-}
+KINDS = {"ianpan": Kind(_read_ianpan), "appian": Kind(_read_appian)}
 
 
 def find_kind(path: Path, name: str | None = None) -> Kind:
-    """The released form of a folder or file, by its name or by what is there.
-
-    Raises `InputError` saying what was looked for, and `FileNotFoundError`.
-    """
-    path.stat()  # a missing path is an OSError that names it
-    if name is not None and name not in KINDS:
-        raise InputError(f"there is no kind {name!r}; there are {', '.join(KINDS)}")
-    wanted = [KINDS[name]] if name else list(KINDS.values())
-    for kind in wanted:
-        if kind.fits(path):
-            return kind
-    forms = "; or ".join(kind.description for kind in wanted)
-    raise InputError(f"{path}: not a release that kit knows: it would be {forms}")
+    """The reader of the released form of a folder or file. Raises as `find_form`."""
+    return KINDS[find_form(path, name)]
