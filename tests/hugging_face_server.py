@@ -11,7 +11,11 @@ COMMIT = "e6d89c2" + "0" * 33
 
 
 class Repository(BaseHTTPRequestHandler):
-    """Serves the files of `server.folder`: of `halved` at first half, of `broken` nothing."""
+    """Serves the files of `server.folder`: of `halved` at first half, of `broken` nothing.
+
+    What is asked of `storage`, if that is another server, is redirected there. One with `whole` set
+    knows no ranges.
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -38,10 +42,15 @@ class Repository(BaseHTTPRequestHandler):
         begin = self.headers.get("Range", "")
         if body:
             server.asked.append((name, begin))
-        if begin:
+            server.tokens.append(self.headers.get("Authorization"))
+        if body and server.storage:
+            place = {"Location": f"{server.storage.address}/resolve/{COMMIT}/{name}"}
+            return self.send(302, b"", place, body)
+        if begin and not server.whole:
             first = int(begin.removeprefix("bytes=").partition("-")[0])
             headers["Content-Range"] = f"bytes {first}-{len(content) - 1}/{len(content)}"
-            return self.send(206, content[first:], headers, body)
+            sent = 0 if name == server.broken else None
+            return self.send(206, content[first:], headers, body, sent)
         sent = {server.halved: len(content) // 2, server.broken: 0}.get(name)
         return self.send(200, content, headers, body, sent)
 
@@ -64,6 +73,7 @@ def serve_repository(folder):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Repository)
     server.folder, server.commits, server.asked = folder, [COMMIT], []
     server.halved = server.broken = server.etag = ""
+    server.storage, server.whole, server.tokens = None, False, []
     server.address = f"http://127.0.0.1:{server.server_port}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

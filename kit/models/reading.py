@@ -66,6 +66,17 @@ def _allow_scalars() -> Any:
     return torch.serialization.safe_globals(allowed)
 
 
+def read_sums(path: Path) -> dict[str, tuple[int, str]]:
+    """The size and SHA-256 of each file that `checksums.json` lists. Raises `InputError`."""
+    try:
+        return {
+            str(entry["path"]): (int(entry["size_bytes"]), str(entry["sha256"]))
+            for entry in read_json(path)
+        }
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a list of checksums ({error})") from error
+
+
 def check_sums(folder: Path, files: list[Path]) -> None:
     """Check files of a release by its `checksums.json`; without one, log that they are not checked.
 
@@ -75,10 +86,7 @@ def check_sums(folder: Path, files: list[Path]) -> None:
     if not path.exists():
         log.warning("%s is missing: the files are taken as they are, not checked", path)
         return
-    try:
-        sums = {entry["path"]: (entry["size_bytes"], entry["sha256"]) for entry in read_json(path)}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a list of checksums ({error})") from error
+    sums = read_sums(path)
     for file in files:
         name = file.relative_to(folder).as_posix()
         if name not in sums:

@@ -44,19 +44,27 @@ def test_initial_weights_are_fetched_and_checked_against_the_hubs_record(release
         assert "could not be downloaded" in done.stderr
         assert "Traceback" not in done.stderr
         assert not out.exists()
-        server.broken = ""
+        part = tmp_path / "weights" / "backbone.safetensors.partial" / "model.safetensors"
+        part.write_bytes(CONTENT[:1000])
+        server.broken, server.asked = "", []
         done = fetch(server.address, out)
+    assert server.asked == [("model.safetensors", "bytes=1000-")]
+    assert not part.parent.exists()
     assert done.returncode == 0, done.stderr
     assert out.read_bytes() == CONTENT
     sha256 = hashlib.sha256(CONTENT).hexdigest()
     said = f"{out}: {len(CONTENT):,} bytes, SHA-256 {sha256}, as the hub records it"
     assert said in done.stdout.splitlines()
     assert "make kernels KAGGLE_USER=you BACKBONE=" in done.stdout
+    assert fetch("http://127.0.0.1:9", out).stderr.startswith(f"kit: {out} exists")
 
 
 @pytest.mark.parametrize(
     ("etag", "reason"),
-    [("ab" * 32, "arrived damaged: run the same command again"), ("7", "records no SHA-256")],
+    [
+        ("ab" * 32, "What had arrived was removed: run the same command"),
+        ("7", "records no size and SHA-256"),
+    ],
 )
 def test_weights_that_cannot_be_checked_get_no_name(release, tmp_path, etag, reason):
     out = tmp_path / "backbone.safetensors"
