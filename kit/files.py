@@ -179,10 +179,14 @@ def name_errors(path: Path, *others: Path) -> Iterator[None]:
         raise OSError(error.errno, os.strerror(error.errno), str(path)) from error
 
 
-def refuse_existing(out: Path) -> None:
-    """Raise `InputError` where there is something at `out`."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} exists: name a new folder")
+def refuse_existing(out: Path, overwrite: bool | None = None) -> None:
+    """Raise `InputError` where there is something at `out`, unless `overwrite`.
+
+    None is for what cannot be replaced. An empty folder is nothing.
+    """
+    if not overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
+        instead = "" if overwrite is None else ", or replace it by --overwrite"
+        raise InputError(f"{out} exists: name another{instead}")
 
 
 def open_whole(path: str | Path) -> BinaryIO:

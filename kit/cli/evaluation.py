@@ -7,8 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from kit import InputError
-from kit.cli.registry import RUN, Commands, Result, argument, parse_run, require_runs
-from kit.files import open_file
+from kit.cli.registry import (
+    OVERWRITE,
+    RUN,
+    Commands,
+    Result,
+    argument,
+    parse_run,
+    require_runs,
+)
+from kit.files import open_file, refuse_existing
 
 COMMANDS = Commands()
 _MAP = "our names for columns of another's table, as any=P_ICH StudyInstanceUID=scan"
@@ -67,6 +75,7 @@ def _add_map(name: str, of: str) -> Any:
     argument("predictions", type=Path, help="a CSV of kit predict, or another's (see --columns)"),
     argument("labels", type=Path, help="a CSV of labels: 0, 1 or blank"),
     argument("--out", type=Path, required=True, help="the folder for tables, figures and the page"),
+    OVERWRITE,
     argument(
         "--preset",
         choices=["rsna", "scan", "cq500", "ct-ich"],
@@ -112,6 +121,7 @@ def evaluate(options: argparse.Namespace) -> Result:
             open_file(path).close()  # a missing one is told before anything is computed
     if options.run is not None:
         require_runs(options.run)
+    refuse_existing(options.out, options.overwrite)
 
     from kit.evaluation.settings import Settings
 

@@ -101,6 +101,7 @@ WORKERS = argument(
     type=_parse_workers,
     help="worker processes on this machine (default: CPU cores - 1)",
 )
+OVERWRITE = argument("--overwrite", action="store_true", help="replace --out if it is there")
 HOURS = argument(
     "--hours",
     type=parse_time,

@@ -10,6 +10,7 @@ from kit import InputError
 from kit.cli.registry import (
     DATA,
     HOURS,
+    OVERWRITE,
     RUN_FLAG,
     WORKERS,
     Commands,
@@ -21,6 +22,7 @@ from kit.cli.registry import (
     require_runs,
 )
 from kit.cli.work import set_deadline
+from kit.files import refuse_existing
 
 if TYPE_CHECKING:
     from kit.runs.prediction import Predictions
@@ -58,7 +60,7 @@ COMMANDS = Commands()
         help="average the slices of thin series to this thickness; 0: none (default: 5 mm, for "
         "slices less than 2 mm apart)",
     ),
-    argument("--overwrite", action="store_true", help="replace the table if it is there"),
+    OVERWRITE,
     argument("--report", action="store_true", help="also write a page to read the slices on"),
     argument("--pseudonymize", action="store_true", help="replace PatientIDs by running numbers"),
     argument(
@@ -150,6 +152,7 @@ def _check_options(options: argparse.Namespace) -> float:
     argument("--scans", type=Path, help="the series is one of this folder or zip"),
     argument("--run", type=parse_run, help="the run, with --scans"),
     argument("--out", type=Path, help="the page to write, with --scans (default: explain.html)"),
+    OVERWRITE,
 )
 def explain(options: argparse.Namespace) -> Result:
     words = options.words if options.run is None else [str(options.run), *options.words]
@@ -157,13 +160,18 @@ def explain(options: argparse.Namespace) -> Result:
         raise InputError("kit explain needs a run and a series: RUN SERIES or --run RUN SERIES")
     run, series = parse_run(words[0]), words[1]
     require_runs(run)
+    page = options.out or Path("explain.html")
+    if options.scans is not None:
+        refuse_existing(page, options.overwrite)
+    elif options.out is not None:
+        raise InputError("--out is for --scans; the page of a run's series stands in the run")
 
     from kit.report.explain import explain_scan, explain_series
 
     if options.scans is None:
         page = explain_series(run, series)
     else:
-        page = explain_scan(options.scans, run, series, options.out or Path("explain.html"))
+        page = explain_scan(options.scans, run, series, page)
     return Result(str(page), {"page": str(page)})
 
 
@@ -173,6 +181,7 @@ def explain(options: argparse.Namespace) -> Result:
     DATA,
     RUN_FLAG,
     argument("--out", type=Path, required=True, help="the submission to write"),
+    OVERWRITE,
     HOURS,
     WORKERS,
 )
@@ -181,6 +190,7 @@ def predict_test(options: argparse.Namespace) -> Result:
 
     require_data(options.data)
     recipe = read_recipe(options.run)
+    refuse_existing(options.out, options.overwrite)
 
     from kit.processes import limit_threads
     from kit.runs.competition import predict_competition

@@ -13,6 +13,7 @@ from kit.cli import flags
 from kit.cli.registry import (
     DATA,
     HOURS,
+    OVERWRITE,
     RUN,
     RUN_FLAG,
     WORKERS,
@@ -23,6 +24,7 @@ from kit.cli.registry import (
     require_runs,
 )
 from kit.cli.work import begin_work, read_new, set_deadline, work_on
+from kit.files import refuse_existing
 from kit.progress import format_count
 
 COMMANDS = Commands()
@@ -210,11 +212,14 @@ def train_lstm(options: argparse.Namespace) -> Result:
     "stage 5: average, score, write submission.csv",
     argument("run", type=parse_run, nargs="+", help="a run directory, or several"),
     argument("--out", type=Path, help="for several runs: the submission with their mean"),
+    OVERWRITE,
 )
 def ensemble(options: argparse.Namespace) -> Result:
     if len(options.run) > 1 and options.out is None:
         raise InputError("several runs need --out, the submission to write")
     require_runs(*options.run)
+    if options.out is not None:
+        refuse_existing(options.out, options.overwrite)
 
     from kit.cli.tables import format_blend, format_scores
     from kit.runs.scoring import blend_runs, combine

@@ -94,7 +94,7 @@ def predict(prediction: Prediction, hours: float = 11.5, root: Path | None = Non
     Continues from the earlier output of this notebook if that is attached.
     """
     deadline = time.monotonic() + hours * 3600
-    files = ["--run", str(prediction.run), "--out", str(prediction.submission)]
+    files = ["--run", str(prediction.run), "--out", str(prediction.submission), "--overwrite"]
     unfinished = prediction.submission.with_name(f".{prediction.submission.stem}.kit-work")
     kept = prediction.submission.with_name(_WORK)
     for earlier in find_marked(f"{_WORK}/source.json", root):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kit import InputError
-from kit.files import write_json
+from kit.files import refuse_existing, write_json
 from kit.runs.directory import RunError, is_first, lock_folder, read_document
 
 _SOURCE = "source.json"  # from which files the work was made; it also marks the folder as kit's
@@ -32,10 +32,7 @@ def check_name(out: Path, overwrite: bool = True) -> None:
 def _refuse_written(out: Path) -> None:
     """Raise `InputError` where a file is there that a call for `out` writes."""
     for path in _list_own(out):
-        if path.exists():
-            raise InputError(
-                f"{path} exists: name another table, or replace this one by --overwrite"
-            )
+        refuse_existing(path, overwrite=False)
 
 
 def leave_own(paths: list[str], scans: Path, out: Path) -> list[str]:

@@ -3,7 +3,7 @@ import subprocess
 import sys
 
 import pytest
-from command_line import kit
+from command_line import check_told_at_once, kit
 from conftest import ROOT
 
 from kit import InputError, __version__
@@ -67,6 +67,49 @@ def test_json_is_one_document_whatever_is_said_on_the_way(small_data, small_run,
     found, expected = said["blend"]["scores"]["bag"]["all"], metrics["scores"]["bag"]["all"]
     assert found == pytest.approx(expected, abs=1e-9)
     assert (tmp_path / "blend.csv").exists()
+
+
+# What each command with `--out` is called with, beside that.
+WRITERS = {
+    "fetch": "ianpan",
+    "import-model": "DATA",
+    "ensemble": "RUN RUN",
+    "predict": "DATA --run RUN",
+    "predict-test": "DATA --run RUN",
+    "explain": "SERIES --scans DATA --run RUN",
+    "evaluate": "RUN/oof.parquet RUN/oof.parquet",
+}
+
+
+def test_the_writers_are_all_commands_that_have_an_out():
+    with_out = {name for name in COMMANDS if "--out " in format_help(name)}
+    assert with_out == set(WRITERS)
+
+
+def format_help(name):
+    commands = make_parser([name])._subparsers._group_actions[0].choices
+    return commands[name].format_help()
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_an_out_that_is_there_stays_without_overwrite(name, small_run, small_data, tmp_path):
+    out = tmp_path / "mine.csv"
+    out.write_text("mine")
+    words = WRITERS[name].replace("DATA", str(small_data)).replace("RUN", str(small_run))
+    may = "" if name in ("fetch", "import-model") else ", or replace it by --overwrite"
+    check_told_at_once(
+        [name, *words.split(), "--out", str(out)], 1, f"{out} exists: name another{may}"
+    )
+    assert out.read_text() == "mine"
+    assert ("--overwrite" in format_help(name)) == bool(may)
+
+
+def test_overwrite_replaces(small_run, tmp_path):
+    out = tmp_path / "blend.csv"
+    out.write_text("mine")
+    done = kit("ensemble", small_run, small_run, "--out", out, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert out.read_text().startswith("ID,Label")
 
 
 @pytest.fixture

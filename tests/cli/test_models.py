@@ -52,7 +52,7 @@ def test_an_import_prints_where_the_model_is_from_and_what_comes_next(
     [
         (["fetch", "nothing", "--out", "x"], "kit fetch has no 'nothing'; it has ianpan"),
         (["import-model", "gone", "--out", "x"], "kit: gone: No such file or directory"),
-        (["import-model", "kit", "--out", "kit"], "kit: kit exists: name a new folder"),
+        (["import-model", "kit", "--out", "kit"], "kit: kit exists: name another\n"),
     ],
 )
 def test_a_mistake_is_told_before_torch_is_loaded(words, said):

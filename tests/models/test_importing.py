@@ -268,7 +268,7 @@ def test_other_folders_files_and_kinds_are_refused_by_name(tmp_path, monkeypatch
             import_model(source, tmp_path / "model", kind)
     with pytest.raises(FileNotFoundError):
         import_model(tmp_path / "gone", tmp_path / "model")
-    with pytest.raises(InputError, match="release exists: name a new folder"):
+    with pytest.raises(InputError, match="release exists: name another"):
         import_model(release, release)
 
 

@@ -95,5 +95,8 @@ def test_a_series_of_a_folder_of_scans_is_explained_as_in_its_run(small_run, sma
         np.testing.assert_allclose(shown, in_run, atol=2e-3)
     bag = found["series"][0]["probabilities"]["bag"]
     np.testing.assert_allclose(bag, expected["series"][0]["probabilities"]["bag"], atol=2e-3)
-    assert main(["explain", str(small_run), "nothing", *scans]) == 1
+    assert main(["explain", str(small_run), name, *scans]) == 1  # the page is there
+    assert main(["explain", str(small_run), "nothing", *scans, "--overwrite"]) == 1
+    assert read_data(page) == found
+    assert main(["explain", str(small_run), name, "--out", str(page), "--overwrite"]) == 1
     assert main(["explain", name]) == 1

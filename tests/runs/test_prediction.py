@@ -354,12 +354,12 @@ def test_models_that_do_not_fit_into_memory_together_are_loaded_anew(
 def test_a_table_that_is_there_is_replaced_only_if_asked(small_run, one_series, tmp_path):
     out = tmp_path / "p.csv"
     out.write_text("mine")
-    with pytest.raises(ValueError, match=r"p\.csv exists: name another table, or replace this one"):
+    with pytest.raises(ValueError, match=r"p\.csv exists: name another, or replace it by --overw"):
         kit.predict(one_series, small_run.path, out, workers=0)
     assert (out.read_text(), len(list(tmp_path.iterdir()))) == ("mine", 1)
     (tmp_path / ".p.kit-work").mkdir()  # that another call left does not make it this one's
     (tmp_path / ".p.kit-work" / "source.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"p\.csv exists: name another table"):
+    with pytest.raises(ValueError, match=r"p\.csv exists: name another, or"):
         kit.predict(one_series, small_run.path, out, workers=0)
     assert out.read_text() == "mine"
     found = kit.predict(one_series, small_run.path, out, overwrite=True, workers=0)
