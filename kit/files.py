@@ -180,10 +180,7 @@ def name_errors(path: Path, *others: Path) -> Iterator[None]:
 
 
 def refuse_existing(out: Path, overwrite: bool | None = None) -> None:
-    """Raise `InputError` where there is something at `out`, unless `overwrite`.
-
-    None is for what cannot be replaced. An empty folder is nothing.
-    """
+    """Raise `InputError` where something is at `out`, unless `overwrite`; None: it never may."""
     if not overwrite and out.exists() and (not out.is_dir() or any(out.iterdir())):
         instead = "" if overwrite is None else ", or replace it by --overwrite"
         raise InputError(f"{out} exists: name another{instead}")
@@ -236,9 +233,8 @@ def write_json(path: str | Path, value: Any) -> None:
 def hash_file(path: str | Path, algorithm: str = "sha256") -> str:
     """The digest of a file or zip member, in hexadecimal digits."""
     with open_file(path) as file:
-        readable = cast(Any, file)  # has `readinto`, which BinaryIO does not declare
         new = partial(hashlib.new, algorithm, usedforsecurity=False)
-        return hashlib.file_digest(readable, new).hexdigest()
+        return hashlib.file_digest(cast(Any, file), new).hexdigest()  # BinaryIO lacks `readinto`
 
 
 def hash_states(paths: Iterable[str]) -> str:

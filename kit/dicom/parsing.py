@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 import struct
 import threading
@@ -65,6 +66,8 @@ _MEMBER_START_BYTES = 1 << 12
 _PIXEL_GROUP = b"\xe0\x7f"
 _ELEMENT_BYTES = 16  # of an element's tag, type and length, and the first ones of its value
 
+_PAIR = b"ni1\0"  # in the header of a NIfTI image whose values are in another file
+
 # Place and bytes by which what lies among scans is told from DICOM, and what it is.
 _FORMS = (
     (0, b"PK\x03\x04", "a zip archive; unpack it first"),
@@ -75,9 +78,12 @@ _FORMS = (
     (0, b"Rar!", "a RAR archive; unpack it first"),
     (0, b"\x89PNG", "a PNG image"),
     (0, b"\xff\xd8\xff", "a JPEG image"),
+    (0, b"II*\0", "a TIFF image"),
+    (0, b"MM\0*", "a TIFF image"),
+    (0, b"NRRD0", "an NRRD image; write it as .nii"),
     (0, b"%PDF", "a PDF document"),
     (344, b"n+1\0", "a NIfTI image whose name does not end in .nii"),
-    (344, b"ni1\0", "the header of a NIfTI pair; write it as one .nii file"),
+    (344, _PAIR, "the header of a NIfTI pair; write it as one .nii file"),
 )
 
 
@@ -132,7 +138,7 @@ def parse_file(path: str | Path, tags: TagListType | None = None) -> Parsed:
                 parsed = _parse_bounded(_BoundedFile(file, size, tags is not None), tags)
             if parsed is None:
                 file.seek(0)
-                raise UnreadableError(path, "not a DICOM file", _name_form(file.read(512)))
+                raise UnreadableError(path, "not a DICOM file", _name_form(path, file.read(512)))
             return parsed
     except (OSError, zipfile.BadZipFile, zlib.error) as error:
         missing = isinstance(error, FileNotFoundError | PermissionError)
@@ -186,9 +192,24 @@ def describe_error(error: BaseException) -> str:
     return escape_controls(re.sub(r"""b?(["']).*?\1""", "…", text)[:200])
 
 
-def _name_form(start: bytes) -> str:
+def _name_form(path: str | Path, start: bytes) -> str:
     """What a file is that is not DICOM, by its first bytes; empty where they do not tell."""
-    return next((form for place, magic, form in _FORMS if start[place:].startswith(magic)), "")
+    for place, magic, form in _FORMS:
+        if start[place:].startswith(magic):
+            return form
+    if start[:2] == b"BM" and start[6:10] == bytes(4):  # two letters alone may begin a text
+        return "a BMP image"
+    return "the values of a NIfTI pair; write it as one .nii file" if _has_header(path) else ""
+
+
+def _has_header(path: str | Path) -> bool:
+    """Whether a file is the `.img` of a NIfTI pair, of which its own bytes tell nothing."""
+    base, ending = os.path.splitext(path)
+    if ending.lower() != ".img":
+        return False
+    with contextlib.suppress(OSError, zipfile.BadZipFile), open_file(f"{base}.hdr") as file:
+        return file.read(512)[344:].startswith(_PAIR)
+    return False
 
 
 def _parse_start(file: BinaryIO, size: int, tags: TagListType) -> Parsed | None:

@@ -137,10 +137,13 @@ def make_labels(path: Path, table: pd.DataFrame, notes: tuple[str, ...] = ()) ->
     return Labels(pd.concat([rest, values], axis=1), find_unit(path, rest), {}, list(notes))
 
 
-def read_columns(path: Path, columns: dict[str, str] | None = None) -> pd.DataFrame:
+def read_columns(
+    path: Path, columns: dict[str, str] | None = None, may_be_empty: bool = False
+) -> pd.DataFrame:
     """Read a CSV (all as text, blanks as they are) or a parquet table; rename by `columns`.
 
-    Raises `InputError` naming the file, and the column where it is not there or has two names.
+    Raises `InputError` naming the file where it has no row, unless it `may_be_empty`, and the
+    column where it is not there or has two names.
     """
     columns = columns or {}
     for column in columns.values():
@@ -159,7 +162,7 @@ def read_columns(path: Path, columns: dict[str, str] | None = None) -> pd.DataFr
             raise ValueError("its rows have more columns than its header")
     except (ArrowException, ValueError, EOFError) as error:
         raise InputError(f"{path}: not a table that can be read: {error}") from error
-    if table.empty:
+    if table.empty and not may_be_empty:
         raise InputError(f"{path}: there is no row in it")
     for column in columns.values():
         if column not in table:

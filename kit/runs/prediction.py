@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -91,6 +92,8 @@ class TrainedModel:
         place = None if out is None else Path(out)
         if place is not None:
             check_name(place, overwrite)
+        if positions is not None and not isinstance(scans, np.ndarray):
+            raise InputError("positions are those of an array's slices; files have their own")
         if isinstance(scans, np.ndarray):
             gathered = gather_array(scans, positions)
         else:
@@ -160,28 +163,16 @@ def predict(
     scans: Scans | np.ndarray,
     model: str | Path | TrainedModel,
     out: str | Path | None = None,
-    *,
-    by: str = "slice",
-    slab: float | None = None,
-    workers: int | None = None,
-    skip_unreadable: bool = False,
-    overwrite: bool = False,
+    **options: Any,
 ) -> pd.DataFrame:
-    """Predict every CT slice in a folder or zip of DICOM files. Not a medical device.
+    """Predict every CT slice in a folder or zip of DICOM files, or in an array in HU.
 
     `model` is a run directory or what `load_model` returned, which stays loaded for the next call.
-    For the rest see `TrainedModel.predict`.
+    `options` are `positions`, `by`, `slab`, `workers`, `skip_unreadable` and `overwrite`; for these
+    and the table that is returned see `TrainedModel.predict`. Not a medical device.
     """
     model = model if isinstance(model, TrainedModel) else load_model(model)
-    return model.predict(
-        scans,
-        out,
-        by=by,
-        slab=slab,
-        workers=workers,
-        skip_unreadable=skip_unreadable,
-        overwrite=overwrite,
-    )
+    return model.predict(scans, out, **options)
 
 
 def _check_unit(by: str) -> None:

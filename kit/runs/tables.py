@@ -123,10 +123,11 @@ def read_table(path: str | Path) -> pd.DataFrame:
     """Read a CSV of `kit predict` as it was written.
 
     Ids and descriptions come back as text, also those that pandas would take for numbers or missing
-    (007, NA, 1e5), without the apostrophe before what a spreadsheet would run; blanks are "".
-    Raises `InputError` naming the file.
+    (007, NA, 1e5), without the apostrophe before what a spreadsheet would run; blanks are "". One
+    without rows, such as a list of skipped files mostly is, has its columns. Raises `InputError`
+    naming the file.
     """
-    table = read_columns(Path(path))
+    table = read_columns(Path(path), may_be_empty=True)
     for name in table:
         if name in ("repaired", "calibrated"):
             table[name] = table[name] == "True"

@@ -13,6 +13,7 @@ import nibabel
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK
 from conftest import ROOT
 from dicom_files import AIR, LOSSLESS, encoded, reason_of, reasons, write_slice
 from PIL import Image
@@ -171,6 +172,7 @@ def test_uids_as_the_competitions_are_read_without_a_warning(tmp_path):
         (b"\x89PNG\r\n", "a PNG image"),
         (b"\xff\xd8\xff\xe0", "a JPEG image"),
         (b"%PDF-1.4", "a PDF document"),
+        (b"MM\0*", "a TIFF image"),
         (bytes(344) + b"n+1\0", "a NIfTI image whose name does not end in .nii"),
     ],
 )
@@ -191,6 +193,10 @@ def test_what_lies_among_the_scans_of_a_hospital_is_named(tmp_path):
     for name in ("key.png", "key.jpg", "key.dcm"):
         Image.new("L", (8, 8)).save(tmp_path / name, "JPEG" if name == "key.jpg" else "PNG")
     nibabel.save(nibabel.Nifti1Pair(np.zeros((2, 2, 2), np.int16), np.eye(4)), tmp_path / "a.img")
+    (tmp_path / "b.img").write_bytes(bytes(8))
+    for name in ("key.tif", "key.bmp"):
+        Image.new("L", (8, 8)).save(tmp_path / name)
+    SimpleITK.WriteImage(SimpleITK.Image(2, 2, 2, SimpleITK.sitkInt16), str(tmp_path / "a.nrrd"))
     files, slice_ = FileSet(), pydicom.dcmread(ct)
     slice_.update({"StudyDate": "20200101", "StudyTime": "10", "StudyID": "1"})
     slice_.SOPInstanceUID = slice_.file_meta.MediaStorageSOPInstanceUID = "1.2.9"
@@ -209,9 +215,18 @@ def test_what_lies_among_the_scans_of_a_hospital_is_named(tmp_path):
         "key.dcm": "not a DICOM file: a PNG image",
         "key.jpg": "not a DICOM file: a JPEG image",
         "a.hdr": "not a DICOM file: the header of a NIfTI pair; write it as one .nii file",
-        "a.img": "not a DICOM file",
+        "a.img": "not a DICOM file: the values of a NIfTI pair; write it as one .nii file",
+        "b.img": "not a DICOM file",
+        "key.tif": "not a DICOM file: a TIFF image",
+        "key.bmp": "not a DICOM file: a BMP image",
+        "a.nrrd": "not a DICOM file: an NRRD image; write it as .nii",
         "DICOMDIR": "a DICOMDIR, which lists files and holds no image",
     }
+
+
+def test_a_text_that_begins_as_a_bitmap_does_is_none(tmp_path):
+    (tmp_path / "a").write_text("BMI,age\n20,40\n" * 99)
+    assert reason_of(tmp_path / "a", UnreadableError) == "not a DICOM file"
 
 
 def test_a_dicomdir_is_named(tmp_path):

@@ -322,6 +322,12 @@ def test_an_array_in_memory_is_predicted_as_its_files_are(small_run, one_series,
         pytest.approx(expected["any"].max(), rel=1e-6)
     ]
     assert len(pd.read_csv(tmp_path / "p.csv")) == len(volume)
+    once = kit.predict(volume[::-1], small_run.path, positions=positions[::-1])
+    pd.testing.assert_frame_equal(once, found)
+    with pytest.raises(kit.InputError, match="positions are those of an array's slices"):
+        kit.predict(one_series, model, positions=positions)
+    with pytest.raises(TypeError, match="position"):
+        kit.predict(volume, model, position=positions)
 
 
 def test_a_second_call_loads_nothing(small_run, one_series, monkeypatch):

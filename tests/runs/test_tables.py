@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from kit import InputError
 from kit.competition import LABELS
 from kit.ensemble import name_columns
 from kit.runs.directory import Run, RunError
@@ -128,6 +129,18 @@ def test_every_text_comes_back_as_it_was(tmp_path):
     found = read_table(tmp_path / "p.csv")
     assert {name: found[name].tolist() for name in columns} == dict.fromkeys(columns, TEXTS)
     assert (found["any"].unique(), found["repaired"].unique()) == ([0.25], [True])
+
+
+def test_a_table_without_rows_has_its_columns(tmp_path):
+    columns = ["path", "reason", "StudyInstanceUID", "any", "repaired"]
+    write_guarded(tmp_path / "p.csv", pd.DataFrame(columns=columns))
+    found = read_table(tmp_path / "p.csv")
+    assert (found.columns.tolist(), len(found)) == (columns, 0)
+    assert pd.api.types.is_numeric_dtype(found["any"])
+    assert not pd.api.types.is_numeric_dtype(found["path"])
+    (tmp_path / "p.csv").write_text("")
+    with pytest.raises(InputError, match=r"p\.csv: not a table that can be read: No columns"):
+        read_table(tmp_path / "p.csv")
 
 
 def test_a_long_instance_number_is_not_rounded_where_another_is_missing(tmp_path):
