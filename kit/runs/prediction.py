@@ -78,24 +78,22 @@ class TrainedModel:
         one row per slice, in the order of the series: its identity, `seq`, `position` (mm), `path`,
         `repaired`, `averaged` (of how many slices it is the mean, see `average_thin`), a
         probability per label, and as `classifier_{label}` those of the classifiers alone; or, with
-        `by` "series" or "study", one row for each. The table's `attrs` hold `provenance` (of the
-        weights), `skipped` (the files that were not used, and why) and `series` (what
-        `describe_series` tells of each).
+        `by` "series" or "study", one row for each. Its `attrs` hold `provenance`, `skipped` (files
+        that were not used, and why) and `series` (see `describe_series`).
 
         With `out`, a name ending in .csv, the table is written there, and the skipped files, the
         series and a manifest beside it, as `kit predict` does. With `skip_unreadable`, a folder
         that cannot be listed is skipped too. Raises `RunError` where the run is not complete,
-        `InputError` where there is no usable slice, or `out` exists, or a file to be written beside
-        it, and is not to be overwritten.
+        `InputError` where there is no usable slice, or a file exists and is not to be overwritten.
         """
         _check_unit(by)
         place = None if out is None else Path(out)
         if place is not None:
             check_name(place, overwrite)
-        if positions is not None and not isinstance(scans, np.ndarray):
-            raise InputError("positions are those of an array's slices; files have their own")
         if isinstance(scans, np.ndarray):
             gathered = gather_array(scans, positions)
+        elif positions is not None:
+            raise InputError("positions are those of an array's slices; files have their own")
         else:
             gathered = gather_files(scans, place, False, workers, skip_unreadable)
         with predict_gathered(gathered, self, place, workers, by, slab, overwrite) as found:
