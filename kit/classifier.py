@@ -10,16 +10,15 @@ from typing import Any, cast
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from kit import InputError, KitError, images
 from kit.competition import LABELS, TRAINING_PRIOR
 from kit.processes import restart_once
 from kit.progress import log
+from kit.training.backbone import load_backbone
 from kit.training.checkpoints import (
     TrainingError,
-    check_file,
     fill_model,
     limit_model,
     load_trained,
@@ -38,12 +37,6 @@ VALIDATION_SLICES = 2048
 _SOURCES = (
     "cache_dir", "checkpoint_path", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay",
     "pretrained_strict",
-)  # fmt: skip
-
-# What reading a broken or malicious file raises, in safetensors, timm and torch.
-_MISREAD = (
-    OSError, SafetensorError, RuntimeError, ValueError, EOFError, LookupError, AttributeError,
-    TypeError,
 )  # fmt: skip
 
 
@@ -143,36 +136,6 @@ def _refuse_sources(config: ClassifierConfig) -> None:
             f"architecture {config.architecture!r} with {config.architecture_options}: weights are "
             "named by --classifier-weights alone"
         )
-
-
-def load_backbone(model: nn.Module, path: Path) -> bool:
-    """Load a state dict of the backbone, with or without a prefix; its head is left out.
-
-    Returns whether that is one of six labels, so that the weights were trained on such images.
-    The file is `.safetensors`, or `.pth`/`.pt`/`.bin` read with `weights_only=True`, so that
-    nothing in it is executed. Raises `InputError` naming the file and the first weights that do
-    not fit, and `OSError` if there is no such file.
-    """
-    import timm
-
-    check_file(path)
-    try:
-        weights = timm.models.load_state_dict(str(path), weights_only=True)
-    except _MISREAD as error:
-        raise InputError(f"{path}: not a state dict that can be read safely") from error
-    for prefix in ("module.", "backbone.", "model."):
-        if any(name.startswith(prefix) for name in weights):
-            weights = {name.removeprefix(prefix): value for name, value in weights.items()}
-    wanted = model.state_dict()
-    for name, value in wanted.items():
-        if name not in weights and not name.endswith("num_batches_tracked"):
-            raise InputError(f"{path}: holds no weights {name!r} for {type(model).__name__}")
-        shape = tuple(getattr(weights.get(name, value), "shape", ()))
-        if shape != tuple(value.shape):
-            raise InputError(f"{path}: {name} is {shape}, not {tuple(value.shape)}")
-    model.load_state_dict({name: weights[name] for name in wanted if name in weights}, strict=False)
-    heads = [getattr(weights[name], "shape", ()) for name in weights if name not in wanted]
-    return any(tuple(shape)[:1] == (len(LABELS),) for shape in heads)
 
 
 def _compare_inputs(path: Path, config: ClassifierConfig) -> None:
