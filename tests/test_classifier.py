@@ -109,6 +109,29 @@ def test_the_embedding_after_the_heads_convolution_is_its_mean():
     assert (pooled.embed(images) - expected).abs().max() > 1e-3
 
 
+# A ConvNeXt whose blocks count: layer scale begins at 1, where timm has 1e-6.
+SMALL_CONVNEXT = {"depths": [1, 1, 2, 1], "dims": [16, 16, 32, 32], "ls_init_value": 1.0}
+
+
+def test_layer_normalization_computes_alike_in_both_layouts_and_in_mixed_precision():
+    torch.manual_seed(0)
+    chosen = {"architecture": "convnext_tiny", "architecture_options": SMALL_CONVNEXT}
+    model = Classifier(config(**chosen)).eval()
+    images, found = make_images(2), {}
+    with torch.inference_mode():
+        expected = model.embed(images)
+        model.lay_out(torch.contiguous_format)
+        torch.testing.assert_close(model.embed(images), expected, atol=1e-5, rtol=1e-4)
+        for block in model.backbone.stages:
+            block.register_forward_hook(lambda *seen: found.update({seen[0]: seen[2].dtype}))
+        for dtype in (torch.float16, torch.bfloat16):
+            with torch.autocast("cpu", dtype):
+                mixed = model.embed(images)
+            # Products have 8 or 11 bits.
+            assert (mixed - expected).std() < 0.03 * expected.std()
+            assert set(found.values()) == {torch.float32}  # the sum over the blocks
+
+
 def test_the_published_architecture_has_the_published_embedding():
     with torch.device("meta"):
         model = timm.create_model(RECIPES["published"].classifier.architecture, num_classes=0)
@@ -322,7 +345,7 @@ def test_the_fused_weights_are_those_computed_by_hand():
     assert fused(torch.full((1, 1, 1, 1), 4.0)).item() == pytest.approx(32)
 
 
-@pytest.mark.parametrize("architecture", ["resnext50_32x4d", "seresnext26d_32x4d"])
+@pytest.mark.parametrize("architecture", ["resnext50_32x4d", "seresnext26d_32x4d", "convnext_atto"])
 def test_a_fused_model_gives_the_same_embeddings(architecture):
     options = SMALL_RESNEXT if architecture == "resnext50_32x4d" else {}
     model = make_trained(timm.create_model(architecture, num_classes=0, **options))
@@ -375,7 +398,12 @@ def test_weights_trained_on_other_images_are_loaded_with_a_warning(tmp_path, cap
 
 
 @pytest.mark.parametrize(
-    ("architecture", "options"), [("resnext50_32x4d", SMALL_RESNEXT), ("convnext_atto", {})]
+    ("architecture", "options"),
+    [
+        ("resnext50_32x4d", SMALL_RESNEXT),
+        ("convnext_atto", {}),
+        ("convnext_tiny", {**SMALL_CONVNEXT, "drop_path_rate": 0.5}),  # the same paths are dropped
+    ],
 )
 def test_recomputed_activations_give_the_same_gradients(architecture, options):
     gradients = []

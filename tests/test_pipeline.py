@@ -13,8 +13,11 @@ from conftest import SMALL, copy_run
 from dicom_files import write_slice
 
 from kit import InputError, pipeline
+from kit.classifier import load_classifier
 from kit.competition import LABELS, LabelError, to_submission
+from kit.dicom.parsing import DicomError
 from kit.embeddings import EmbeddingStore, make_series
+from kit.images import read_image
 from kit.lstm import load_lstm, predict_logits
 from kit.pipeline import list_stages, run_recipe
 from kit.recipes import find_recipe
@@ -317,3 +320,65 @@ def test_a_series_whose_logits_are_not_finite_is_named(small_run):
     series.embeddings[series.rows[series.positions[3][2]]] = np.inf
     with pytest.raises(TrainingError, match=f"series {series.names[3]}: its logits are not finite"):
         predict_logits(model, series, torch.device("cpu"))
+
+
+# `modern` with a ConvNeXt of drawn weights and few channels, on small images; the rest is its own.
+SMALL_MODERN = {
+    **{name: value for name, value in SMALL.items() if name != "train_folds"},
+    "bag_lstm_epochs": 1,
+    "lstm.epochs": 1,
+    "classifier.weights": "",
+    "classifier.architecture_options": {
+        "depths": [1, 1, 2, 1],
+        "dims": [16, 16, 32, 24],
+        "ls_init_value": 1.0,
+        "drop_path_rate": 0.2,
+    },
+    "classifier.image_size": 64,
+    "classifier.opt_level": "O0",
+    "classifier.recompute_activations": True,
+}
+
+
+def test_the_recipe_with_neighbours_runs_and_embeds_zeros_beyond_the_ends(small_data, tmp_path):
+    run, recipe = Run(tmp_path / "run"), find_recipe("modern", SMALL_MODERN)
+    scores = run_recipe(small_data, recipe, run, workers=1)
+    assert np.isfinite(scores[list(LABELS)].to_numpy()).all()
+    validate_submission(run.submission, small_data / "stage_2_sample_submission.csv")
+    store, slices = EmbeddingStore(run.store(0, 1)), read_slices(run)
+    assert store.embeddings.shape == (len(slices), 24)
+    model = load_classifier(run.classifier(0) / "epoch1.safetensors")
+    series = find_readable(slices, model.config)
+    for place in (0, 1, len(series) - 1):
+        expected = embed_by_hand(model, series, place)
+        found = store.embeddings[series.index[place]]
+        np.testing.assert_allclose(found, expected, rtol=5e-3, atol=2e-3)
+    # What lies beyond the end is seen: with the last slice repeated there, another embedding.
+    repeated = embed_by_hand(model, series, 0, beyond=0)
+    assert np.abs(repeated - store.embeddings[series.index[0]]).max() > 0.02
+
+
+def find_readable(slices: pd.DataFrame, config) -> pd.DataFrame:
+    """The rows of a series of which every slice gives an image."""
+    for _, rows in slices.groupby("series", sort=False):
+        try:
+            for path in rows["path"]:
+                read_image(path, config)
+        except DicomError:
+            continue
+        return rows
+    raise AssertionError("no series is whole")
+
+
+def embed_by_hand(model, series: pd.DataFrame, place: int, beyond: int | None = None) -> np.ndarray:
+    """The embedding of a slice from its image and those before and after; zeros beyond the ends."""
+    seen = []
+    for near in (place - 1, place, place + 1):
+        near = near if 0 <= near < len(series) else beyond
+        image = np.zeros((64, 64, 3)) if near is None else read_image(
+            series["path"].iloc[near], model.config
+        )  # fmt: skip
+        seen.append((image / 255 - np.array(model.config.mean)) / np.array(model.config.std))
+    channels = np.concatenate(seen, axis=2).transpose(2, 0, 1)[None]
+    with torch.inference_mode():
+        return model.backbone(torch.from_numpy(channels).float())[0].numpy()

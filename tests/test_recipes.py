@@ -2,11 +2,14 @@
 
 from dataclasses import asdict, replace
 
+import numpy as np
 import pytest
+from conftest import shared
 
 from kit import InputError
 from kit.cli.commands import make_parser
 from kit.cli.flags import read_recipe
+from kit.images import read_image
 from kit.lstm import LSTMConfig
 from kit.recipes import (
     RECIPES,
@@ -18,7 +21,7 @@ from kit.recipes import (
     to_dict,
 )
 from kit.runs.directory import list_classifier_epochs, list_lstm_epochs
-from kit.training.config import TrainingConfig
+from kit.training.config import TrainingConfig, learning_rate_at
 
 CHANGES = {
     "folds": 3,
@@ -206,3 +209,34 @@ def test_tonight_fits_one_session_on_two_t4():
     assert not classifier.test_augmentation
     assert (lstm.hidden_size, recipe.bag_classifier_epochs) == (1024, 2)
     assert 1 < recipe.bag_lstm_epochs < lstm.epochs
+
+
+def test_modern_differs_from_tonight_in_the_classifier_alone():
+    modern, tonight = find_recipe("modern"), find_recipe("tonight")
+    assert (modern.folds, modern.train_folds) == (tonight.folds, tonight.train_folds)
+    assert (modern.lstm, modern.seed) == (tonight.lstm, tonight.seed)
+    classifier = modern.classifier
+    assert classifier.architecture == "convnext_small.in12k_ft_in1k_384"
+    assert (classifier.channels, classifier.image_size) == (9, tonight.classifier.image_size)
+    assert (classifier.opt_level, classifier.precision) == ("O1", "float16")
+    assert (classifier.optimizer, modern.bag_classifier_epochs) == ("adamw", 1)
+    # The highest rate comes after three tenths of the steps; it begins at 4 % and ends near 0.
+    steps = 1000
+    rates = [learning_rate_at(classifier, e, s, steps) for e in range(1, 5) for s in range(steps)]
+    assert (np.argmax(rates), max(rates)) == (1200, 1e-4)
+    assert rates[0] == pytest.approx(4e-6)
+    assert 0 < rates[-1] < 1e-10
+    assert all(np.diff(rates[:1200]) > 0)
+    assert all(np.diff(rates[1200:]) < 0)
+
+
+def test_the_weights_of_modern_get_the_values_that_they_expect():
+    """About 0 ± 1 in every window, as ImageNet's channels are: over a real head, uncropped."""
+    folder = shared("data/dcm_qa_ct/GE")
+    config = find_recipe("modern").classifier
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    values = np.stack([read_image(path, config) for path in paths]) / 255
+    normalized = (values - np.array(config.mean)) / np.array(config.std)
+    assert len(paths) == 28
+    assert np.abs(normalized.mean(axis=(0, 1, 2)) + 0.14).max() < 0.02
+    assert np.abs(normalized.std(axis=(0, 1, 2)) - 0.97).max() < 0.04

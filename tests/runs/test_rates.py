@@ -90,6 +90,20 @@ def test_neighbours_are_read_with_their_slices(files):
     assert found["trained"] > 0
 
 
+def test_the_recipe_with_neighbours_and_another_backbone_is_timed_as_it_is(files):
+    options = {"depths": [1, 1, 1, 1], "dims": [16, 16, 16, 24]}
+    changes = {"classifier.architecture_options": options, "classifier.image_size": 64}
+    recipe = find_recipe("modern", {**changes, "lstm.hidden_size": 16})
+    rates = measure_rates(files, recipe, 1, seconds=0.1)  # with random weights: nothing is fetched
+    assert all(math.isfinite(value) and value > 0 for value in asdict(rates).values())
+    assert (rates.embedding_size, rates.image_size) == (24, 64)
+    stem = 9 * 16 * 4 * 4 + 3 * 16
+    blocks = [dim * (49 + 1 + 2 + 4 * dim + 4 + 4 * dim + 1 + 1) for dim in (16, 16, 16, 24)]
+    between = [2 * a + 4 * a * b + b for a, b in ((16, 16), (16, 16), (16, 24))]
+    head = 2 * 24 + 6 * 24 + 6
+    assert rates.classifier_bytes == 4 * (stem + sum(blocks) + sum(between) + head)
+
+
 def test_the_second_sequence_model_is_timed_too(files):
     changes = {"lstm.hidden_size": 16, "lstm.model": "gru", "lstm.deltas": False}
     changes |= {"lstm.standardize": False, "lstm.embedding_dropout": 0.0}
