@@ -76,6 +76,7 @@ def submit(options: argparse.Namespace) -> Result:
 )
 def build_notebooks(options: argparse.Namespace) -> Result:
     from kit.kaggle.build import BUILD, build_kernels
+    from kit.models.backbones import find_backbone
 
     built = build_kernels(
         options.user or "",
@@ -89,8 +90,9 @@ def build_notebooks(options: argparse.Namespace) -> Result:
         f"{size / 1e6:9.1f} MB  {name}" if size >= 1e6 else f"{size / 1e3:9.1f} kB  {name}"
         for name, size in built.items()
     ]
-    if not options.run and options.backbone is None:
-        lines.append("No initial weights: kit fetch resnext101 --out FILE, then BACKBONE=FILE")
+    wanted = find_backbone(options.recipe)
+    if not options.run and options.backbone is None and wanted:
+        lines.append(f"No initial weights: kit fetch {wanted} --out FILE, then BACKBONE=FILE")
     lines.append(f"Next: make push-kernels KAGGLE_USER={options.user}")
     return Result("\n".join(lines), {"folder": str(BUILD), "bytes": built})
 

@@ -30,7 +30,7 @@ _PRECISION = argument(
 
 @COMMANDS.add(
     "fetch",
-    "download a model that other people trained, or initial weights (resnext101)",
+    "download a model that other people trained, or initial weights (resnext101, convnext_small)",
     argument("name", nargs="?", help="a name of --list"),
     _OUT,
     _CLASSIFIER,
@@ -45,11 +45,13 @@ def fetch(options: argparse.Namespace) -> Result:
         return Result("\n\n".join(map(_describe_entry, entries)), entries)
     if not options.name or options.out is None:
         raise InputError("kit fetch needs a NAME and --out MODEL; kit fetch --list lists the names")
-    from kit.models.backbones import BACKBONES, fetch_backbone
+    from kit.models.backbones import BACKBONES, fetch_backbone, find_backbone
+    from kit.recipes import RECIPES
 
     if options.name in BACKBONES:
         path = fetch_backbone(options.name, options.out)
-        text = f"{path}: ready for\n  make kernels KAGGLE_USER=you BACKBONE={path}"
+        recipe = next(r for r in ("tonight", *RECIPES) if find_backbone(r) == options.name)
+        text = f"{path}: ready for\n  make kernels KAGGLE_USER=you RECIPE={recipe} BACKBONE={path}"
         return Result(text, {"file": str(path)})
     from kit.models.fetching import fetch_model
 

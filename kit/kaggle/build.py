@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 import kit
 from kit import KitError
 from kit.files import write_json
+from kit.models.backbones import find_backbone
 from kit.progress import log
 from kit.recipes import find_recipe
 from kit.training.config import ClassifierConfig
@@ -63,7 +64,7 @@ def build_kernels(
     _check_places(user, folder, project)
     classifier = find_recipe(recipe).classifier
     if backbone:
-        _check_backbone(backbone, classifier)
+        _check_backbone(backbone, classifier, find_backbone(recipe) or "NAME")
     _check_runs(runs or [], synthetic)
     names = ["predict"] if runs else ["train-classifier", "train-lstm"]
     names = ["tonight"] if not runs and recipe == "tonight" else names
@@ -126,10 +127,10 @@ def _check_runs(runs: list[Path], synthetic: bool) -> None:
             )
 
 
-def _check_backbone(path: Path, config: ClassifierConfig) -> None:
+def _check_backbone(path: Path, config: ClassifierConfig, name: str) -> None:
     """Refuse what the notebook would refuse as well, but hours of upload and waiting later."""
     if not path.is_file():
-        raise BuildError(f"{path}: there is no such file; kit fetch resnext101 writes one")
+        raise BuildError(f"{path}: there is no such file; kit fetch {name} writes one")
     try:
         with safe_open(path, "pt") as weights:
             weights.keys()

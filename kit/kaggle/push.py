@@ -52,7 +52,8 @@ def push(
     if weights and not random_weights:
         raise KaggleError(
             "There are no initial weights, without which the training is worth little: `kit fetch "
-            "resnext101 --out FILE`, build with BACKBONE=FILE; or push with --random-weights."
+            "resnext101 --out FILE` (convnext_small for `modern`), build with BACKBONE=FILE; or "
+            "push with --random-weights."
         )
     if absent - weights:
         raise KaggleError(f"{min(absent)} was never built nor uploaded: run `kit kernels` first.")

@@ -1,4 +1,4 @@
-"""Initial weights by name: the file with which the published training begins."""
+"""Initial weights by name: the files with which the trainings of recipes begin."""
 
 from __future__ import annotations
 
@@ -8,11 +8,22 @@ from pathlib import Path
 from kit.files import refuse_existing
 from kit.models.fetching import FetchError, download_file, keep_partial, name_network_errors
 from kit.progress import log
+from kit.recipes import RECIPES
 
 # timm's own copies on Hugging Face. Their SHA-256 are printed nowhere that we know: what the hub
 # records of a file is what a download is compared with.
-BACKBONES = {"resnext101": "timm/resnext101_32x8d.fb_wsl_ig1b_ft_in1k"}
+BACKBONES = {
+    "resnext101": "timm/resnext101_32x8d.fb_wsl_ig1b_ft_in1k",
+    "convnext_small": "timm/convnext_small.in12k_ft_in1k_384",
+}
 _FILE = "model.safetensors"
+
+
+def find_backbone(recipe: str) -> str | None:
+    """The name in `BACKBONES` of the weights with which a recipe begins; None if it has none."""
+    classifier = RECIPES[recipe].classifier
+    known = {source.removeprefix("timm/"): name for name, source in BACKBONES.items()}
+    return known.get(classifier.architecture) if classifier.weights == "pretrained" else None
 
 
 def fetch_backbone(name: str, out: Path) -> Path:

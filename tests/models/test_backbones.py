@@ -9,6 +9,9 @@ import pytest
 from conftest import ROOT
 from hugging_face_server import serve_repository
 
+from kit.models.backbones import BACKBONES, find_backbone
+from kit.recipes import RECIPES
+
 CONTENT = bytes(range(256)) * 4000
 
 
@@ -20,11 +23,11 @@ def release(tmp_path):
     return folder
 
 
-def fetch(address, out, **environment):
-    """Run `kit fetch resnext101 --out OUT` against a server."""
+def fetch(address, out, name="resnext101", **environment):
+    """Run `kit fetch NAME --out OUT` against a server."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
     cache = {"HF_HOME": str(out.parent / "cache"), "no_proxy": "127.0.0.1"}
-    command = [sys.executable, "-m", "kit", "fetch", "resnext101", "--out", str(out), "--quiet"]
+    command = [sys.executable, "-m", "kit", "fetch", name, "--out", str(out), "--quiet"]
     return subprocess.run(
         command,
         cwd=ROOT,
@@ -35,11 +38,16 @@ def fetch(address, out, **environment):
     )
 
 
-def test_initial_weights_are_fetched_and_checked_against_the_hubs_record(release, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "recipe"), [("resnext101", "tonight"), ("convnext_small", "modern")]
+)
+def test_initial_weights_are_fetched_and_checked_against_the_hubs_record(
+    name, recipe, release, tmp_path
+):
     out = tmp_path / "weights" / "backbone.safetensors"
     with serve_repository(release) as server:
         server.broken = "model.safetensors"
-        done = fetch(server.address, out)
+        done = fetch(server.address, out, name)
         assert done.returncode == 1
         assert "could not be downloaded" in done.stderr
         assert "Traceback" not in done.stderr
@@ -47,7 +55,7 @@ def test_initial_weights_are_fetched_and_checked_against_the_hubs_record(release
         part = tmp_path / "weights" / "backbone.safetensors.partial" / "model.safetensors"
         part.write_bytes(CONTENT[:1000])
         server.broken, server.asked = "", []
-        done = fetch(server.address, out)
+        done = fetch(server.address, out, name)
     assert server.asked == [("model.safetensors", "bytes=1000-")]
     assert not part.parent.exists()
     assert done.returncode == 0, done.stderr
@@ -55,7 +63,7 @@ def test_initial_weights_are_fetched_and_checked_against_the_hubs_record(release
     sha256 = hashlib.sha256(CONTENT).hexdigest()
     said = f"{out}: {len(CONTENT):,} bytes, SHA-256 {sha256}, as the hub records it"
     assert said in done.stdout.splitlines()
-    assert "make kernels KAGGLE_USER=you BACKBONE=" in done.stdout
+    assert f"make kernels KAGGLE_USER=you RECIPE={recipe} BACKBONE={out}" in done.stdout
     assert fetch("http://127.0.0.1:9", out).stderr.startswith(f"kit: {out} exists")
 
 
@@ -83,3 +91,15 @@ def test_without_a_network_the_sentence_says_what_to_save_where(tmp_path):
     assert done.stderr.startswith("kit: timm/resnext101_32x8d.fb_wsl_ig1b_ft_in1k could not be do")
     assert f"save its model.safetensors as {out}" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_every_pretrained_recipe_has_its_weights_by_name():
+    found = {name: find_backbone(name) for name in RECIPES}
+    published = dict.fromkeys(("tonight", "blog", "single", "published"), "resnext101")
+    assert found == {"demo": None, "modern": "convnext_small", **published}
+    for name, repository in BACKBONES.items():
+        assert repository in {
+            f"timm/{RECIPES[recipe].classifier.architecture}"
+            for recipe in RECIPES
+            if found[recipe] == name
+        }
