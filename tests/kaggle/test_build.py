@@ -261,6 +261,7 @@ def test_inputs_that_cannot_be_used_leave_the_earlier_build(
     for wrong, reason in (
         ({"backbone": broken}, "broken.safetensors: not a .safetensors file"),
         ({"backbone": nothing}, "nothing.safetensors: there is no such file; kit fetch resnext"),
+        ({"backbone": nothing, "recipe": "modern"}, "no such file; kit fetch convnext_small"),
         ({"backbone": other}, r"other.safetensors: conv1.weight is \(3,\), not \(64, 3, 7, 7\)"),
         ({"recipe": "tonite"}, "there is no recipe 'tonite'; there are"),
         ({"runs": [tmp_path / "no"]}, "no: there is no run here"),
