@@ -17,12 +17,14 @@ from kit.dicom import read_hounsfield
 from kit.ensemble import name_columns
 from kit.report.scans_page import write_scan_report
 from kit.runs.prediction import Predictions, load_model
+from kit.runs.provenance import SYNTHETIC, UNRECORDED
 from kit.slices import index_slices
 from kit.slices.series import describe_series
 
 Keys = pytest.importorskip("selenium.webdriver.common.keys", reason="no selenium").Keys
 HOSTILE = "P<img src=x onerror=alert(1)>"
 SIDE = 128
+AMBER = "rgba(255, 241, 214, 1)"
 SLICES = 14
 UNREAD = 5  # of the first study's chosen series
 PEAK = 9
@@ -46,6 +48,7 @@ def write_series(folder, patient, study, number, description, slices=SLICES, **t
             "SeriesInstanceUID": f"{study}.{number}",
             "SOPInstanceUID": f"{study}.{number}.{place}",
             "SeriesDescription": description,
+            "StudyDescription": f"after a fall <{patient[:4]}>",
             "ImagePositionPatient": [0, 0, 5 * place],
             "InstanceNumber": slices - place,
             "PixelSpacing": [1.5, 1.5],
@@ -652,6 +655,29 @@ def test_synthetic_weights_are_marked_everywhere(opened):
     assert find(opened, "#tr").text.startswith("synthetic weights")
     wait_for_sheets(opened)
     assert len(find_all(opened, ".sheet .alarm")) == len(find_all(opened, ".sheet")) == 3
+
+
+def test_weights_of_which_nothing_is_recorded_are_amber(browser, scans, tmp_path):
+    text = scans.page.read_text(encoding="utf-8")
+    said = f'"warning":"{SYNTHETIC}","unknown":null'
+    assert said in text
+    page = tmp_path / "page.html"
+    other = f'"warning":null,"unknown":"{UNRECORDED}"'
+    page.write_text(text.replace(said, other), encoding="utf-8")
+    browser.set_window_size(1440, 1000)
+    browser.get(page.as_uri())
+    settle(browser)
+    assert find(browser, "main > :first-child > :first-child").text == UNRECORDED
+    assert find(browser, "#model").get_attribute("class") == "unknown"
+    assert find(browser, "#model").value_of_css_property("background-color") == AMBER
+    assert not find_all(browser, ".flag, .alarm")
+    wait_for_sheets(browser)
+    assert len(find_all(browser, ".sheet .unrecorded")) == 3
+
+
+def test_a_study_shows_its_description_as_text(opened):
+    shown = [row.text for row in find_all(opened, "#studies tbody th small")]
+    assert sorted(shown) == ["after a fall <HEAD>", "after a fall <P<im>"]
 
 
 def wait_for_sheets(browser):

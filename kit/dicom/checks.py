@@ -32,7 +32,7 @@ _NOT_HOUNSFIELD = "values are not Hounsfield units"
 _DECODERS = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg"
 
 # Texts of a header by which nothing but the table of series goes.
-DESCRIPTIONS = ("BodyPartExamined", "ConvolutionKernel", "ContrastBolusAgent")
+DESCRIPTIONS = ("StudyDescription", "BodyPartExamined", "ConvolutionKernel", "ContrastBolusAgent")
 
 # Words of ImageType and SeriesDescription by which scanners and workstations name what is no slice
 # in Hounsfield units. Others of ImageType, in a description, may tell of slices that are.

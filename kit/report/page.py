@@ -11,7 +11,13 @@ from pathlib import Path
 
 from kit.files import replace_file
 from kit.runs.directory import Run
-from kit.runs.provenance import SYNTHETIC, list_facts, read_provenance
+from kit.runs.provenance import (
+    SYNTHETIC,
+    UNRECORDED,
+    is_recorded,
+    list_facts,
+    read_provenance,
+)
 
 _STYLES = ("report.css", "reader.css", "print.css")
 _SCRIPTS = (
@@ -29,10 +35,13 @@ def write_page(path: Path, data: dict, images: Sequence[str] = ()) -> Path:
 
 
 def describe_model(run: Run) -> dict:
-    """What a page says first: where the model comes from and, in red, for what it is no use."""
+    """What a page says first: where the model comes from; in red, for what it is no use; in amber,
+    that nothing is recorded of its training.
+    """
     provenance = read_provenance(run)
     warning = SYNTHETIC if provenance["synthetic"] else None
-    return {"model": list_facts(provenance), "warning": warning}
+    unknown = None if is_recorded(provenance) else UNRECORDED
+    return {"model": list_facts(provenance), "warning": warning, "unknown": unknown}
 
 
 def render_page(data: dict, images: Sequence[str] = ()) -> str:

@@ -75,6 +75,7 @@ def _describe_study(series: pd.DataFrame, row: pd.Series | None) -> dict:
     return {
         "patient": str(series["PatientID"].iloc[0]),
         "uid": str(series["StudyInstanceUID"].iloc[0] or series["SeriesInstanceUID"].iloc[0]),
+        "description": _find_text(series["StudyDescription"]),
         "chosen": chosen,
         "title": card["title"],
         "reason": row["reason"],
@@ -84,6 +85,12 @@ def _describe_study(series: pd.DataFrame, row: pd.Series | None) -> dict:
         "scored": cards,
         "left_out": left,
     }
+
+
+def _find_text(values: pd.Series) -> str | None:
+    """The first text of a column, None where there is none."""
+    known = values.dropna()
+    return known.iloc[0] if len(known) else None
 
 
 def _describe_scan(row: dict) -> dict:

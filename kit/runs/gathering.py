@@ -122,7 +122,8 @@ def _pseudonymize(slices: pd.DataFrame, skipped: pd.DataFrame) -> tuple[pd.DataF
     numbered = pd.Series([f"patient{n + 1}" for n in pd.factorize(patients)[0]], dtype=object)
     parts = []
     for table, own in ((slices, numbered[: len(slices)]), (skipped, numbered[len(slices) :])):
-        table = table.assign(PatientID=own.to_numpy(), SeriesDescription=None)
+        typed = dict.fromkeys(("StudyDescription", "SeriesDescription"))
+        table = table.assign(PatientID=own.to_numpy(), **typed)
         numbers, names = number_series(table)
         renamed = pd.Series(names[numbers].to_numpy(object), table.index, dtype=object)
         parts.append(table.assign(series=renamed.where(table["series"].notna(), None)))

@@ -15,7 +15,9 @@ from kit.runs.metrics import read_out_of_fold
 SYNTHETIC = (
     "These weights have only seen synthetic heads: their predictions for patients mean nothing."
 )
+UNRECORDED = "Nothing is recorded of what these weights were trained on."
 
+_UNKNOWN = "not known"
 _NAMES = {
     "name": "model",
     "source": "source",
@@ -41,7 +43,7 @@ def read_provenance(run: Run) -> dict:
     if "provenance" in config:
         return {"synthetic": False, **config["provenance"]}
     synthetic = bool(config.get("synthetic"))
-    data = Path(config["data"]).name if "data" in config else "not known"
+    data = f"the data {Path(config['data']).name}" if "data" in config else _UNKNOWN
     score = read_out_of_fold(run.metrics)
     known = "none" if score is None else f"weighted log loss {score:.4f} out of fold"
     return {
@@ -49,10 +51,15 @@ def read_provenance(run: Run) -> dict:
         "source": f"trained with kit {config.get('kit', '')}".rstrip(),
         "licence": "not stated",
         "revision": run.path.absolute().name,
-        "trained_on": "synthetic heads alone (kit phantom)" if synthetic else f"the data {data}",
+        "trained_on": "synthetic heads alone (kit phantom)" if synthetic else data,
         "figures": known,
         "synthetic": synthetic,
     }
+
+
+def is_recorded(provenance: dict) -> bool:
+    """Whether something is known of what the weights were trained on."""
+    return provenance.get("trained_on", _UNKNOWN) != _UNKNOWN
 
 
 def is_adopted(run: Run) -> bool:
@@ -85,7 +92,7 @@ def adopt_classifier(recipe: Recipe, run: Run) -> Recipe:
 
 def list_facts(provenance: dict) -> list[list[str]]:
     """The provenance as rows of a page: name, value."""
-    return [[label, str(provenance.get(name, "not known"))] for name, label in _NAMES.items()]
+    return [[label, str(provenance.get(name, _UNKNOWN))] for name, label in _NAMES.items()]
 
 
 def present_provenance(provenance: dict) -> str:
@@ -101,6 +108,7 @@ def present_provenance(provenance: dict) -> str:
 def describe_provenance(provenance: dict) -> str:
     """The provenance as lines of a terminal; the warning, if there is one, first."""
     lines = [f"Warning: {SYNTHETIC}"] if provenance["synthetic"] else []
+    lines += [] if is_recorded(provenance) else [f"Warning: {UNRECORDED}"]
     known = {label: value for label, value in list_facts(provenance)}
     lines.append(f"Model: {known['model']}, {known['source']}, revision {known['revision']}")
     lines.append(f"  licence: {known['licence']}; trained on {known['trained on']}")

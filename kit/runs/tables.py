@@ -30,8 +30,8 @@ _NAMED = ("PatientID", "StudyInstanceUID", "ImagePositionPatient")
 
 # Of the tables of `kit predict`; names that end in UID are texts too.
 _WRITTEN_TEXTS = {
-    *_TEXTS, "SeriesDescription", "plane", "ConvolutionKernel", "ContrastBolusAgent",
-    "BodyPartExamined", "warnings",
+    *_TEXTS, "StudyDescription", "SeriesDescription", "plane", "ConvolutionKernel",
+    "ContrastBolusAgent", "BodyPartExamined", "warnings",
 }  # fmt: skip
 
 

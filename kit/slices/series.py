@@ -21,8 +21,9 @@ LEAST_SPACING, _MOST_SPACING = 2.0, 10.0  # mm
 USUAL_SPACING = 5.0  # mm
 
 _COLUMNS = [
-    *SERIES_KEY, "SeriesDescription", "plane", "ConvolutionKernel", "SliceThickness", "spacing",
-    "ContrastBolusAgent", "BodyPartExamined", "slices", "left_out", "warnings", "series",
+    *SERIES_KEY, "StudyDescription", "SeriesDescription", "plane", "ConvolutionKernel",
+    "SliceThickness", "spacing", "ContrastBolusAgent", "BodyPartExamined", "slices", "left_out",
+    "warnings", "series",
 ]  # fmt: skip
 
 # How ContrastBolusAgent says that none was given: of others it is the name, or how it was given.

@@ -33,6 +33,7 @@ def write_series(folder, uid, count=3, **tags):
             "SeriesInstanceUID": f"1.2.1.{uid}",
             "SOPInstanceUID": f"1.2.1.{uid}.{number}",
             "SeriesDescription": f"series {uid}",
+            "StudyDescription": "a study" if number else "",
             "ImagePositionPatient": [0, 0, 5 * number],
             "InstanceNumber": 99 - number,
             **tags,

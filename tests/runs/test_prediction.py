@@ -245,7 +245,11 @@ def hospital(small_data, tmp_path_factory):
         "2": {"ConvolutionKernel": "BONE"},
         "3": {"ContrastBolusAgent": "IOHEXOL"},
         "4": {"spacing": 1.0, "ConvolutionKernel": "H30s"},
-        "5": {"ConvolutionKernel": "H30s", "SeriesDescription": "HEAD 5mm"},
+        "5": {
+            "ConvolutionKernel": "H30s",
+            "SeriesDescription": "HEAD 5mm",
+            "StudyDescription": "Doe^Jane after a fall",
+        },
         "6": {"StudyInstanceUID": "1.2.2", "ContrastBolusAgent": "IOHEXOL"},
     }
     for name, how in kinds.items():
@@ -273,6 +277,7 @@ def test_of_a_folder_with_five_series_the_right_one_answers_for_the_study(
     assert list(read) == list(found)
     series = pd.read_csv(tmp_path / "p.series.csv")
     assert series["SeriesInstanceUID"].tolist() == [f"1.2.{n}" for n in (2, 3, 4, 5, 6, 1)]
+    assert series["StudyDescription"].dropna().tolist() == ["Doe^Jane after a fall"]
     assert series["plane"].tolist() == ["axial"] * 5 + ["coronal"]
     manifest = json.loads((tmp_path / "p.json").read_text())
     assert manifest["slices"] == 24  # those of the two series alone were computed
@@ -301,6 +306,8 @@ def test_descriptions_are_left_out_with_the_names(small_run, hospital, tmp_path)
     series = pd.read_csv(tmp_path / "p.series.csv")
     assert series["PatientID"].unique().tolist() == ["patient1"]
     assert series["SeriesDescription"].isna().all()
+    assert series["StudyDescription"].isna().all()
+    assert "Doe" not in "".join(path.read_text() for path in tmp_path.iterdir())
     assert series["slices"].tolist() == [12, 12, 12, 12, 12, 0]
 
 

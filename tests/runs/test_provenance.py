@@ -7,11 +7,13 @@ from report_pages import read_data
 
 from kit.cli.commands import main
 from kit.files import read_json
+from kit.report.page import describe_model
 from kit.report.run_page import write_report
 from kit.runs.directory import Run
 from kit.runs.prediction import load_model
 from kit.runs.provenance import (
     SYNTHETIC,
+    UNRECORDED,
     describe_provenance,
     is_synthetic,
     list_facts,
@@ -74,6 +76,16 @@ def test_a_run_on_patients_has_no_warning(tmp_path):
     assert list_facts(provenance)[0] == ["model", "recipe single"]
     assert "trained on the data rsna" in describe_provenance(provenance)
     assert "Warning" not in describe_provenance(provenance)
+
+
+def test_weights_of_which_nothing_is_recorded_are_said_to_be_so(tmp_path):
+    run = Run(tmp_path)
+    run.config.write_text('{"recipe": {"name": "single"}}')  # an export of an early version
+    assert describe_provenance(read_provenance(run)).startswith(f"Warning: {UNRECORDED}\nModel: ")
+    shown = describe_model(run)
+    assert (shown["warning"], shown["unknown"]) == (None, UNRECORDED)
+    run.config.write_text('{"recipe": {"name": "single"}, "data": "/x/rsna"}')
+    assert describe_model(run)["unknown"] is None
 
 
 @pytest.mark.parametrize("name", ["figures", "licence"])

@@ -14,6 +14,7 @@ def describe(folder):
 
 def test_a_series_is_described_by_its_headers_and_its_positions(tmp_path):
     told = {
+        "StudyDescription": "CT HEAD",
         "SeriesDescription": "HEAD 5mm",
         "BodyPartExamined": "HEAD",
         "ConvolutionKernel": ["H30s", "3"],
@@ -24,6 +25,7 @@ def test_a_series_is_described_by_its_headers_and_its_positions(tmp_path):
     assert row.drop("warnings").to_dict() == {
         "PatientID": "P1",
         "StudyInstanceUID": "1.2.1",
+        "StudyDescription": "CT HEAD",
         "SeriesDescription": "HEAD 5mm",
         "plane": "axial",
         "ConvolutionKernel": "H30s\\3",

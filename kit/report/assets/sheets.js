@@ -11,7 +11,7 @@ const sheetTable = (columns, rows) => make("table", {},
 
 const makeSheet = (heading, ...children) => make("section", { class: "sheet" },
   make("header", {}, make("h2", { text: heading }), make("p", { class: "device", text: DEVICE })),
-  data.warning && make("p", { class: "alarm", text: data.warning }), ...children, make("p", { class: "mono", text: about() }));
+  data.warning && make("p", { class: "alarm", text: data.warning }), data.unknown && make("p", { class: "unrecorded", text: data.unknown }), ...children, make("p", { class: "mono", text: about() }));
 
 /** The studies with the highest probability of any bleeding first, those without one last. */
 const sortStudies = () => [...data.studies].sort((a, b) => (b.probabilities?.[ANY] ?? -1) - (a.probabilities?.[ANY] ?? -1));
@@ -31,7 +31,7 @@ function makeOverview() {
 async function makeStudySheet(study) {
   const facts = new Map(data.model), model = ["licence", "trained on", "known figures"].map((name) => `${name}: ${facts.get(name)}`).join(". ");
   const series = study.chosen === null ? null : data.series[study.chosen];
-  return makeSheet(study.patient, make("p", { class: "mono", text: `StudyInstanceUID ${study.uid}` }),
+  return makeSheet(study.patient, study.description && make("p", { text: study.description }), make("p", { class: "mono", text: `StudyInstanceUID ${study.uid}` }),
     paragraph("Model", `${data.model[0][1]}. ${model}.`), make("p", { text: LIMITS[0] }),
     ...(series ? await describeOnPaper(study, series) : [make("h3", { text: "No series was scored" })]),
     make("h3", { text: "All series of the study" }), sheetTable([["series"], ["plane, kernel, mm, slices"], ["any", "num"], ["remarks"]], [

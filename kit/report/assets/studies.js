@@ -13,8 +13,8 @@ function drawModel() {
   const facts = make("dl", {}, ...[...data.model.slice(1), ...(data.windows ? [["what it sees", data.windows.map(nameWindow).join(", ")]] : [])]
     .flatMap(([name, value]) => [make("dt", { text: name }), make("dd", { text: value })]));
   const [, licence] = data.model.find(([name]) => name === "licence") || ["", "not known"], [, name] = data.model[0];
-  main.append(make("section", { id: "model", class: data.warning ? "synthetic" : null, "aria-labelledby": "model-heading" },
-    data.warning && make("p", { class: "alarm", id: "alarm", role: "alert", text: data.warning }),
+  main.append(make("section", { id: "model", class: data.warning ? "synthetic" : data.unknown ? "unknown" : null, "aria-labelledby": "model-heading" },
+    data.warning && make("p", { class: "alarm", id: "alarm", role: "alert", text: data.warning }), data.unknown && make("p", { class: "unrecorded", text: data.unknown }),
     make("h2", { id: "model-heading" }, make("small", { text: "Model " }), name),
     make("div", { class: "halves" }, make("details", { class: "facts", open: innerWidth > 720 }, make("summary", { text: `Licence: ${licence}; source, training, figures` }), facts),
       make("div", {}, make("h3", { text: "Known limits" }), make("ul", {}, ...LIMITS.map((text) => make("li", { text })))))));
@@ -54,7 +54,7 @@ function drawStudies() {
 function drawStudy(number) {
   const study = data.studies[number], series = study.chosen === null ? null : data.series[study.chosen], cell = (...children) => make("td", { role: "cell" }, ...children);
   const name = make("th", { scope: "row", role: "rowheader" }, series || study.page ? make("button", { type: "button", class: "link", text: study.patient, onclick: () => openStudy(study, state.label) }) : make("b", { text: study.patient }),
-    " ", data.warning && make("span", { class: "flag", text: "synthetic weights" }));
+    study.description && make("small", { text: study.description }), " ", data.warning && make("span", { class: "flag", text: "synthetic weights" }));
   const mark = { role: "row", "data-study": number, "aria-current": series && number === theSeries().study ? "true" : null };
   if (!study.probabilities)
     return make("tr", mark, name, make("td", { role: "cell", colspan: ORDER.length + 2 }, make("b", { text: "No series was scored. " }), "Nothing can be said of this study."), cell(listWarnings(study.left_out.map((one) => `${one.title}: ${one.reason}`))));
