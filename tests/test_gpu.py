@@ -1,4 +1,4 @@
-"""What a GPU computes equals what the CPU computes. (The LSTM's layers: tests/test_lstm.py.)"""
+"""What a GPU computes equals what the CPU computes. (The LSTM's layers: tests/lstm/test_model.py.)"""
 
 import numpy as np
 import pytest
