@@ -22,7 +22,8 @@ from kit.images import SliceDataset, load_batches
 from kit.training import amp, tuning
 from kit.training.checkpoints import save_weights
 from kit.training.config import ClassifierConfig
-from kit.training.loop import make_optimizer, weighted_loss
+from kit.training.loop import weighted_loss
+from kit.training.optimizer import make_optimizer
 from kit.training.step import Stepper
 from kit.training.tuning import Tuning, time_batches
 

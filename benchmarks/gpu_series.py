@@ -15,7 +15,7 @@ from kit.sequences import SeriesDataset, collate_series
 from kit.training import amp
 from kit.training.config import LSTMConfig
 from kit.training.inference import move_batch
-from kit.training.loop import make_optimizer
+from kit.training.optimizer import make_optimizer
 from kit.training.step import Stepper
 from kit.training.tuning import time_batches
 

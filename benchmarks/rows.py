@@ -240,7 +240,7 @@ def make_lstm_prediction(directory: Path, amount: int, hidden: int = HIDDEN) -> 
 def make_lstm_step(directory: Path, amount: int, hidden: int = HIDDEN) -> Row:
     """Three training steps, each on `amount` different series: forward, backward, Adam."""
     from kit.training import amp
-    from kit.training.loop import make_optimizer
+    from kit.training.optimizer import make_optimizer
     from kit.training.step import Stepper
 
     def prepare(hidden, amount=amount, **options):

@@ -1,4 +1,4 @@
-"""What a GPU computes equals what the CPU computes. (The LSTM's layers: tests/lstm/test_model.py.)"""
+"""What a GPU computes equals what the CPU computes. (The LSTM: tests/lstm/test_model.py.)"""
 
 import numpy as np
 import pytest
@@ -15,7 +15,8 @@ from kit.training import amp, tuning
 from kit.training.checkpoints import load_weights, save_weights
 from kit.training.config import ClassifierConfig, TrainingConfig
 from kit.training.inference import fuse_normalization, move_batch
-from kit.training.loop import Task, fit, make_optimizer, weighted_loss
+from kit.training.loop import Task, fit, weighted_loss
+from kit.training.optimizer import make_optimizer
 from kit.training.step import Stepper
 
 pytestmark = pytest.mark.gpu

@@ -105,6 +105,15 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         check_options(self)
 
+    def find_factor(self, name: str) -> float:
+        """What multiplies the learning rate of the weights `name` of the model."""
+        return 1.0
+
+    @property
+    def norm_limit(self) -> float:
+        """The norm to which the gradients of a step are clipped; 0 where they are not."""
+        return 0.0
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClassifierConfig(InputConfig, TrainingConfig):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from kit import InputError, KitError, progress
+from kit import KitError, progress
 from kit.competition import LABEL_WEIGHTS
 from kit.files import write_json
 from kit.progress import log
@@ -26,7 +26,8 @@ from kit.training import amp, checkpoints, distributed
 from kit.training.checkpoints import TrainingError
 from kit.training.config import TrainingConfig, learning_rate_at
 from kit.training.events import write_events
-from kit.training.step import Outcome, Stepper, list_parameters
+from kit.training.optimizer import list_parameters, make_optimizer, set_rate
+from kit.training.step import Outcome, Stepper
 
 _MOST_SKIPPED = 30  # in a row; the scale has then fallen by 2^30, which no overflow explains
 
@@ -126,7 +127,7 @@ class _Training:
         self.state = checkpoints.load_checkpoint(self.checkpoint, model, self.optimizer)
         self._check_start()
         at_once = self.state.at_once or config.batch_size
-        self.stepper = Stepper(model, self.optimizer, task.compute_loss, at_once)
+        self.stepper = Stepper(model, self.optimizer, task.compute_loss, at_once, config.norm_limit)
         self.unread: Outcome | None = None  # the last step, which the device may still work on
         self.past = self.prepared = False  # whether the time of any process is over; `_prepare`
         self.counted = 0.0  # the time up to which `state.seconds` has been counted
@@ -154,8 +155,7 @@ class _Training:
         with progress.open_bar(description, len(batches), "batches", state.step) as bar:
             for batch in self._make_batches(shares):
                 rate = learning_rate_at(config, state.epoch, state.step, len(batches))
-                for group in self.optimizer.param_groups:
-                    group["lr"] = rate
+                set_rate(self.optimizer, rate)
                 where = f"epoch {state.epoch}, step {state.step + 1}"
                 if batch is not None and not self.prepared:
                     self._prepare(batch, len(batches), where)
@@ -273,22 +273,6 @@ def shuffle_batches(examples: int, batch_size: int, seed: int, epoch: int) -> li
     """The example numbers of each batch of an epoch; seed and epoch alone determine them."""
     order = np.random.default_rng([seed, epoch]).permutation(examples)
     return [order[start : start + batch_size] for start in range(0, examples, batch_size)]
-
-
-def make_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """Adam or AdamW, weight decay on everything but biases."""
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    if config.optimizer not in kinds:
-        raise InputError(f"optimizer {config.optimizer!r} is none of {', '.join(kinds)}")
-    named = [(name, value) for name, value in model.named_parameters() if value.requires_grad]
-    groups = [
-        {"params": [value for name, value in named if "bias" not in name]},
-        {"params": [value for name, value in named if "bias" in name], "weight_decay": 0.0},
-    ]
-    # Fused: one pass over memory. On a CPU Adam then takes a tenth of its time, a third of a step.
-    return kinds[config.optimizer](
-        groups, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
 
 
 def _step_seed(seed: int, epoch: int, step: int) -> int:

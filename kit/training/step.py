@@ -20,6 +20,7 @@ from torch import nn
 from kit.progress import log
 from kit.training import amp, distributed
 from kit.training.checkpoints import TrainingError
+from kit.training.optimizer import clip_gradients, list_parameters
 from kit.training.parts import count_fitting, count_slices, split_batch, take_examples
 from kit.training.tuning import Tuning, choose_tuning, search_algorithms, time_batches
 
@@ -52,6 +53,8 @@ class Outcome:
 class Stepper:
     """Takes the steps of an optimizer. `at_once` examples go through the model at a time.
 
+    Gradients whose joint norm is above `norm_limit` are scaled to it, unless that is 0.
+
     `compute_loss(model, batch)` gives the mean loss over the slices of a batch of tensors (B, …),
     with `labels` and, where series are padded, a `mask`; it moves the batch to the device.
     """
@@ -62,10 +65,11 @@ class Stepper:
         optimizer: torch.optim.Optimizer,
         compute_loss: Callable[[nn.Module, dict], torch.Tensor],
         at_once: int,
+        norm_limit: float = 0.0,
     ):
         self.model, self.optimizer, self.compute_loss = model, optimizer, compute_loss
         self.device = next(model.parameters()).device
-        self.at_once = at_once
+        self.at_once, self.norm_limit = at_once, norm_limit
         self.tuning = Tuning()
         self.compiled: tuple[Callable, set[int]] | None = None  # for parts of so many examples
 
@@ -90,6 +94,7 @@ class Stepper:
         scaling = amp.find_scaling(self.optimizer)
         distributed.add_gradients(list_parameters(self.optimizer), slices / total)
         scaling.unscale_gradients()
+        clip_gradients(self.optimizer, self.norm_limit)
         self.optimizer.step()
         found = torch.stack([loss, own, scaling.skipped_in_a_row, past_anywhere])
         names = [] if batch is None else list(map(str, batch.get("names", [])))
@@ -228,11 +233,6 @@ class Stepper:
 def is_tunable(model: nn.Module, device: torch.device) -> bool:
     """Whether it is worth timing in which way a model computes: convolutions on a GPU."""
     return device.type == "cuda" and hasattr(model, "lay_out")
-
-
-def list_parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
-    """What an optimizer works on."""
-    return [value for group in optimizer.param_groups for value in group["params"]]
 
 
 def _start_reading(figures: torch.Tensor) -> tuple[torch.Tensor, torch.cuda.Event | None]:

@@ -14,7 +14,7 @@ from kit.lstm import (
 from kit.sequences import SeriesDataset
 from kit.training import amp
 from kit.training.checkpoints import load_weights
-from kit.training.loop import make_optimizer
+from kit.training.optimizer import make_optimizer
 
 
 def load_published(**options):

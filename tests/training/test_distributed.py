@@ -148,7 +148,8 @@ sys.path.insert(0, "tests")
 from small_training import Net, config, make_data
 from kit.training import amp
 from kit.training.distributed import join_processes, rank, work_alone
-from kit.training.loop import make_optimizer, weighted_loss
+from kit.training.loop import weighted_loss
+from kit.training.optimizer import make_optimizer
 from kit.training.step import Stepper
 inputs, labels = map(torch.from_numpy, make_data())
 def compute_loss(model, batch):

@@ -7,7 +7,6 @@ from small_training import Net, config, make_data, train
 from torch import nn
 
 from kit.lstm import LSTMConfig
-from kit.training import loop as training
 from kit.training.checkpoints import TrainingError, load_weights
 from kit.training.loop import OutOfTime, Task, fit, shuffle_batches, weighted_loss
 
@@ -133,14 +132,6 @@ def test_batches_hold_every_example_once_and_follow_from_seed_and_epoch():
     again, other = shuffle_batches(50, 8, 3, 1), shuffle_batches(50, 8, 3, 2)
     assert all((a == b).all() for a, b in zip(batches, again, strict=True))
     assert any((a != b).any() for a, b in zip(batches, other, strict=True))
-
-
-def test_biases_are_not_decayed():
-    optimizer = training.make_optimizer(Net(config()), config(weight_decay=0.1))
-    decays = {
-        value.ndim: g["weight_decay"] for g in optimizer.param_groups for value in g["params"]
-    }
-    assert decays == {2: 0.1, 1: 0.0}
 
 
 @pytest.mark.parametrize(

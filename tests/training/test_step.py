@@ -15,8 +15,9 @@ from kit.sequences import SeriesDataset, collate_series
 from kit.training import amp, step
 from kit.training.checkpoints import TrainingError, load_weights
 from kit.training.config import ClassifierConfig
-from kit.training.loop import make_optimizer, weighted_loss
-from kit.training.step import Stepper, list_parameters
+from kit.training.loop import weighted_loss
+from kit.training.optimizer import list_parameters, make_optimizer
+from kit.training.step import Stepper
 from kit.training.tuning import Tuning
 
 
