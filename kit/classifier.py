@@ -187,7 +187,7 @@ def train_classifier(
 
     def make_batches(epoch: int, batches: list[np.ndarray]) -> Iterable[dict | None]:
         dataset.epoch = epoch
-        return _load_usable(dataset, batches, workers)
+        return load_usable(dataset, batches, workers)
 
     def validate(model: Classifier) -> dict:
         loss = measure_loss(model, cast(Any, validation), device, workers)
@@ -220,7 +220,7 @@ def checkpoint_activations(model: Classifier) -> None:
         raise InputError(f"recompute_activations: timm does not offer it for {name}") from error
 
 
-def _load_usable(
+def load_usable(
     dataset: images.SliceDataset, batches: list[np.ndarray], workers: int
 ) -> Iterator[dict | None]:
     """Load batches; None for one of which no file gives an image.

@@ -65,7 +65,8 @@ class SliceDataset(torch.utils.data.Dataset):
 
     A neighbour is the next slice of the series in that direction that can be read, however far
     away; beyond the ends of the series it is None or, by `config.missing`, the last one before.
-    `augment` draws from the seed, `epoch` and row alone, once for a slice and its neighbours.
+    `augment` draws from the seed, `epoch` and the row's number in `draws`, by default the row, once
+    for a slice and its neighbours; rows of one number are augmented alike.
     Images are taken from `cache`, an `ImageCache`, at the places that are the table's index, or
     else kept there.
     """
@@ -85,7 +86,7 @@ class SliceDataset(torch.utils.data.Dataset):
         self.labels = table[list(LABELS)].to_numpy(np.float32) if labelled else None
         self.config, self.seed = config, seed
         self.transform = make_augmentation() if augment else None
-        self.epoch = 0
+        self.epoch, self.draws = 0, np.arange(len(table))
         self._read: Callable[[int], np.ndarray] = self._read_row
         if config.neighbours != (0,):
             self.series = pd.factorize(table["series"])[0]
@@ -104,7 +105,7 @@ class SliceDataset(torch.utils.data.Dataset):
             missing = error.path if isinstance(error, MissingError) else None
             return {"row": int(row), "reason": error.reason, "code": error.code, "missing": missing}
         if self.transform is not None:
-            seeds = [self.seed, self.epoch, int(row)]
+            seeds = [self.seed, self.epoch, int(self.draws[row])]
             slices = [s if s is None else _augment(s, self.transform, seeds) for s in slices]
         item = {"row": int(row), "slices": slices}
         return item if self.labels is None else {**item, "labels": self.labels[row]}

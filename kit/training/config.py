@@ -207,6 +207,57 @@ class LSTMConfig(TrainingConfig):
             )
 
 
+@dataclass(frozen=True, kw_only=True)
+class JointConfig(TrainingConfig):
+    """How classifier and sequence model are trained as one network, over whole series.
+
+    Rates, schedule, batch size, gradient norm and the weight of the slice head are those of the
+    trials that `kit.lstm.joint` describes.
+    """
+
+    sequence_learning_rate: float = option(1e-3, "the same of the sequence model", (1e-12, 100))
+    slice_weight: float = option(
+        0.5, "weight of the loss of the classifier's own logits beside the sequence model's", (0, 1)
+    )
+    normalization: str = option(
+        "trained",
+        "batch normalization: trained, or frozen, with the statistics that it begins with",
+        ("trained", "frozen"),
+    )
+    freeze_classifier: bool = option(
+        False, "train the sequence model alone, on embeddings of augmented slices"
+    )
+    from_backbone: bool = option(
+        False, "begin as the recipe's classifier began, with a new sequence model"
+    )
+    gradient_norm: float = option(
+        1.0, "norm that gradients are clipped to; 0: they are not", (0, 1e6)
+    )
+    slices_at_once: int = option(
+        0,
+        "slices that pass the classifier at once, for memory; normalization sees these together "
+        "(0: 16 of 480 pixels a side, more of smaller ones)",
+        (0, 65536),
+    )
+    augment: bool = option(True, "flip, shift, scale, rotate and transpose, alike for a series")
+
+    batch_size: int = _change_default(TrainingConfig, "batch_size", 8)
+    optimizer: str = _change_default(TrainingConfig, "optimizer", "adamw")
+    learning_rate: float = field(
+        default=3e-4, metadata={"help": "highest rate of the classifier", "allowed": (1e-12, 100)}
+    )
+    schedule: str = _change_default(TrainingConfig, "schedule", "one-cycle")
+    weight_decay: float = _change_default(TrainingConfig, "weight_decay", 0.01)  # AdamW's own
+
+    def find_factor(self, name: str) -> float:
+        sequence = name.startswith("sequence.")
+        return self.sequence_learning_rate / self.learning_rate if sequence else 1.0
+
+    @property
+    def norm_limit(self) -> float:
+        return self.gradient_norm
+
+
 def learning_rate_at(config: TrainingConfig, epoch: int, step: int, steps: int) -> float:
     """The learning rate of step `step` (from 0) of `steps` in epoch `epoch` (from 1)."""
     if config.schedule == "constant":
