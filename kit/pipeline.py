@@ -9,7 +9,7 @@ trained run to other scans, `predict_competition` to the competition's test part
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +33,11 @@ from kit.runs.directory import (
     list_classifier_epochs,
     list_folds,
     list_kept_epochs,
+    lock_run,
     read_recipe,
     require_file,
 )
+from kit.runs.joint import begin_joint, fit_joint
 from kit.runs.lstms import (
     derive_seed,
     fit_lstms,
@@ -45,12 +47,13 @@ from kit.runs.lstms import (
 )
 from kit.runs.moved import follow_data, note_files
 from kit.runs.patients import write_patients
-from kit.runs.provenance import adopt_classifier, is_adopted, is_synthetic
+from kit.runs.provenance import adopt_classifier, is_adopted, is_synthetic, refuse_joint
 from kit.runs.scoring import combine
 from kit.runs.tables import read_slices, write_frame
 from kit.runs.timings import time_stage
 from kit.slices.competition_files import index_competition
 from kit.slices.folds import assign_folds, check_training
+from kit.training.config import JointConfig
 from kit.training.distributed import choose_device, rank, wait_for_all
 
 
@@ -134,6 +137,7 @@ def fit_classifier(
     config = replace(recipe.classifier, seed=derive_seed(recipe, fold, 0))
     imported = is_imported(run, recipe, fold) or is_adopted(run)
     if not imported and not status.is_trained(directory, config.epochs):
+        refuse_joint(run, fold)
         with time_stage(run, f"fold{fold} classifier", directory):
             train_classifier(
                 slices[is_training(slices, fold)],
@@ -193,6 +197,35 @@ def _is_embedded(run: Run, fold: int | str, epoch: int) -> bool:
 def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> pd.DataFrame:
     """Train the LSTM of a fold on each of its embeddings, as `fit_lstms` does."""
     return fit_lstms(run, [fold], deadline=deadline)
+
+
+def train_joint(
+    run: Run,
+    out: Run,
+    config: JointConfig,
+    folds: Sequence[int | str] | None = None,
+    *,
+    workers: int | None = None,
+    deadline: float | None = None,
+) -> pd.DataFrame:
+    """Train the models of `run` on as one network, into the run `out`; embed, predict and score.
+
+    Only the `folds` named, by default all; `out` is scored once all have predicted, else no row is
+    returned. Continues where an earlier call stopped. Raises `RunError` if `run` lacks weights or
+    `out` was begun otherwise.
+    """
+    every = list_folds(read_recipe(run))
+    begin_joint(run, out, config, folds or every)
+    for fold in folds or every:
+        fit_joint(run, out, fold, workers=workers, deadline=deadline)
+        embed(out, fold, workers=workers, deadline=deadline)
+    fit_lstms(out, folds or every, deadline=deadline)
+    if not all(out.predictions(fold, config.epochs, config.epochs).exists() for fold in every):
+        return pd.DataFrame()
+    with lock_run(out):
+        scores = score(out)
+        report(out)
+    return scores
 
 
 def score(run: Run) -> pd.DataFrame:

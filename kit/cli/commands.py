@@ -13,7 +13,7 @@ from functools import partial
 
 import kit
 from kit import KitError, progress
-from kit.cli import evaluation, kaggle, models, scans, stages
+from kit.cli import evaluation, joint, kaggle, models, scans, stages
 from kit.processes.ending import Ending, describe_failure, note_ending
 
 _DESCRIPTION = """\
@@ -38,6 +38,7 @@ _BUG = (
 
 COMMANDS = {
     **stages.COMMANDS,
+    **joint.COMMANDS,
     **models.COMMANDS,
     **scans.COMMANDS,
     **evaluation.COMMANDS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,16 +21,23 @@ def add_recipe(parser: argparse.ArgumentParser, own: str = "--run RUN") -> None:
     group = parser.add_argument_group("options of the recipe", "each replaces one of its values")
     for name, (kind, text) in list_options().items():
         flags = ["--weights"] if name == "classifier.weights" else []
-        flags.append(name_flag(name))
-        how: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
         if name == _SIZE:
-            how |= {"type": _parse_size, "help": f"{text}; auto: the largest that ends in --hours"}
-            group.add_argument(*flags, metavar="SIZE", **how)
-        elif kind is bool:
-            group.add_argument(*flags, action=argparse.BooleanOptionalAction, **how)
-        else:
-            metavar = name.rpartition(".")[2].upper()
-            group.add_argument(*flags, type=_PARSERS[kind], metavar=metavar, **how)
+            text, kind = f"{text}; auto: the largest that ends in --hours", _parse_size
+        add_option(group, name, kind, text, flags)
+
+
+def add_option(
+    group: Any, name: str, kind: Any, text: str, others: Sequence[str] = (), default: Any = None
+) -> None:
+    """Add an option, named as by `list_options`, as a flag; `default` is shown with its help."""
+    flags = [*others, name_flag(name)]
+    text = text if default is None or default is False else f"{text} (default: {default})"
+    how: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": text}
+    if kind is bool:
+        group.add_argument(*flags, action=argparse.BooleanOptionalAction, **how)
+    else:
+        metavar = "SIZE" if name == _SIZE else name.rpartition(".")[2].upper()
+        group.add_argument(*flags, type=_PARSERS.get(kind, kind), metavar=metavar, **how)
 
 
 def read_recipe(options: argparse.Namespace) -> Recipe:

@@ -45,8 +45,8 @@ _FOLD_TABLE = argument(
     "--fold-table", type=Path, help="CSV with columns PatientID and fold that replaces our split"
 )
 _NEW_RUN = (DATA, RUN_FLAG, _FOLD_TABLE, WORKERS, flags.add_recipe)
-_FOLD = argument("--fold", help="one fold: a number, or all (default: every fold of the recipe)")
-_CACHE = argument(
+FOLD = argument("--fold", help="one fold: a number, or all (default: every fold of the recipe)")
+CACHE = argument(
     "--cache",
     type=Path,
     help="a folder: keep the images that the classifier reads, as JPEG, for slow storage",
@@ -94,7 +94,7 @@ def plan_run(options: argparse.Namespace) -> Result:
     return Result(format_plan(description), description)
 
 
-@COMMANDS.add("run", "run all stages: from data to submission and report", *_NEW_RUN, HOURS, _CACHE)
+@COMMANDS.add("run", "run all stages: from data to submission and report", *_NEW_RUN, HOURS, CACHE)
 def run_all(options: argparse.Namespace) -> Result:
     recipe = read_new(options)
 
@@ -151,7 +151,7 @@ def index(options: argparse.Namespace) -> Result:
 
 
 @COMMANDS.add(
-    "train-classifier", "stage 2: train the slice classifier", RUN, _FOLD, HOURS, WORKERS, _CACHE
+    "train-classifier", "stage 2: train the slice classifier", RUN, FOLD, HOURS, WORKERS, CACHE
 )
 def train_classifier(options: argparse.Namespace) -> Result:
     require_runs(options.run)
@@ -162,7 +162,7 @@ def train_classifier(options: argparse.Namespace) -> Result:
         return _run_stage("train-classifier", options, workers=options.workers)
 
 
-@COMMANDS.add("embed", "stage 3: embed every slice", RUN, _FOLD, HOURS, WORKERS)
+@COMMANDS.add("embed", "stage 3: embed every slice", RUN, FOLD, HOURS, WORKERS)
 def embed(options: argparse.Namespace) -> Result:
     return _run_stage("embed", options, workers=options.workers)
 
@@ -193,18 +193,18 @@ def import_published(options: argparse.Namespace) -> Result:
     "train-lstm",
     "stage 4: train the LSTM on the embeddings",
     RUN,
-    _FOLD,
+    FOLD,
     argument("--epoch", type=int, help="one classifier epoch, on whose embeddings to train"),
     HOURS,
 )
 def train_lstm(options: argparse.Namespace) -> Result:
-    folds = _choose_folds(options)
+    folds = choose_folds(options)
 
     from kit.runs.lstms import fit_lstms
 
     with work_on(options.run, lock=False):
         fit_lstms(options.run, folds, options.epoch, set_deadline(options.hours))
-    return _list_folders(options.run, folds, "lstm")
+    return list_folders(options.run, folds, "lstm")
 
 
 @COMMANDS.add(
@@ -268,7 +268,7 @@ def show_status(options: argparse.Namespace) -> Result:
 
 def _run_stage(name: str, options: argparse.Namespace, **arguments: Any) -> Result:
     """Run a stage for the fold asked for, or for every fold; tell where each has written."""
-    run, folds = options.run, _choose_folds(options)
+    run, folds = options.run, choose_folds(options)
 
     from kit.pipeline import STAGES
 
@@ -277,10 +277,11 @@ def _run_stage(name: str, options: argparse.Namespace, **arguments: Any) -> Resu
         deadline = set_deadline(options.hours)
         for fold in folds:
             stage.execute(run, fold, deadline=deadline, **arguments)
-    return _list_folders(run, folds, stage.folder)
+    return list_folders(run, folds, stage.folder)
 
 
-def _choose_folds(options: argparse.Namespace) -> list[int | str]:
+def choose_folds(options: argparse.Namespace) -> list[int | str]:
+    """The fold asked for, or every fold of the run."""
     from kit.runs.directory import list_folds, read_recipe
 
     folds = list_folds(read_recipe(options.run))
@@ -290,6 +291,7 @@ def _choose_folds(options: argparse.Namespace) -> list[int | str]:
     return chosen
 
 
-def _list_folders(run: Any, folds: list[int | str], folder: str) -> Result:
+def list_folders(run: Any, folds: list[int | str], folder: str) -> Result:
+    """Tell where a stage has written."""
     paths = [str(run.path / f"fold{fold}" / folder) for fold in folds]
     return Result("\n".join(paths), {"folders": paths})

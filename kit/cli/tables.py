@@ -16,6 +16,7 @@ from kit.evaluation.tables import format_cell
 from kit.progress import format_count, format_duration
 from kit.recipes import format_flags, list_changes
 from kit.runs.directory import Run, read_config, read_recipe
+from kit.runs.joint import list_given
 from kit.runs.metrics import describe_setback
 from kit.runs.status import measure_disk
 from kit.runs.tables import read_slices
@@ -76,6 +77,9 @@ def format_stages(run: Run, stages: list[tuple[str, str]]) -> str:
     words += format_flags(list_changes(recipe))
     if "fold_table_sha256" in config:
         words += ["--fold-table", "FOLDS.csv"]  # the run knows its hash alone
+    if "joint" in config:
+        words = ["kit", "train-joint", config["joint"]["run"], "--out", str(run)]
+        words += format_flags(list_given(run))
     left_over = f"{left} of {format_count(len(stages), 'output')} left; this continues:"
     return "\n".join([*lines, left_over, shlex.join(words)])
 

@@ -21,7 +21,7 @@ ALL_DATA = "all"  # the fold of a model that was trained on everything
 _BEGIN = "kit run or kit index begins one; kit fetch and kit import-model bring one"
 FILES = "files_sha256"  # in `config.json`: the names and sizes of the data's files
 # What is noted there too, and may differ where a run is continued.
-_NOTES = ("kit", "provenance", "synthetic", FILES)
+_NOTES = ("kit", "provenance", "synthetic", FILES, "joint")
 
 
 class RunError(KitError, ValueError):
@@ -77,6 +77,10 @@ class Run:
         """The folder of the LSTM trained on the embeddings of classifier epoch `epoch`."""
         return self.path / f"fold{fold}" / "lstm" / f"epoch{epoch}"
 
+    def joint(self, fold: int | str) -> Path:
+        """The folder in which a fold's classifier and LSTM are trained as one network."""
+        return self.path / f"fold{fold}" / "joint"
+
     def predictions(self, fold: int | str, epoch: int, lstm_epoch: int) -> Path:
         """One member of the bag: its probabilities of the held-out and test slices."""
         return self.lstm(fold, epoch) / f"predictions{lstm_epoch}.parquet"
@@ -106,16 +110,21 @@ def begin_run(
         # An older version's recipe lacks the options that are newer than it.
         noted = {**config, "recipe": recipes.to_dict(read_recipe(run))}
         noted = {name: noted[name] for name in noted if name not in _NOTES}
-        before, now = (_flatten(json.loads(json.dumps(value))) for value in (noted, wanted))
-        for name in sorted(before.keys() | now.keys()):
-            if before.get(name) != now.get(name):
-                raise RunError(
-                    f"{run} was begun with {name} = {before.get(name)}, not {now.get(name)}: "
-                    "name another run directory, or continue with the same values"
-                )
+        require_same(run, noted, wanted)
     elif is_first():
         run.path.mkdir(parents=True, exist_ok=True)
         write_json(run.config, {"kit": kit.__version__, **wanted, **notes})
+
+
+def require_same(run: Run, noted: dict, wanted: dict) -> None:
+    """Raise `RunError` naming the first value that a run was begun with and that is another now."""
+    before, now = (_flatten(json.loads(json.dumps(value))) for value in (noted, wanted))
+    for name in sorted(before.keys() | now.keys()):
+        if before.get(name) != now.get(name):
+            raise RunError(
+                f"{run} was begun with {name} = {before.get(name)}, not {now.get(name)}: "
+                "name another run directory, or continue with the same values"
+            )
 
 
 def read_config(run: Run) -> dict:

@@ -27,6 +27,7 @@ from kit.runs.directory import (
     require_file,
 )
 from kit.runs.members import predict_by_lstms
+from kit.runs.provenance import refuse_joint
 from kit.runs.tables import read_slices, write_frame
 from kit.runs.timings import time_stage
 from kit.training.distributed import all_have, choose_device, rank, work_alone, world_size
@@ -89,6 +90,7 @@ def _fit_lstm(run: Run, fold: int | str, epoch: int, deadline: float | None) -> 
         remove_needless(run, directory, needed, finished=False)
 
     if not status.is_trained(directory, config.epochs):
+        refuse_joint(run, fold)
         with time_stage(run, f"fold{fold} LSTM", directory):
             _remove_stale(directory)
             train_lstm(

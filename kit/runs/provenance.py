@@ -67,6 +67,15 @@ def is_adopted(run: Run) -> bool:
     return "provenance" in read_config(run)
 
 
+def refuse_joint(run: Run, fold: int | str) -> None:
+    """Raise `RunError` where the models of a run are to be trained as one network, not apart."""
+    if "joint" in (config := read_config(run)):
+        raise RunError(
+            f"{run}: its models are trained as one: run "
+            f"`kit train-joint {config['joint'].get('run')} --out {run} --fold {fold}` first"
+        )
+
+
 def adopt_classifier(recipe: Recipe, run: Run) -> Recipe:
     """The recipe with the classifiers that were imported into the run, if any were.
 

@@ -11,7 +11,13 @@ import pandas as pd
 from kit.embeddings import EmbeddingStore
 from kit.files import read_json
 from kit.recipes import Recipe
-from kit.runs.directory import Run, RunError, list_classifier_epochs, read_recipe
+from kit.runs.directory import (
+    Run,
+    RunError,
+    list_classifier_epochs,
+    read_config,
+    read_recipe,
+)
 from kit.runs.tables import read_slices
 
 
@@ -46,7 +52,9 @@ def list_index(run: Run, recipe: Recipe, fold: int | str) -> list[Output]:
 
 def list_classifier(run: Run, recipe: Recipe, fold: int | str) -> list[Output]:
     epochs = recipe.classifier.epochs
-    return [Output(f"fold {fold} classifier", run.classifier(fold), epochs=epochs)]
+    joint = [Output(f"fold {fold} joint model", run.joint(fold), epochs=epochs)]
+    own = [Output(f"fold {fold} classifier", run.classifier(fold), epochs=epochs)]
+    return joint + own if run.config.exists() and "joint" in read_config(run) else own
 
 
 def list_embeddings(run: Run, recipe: Recipe, fold: int | str) -> list[Output]:

@@ -215,7 +215,7 @@ class JointConfig(TrainingConfig):
     trials that `kit.lstm.joint` describes.
     """
 
-    sequence_learning_rate: float = option(1e-3, "the same of the sequence model", (1e-12, 100))
+    sequence_learning_rate: float = option(1e-3, "highest rate of the sequence model", (1e-12, 100))
     slice_weight: float = option(
         0.5, "weight of the loss of the classifier's own logits beside the sequence model's", (0, 1)
     )
@@ -241,13 +241,19 @@ class JointConfig(TrainingConfig):
     )
     augment: bool = option(True, "flip, shift, scale, rotate and transpose, alike for a series")
 
-    batch_size: int = _change_default(TrainingConfig, "batch_size", 8)
+    batch_size: int = option(8, "series per step, over all processes", (1, 65536))
     optimizer: str = _change_default(TrainingConfig, "optimizer", "adamw")
-    learning_rate: float = field(
-        default=3e-4, metadata={"help": "highest rate of the classifier", "allowed": (1e-12, 100)}
-    )
+    learning_rate: float = option(3e-4, "highest rate of the classifier", (1e-12, 100))
     schedule: str = _change_default(TrainingConfig, "schedule", "one-cycle")
     weight_decay: float = _change_default(TrainingConfig, "weight_decay", 0.01)  # AdamW's own
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.freeze_classifier and self.from_backbone:
+            raise InputError(
+                "freeze_classifier and from_backbone do not go together: the classifier would stay "
+                "untrained"
+            )
 
     def find_factor(self, name: str) -> float:
         sequence = name.startswith("sequence.")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kit.cli import evaluation, kaggle, models, scans, stages
+from kit.cli import evaluation, joint, kaggle, models, scans, stages
 from kit.cli.commands import COMMANDS, main
 from kit.cli.registry import RUN, WORKERS, Commands, Result, argument
 from kit.runs.directory import Run
@@ -34,7 +34,8 @@ def test_a_decorated_function_is_the_command_of_its_name(monkeypatch, capsys):
 
 
 def test_no_two_rooms_have_a_command_of_the_same_name():
-    names = [name for room in (stages, models, scans, kaggle, evaluation) for name in room.COMMANDS]
+    rooms = (stages, joint, models, scans, kaggle, evaluation)
+    names = [name for room in rooms for name in room.COMMANDS]
     assert sorted(names) == sorted(COMMANDS)
 
 
