@@ -15,8 +15,9 @@ joint training itself is worth about 2 %.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -216,10 +217,7 @@ def train_joint(
         seen = model.classifier.config
         cache = open_cache(pd.concat([table, validation]), seen, images.read_image)
         series = SeriesImages(table, seen, config.augment, config.seed, cache)
-
-        def make_batches(epoch: int, batches: list[np.ndarray]) -> Iterable[dict | None]:
-            return series.make_batches(epoch, batches, workers)
-
+        make_batches = partial(series.make_batches, workers=workers)
         checked = validation is not None and len(validation) > 0
         task = Task(len(series), make_batches, compute_loss, validate if checked else None, use)
         model.to(device)

@@ -53,7 +53,7 @@ def begin_joint(run: Run, out: Run, config: JointConfig, folds: Sequence[int | s
         )
     for fold in folds:
         if not status.is_trained(out.joint(fold), config.epochs):
-            find_start(run, recipe, fold, config)
+            _find_start(run, recipe, fold, config)
     taken = {name: value for name, value in read_config(run).items() if name in _TAKEN}
     wanted = {"recipe": recipes.to_dict(_change_recipe(recipe, config)), "options": asdict(config)}
     if rank() == 0:
@@ -85,13 +85,13 @@ def _require_same(out: Run, wanted: dict, taken: dict) -> None:
     if not isinstance(noted.get("joint"), dict):
         raise RunError(f"{out} is another run: --out names a new directory")
     # An earlier version's options lack those that are newer.
-    options = read_joint(out)
+    options = _read_joint(out)
     before = {"recipe": recipes.to_dict(read_recipe(out)), "options": asdict(options)}
     kept = {name: value for name, value in taken.items() if name in (FILES, "fold_table_sha256")}
     require_same(out, {**before, **{name: noted.get(name) for name in kept}}, {**wanted, **kept})
 
 
-def read_joint(out: Run) -> JointConfig:
+def _read_joint(out: Run) -> JointConfig:
     """Read how the models of a run are trained jointly. Raises `RunError` if that is not noted."""
     try:
         return JointConfig(**read_config(out)["joint"]["options"])
@@ -110,7 +110,7 @@ def find_options(recipe: Recipe, given: dict[str, Any]) -> JointConfig:
 
 def list_given(out: Run) -> dict[str, Any]:
     """The options that `find_options` needs to give those of the run `out`."""
-    options, usual = read_joint(out), find_options(read_recipe(out), {})
+    options, usual = _read_joint(out), find_options(read_recipe(out), {})
     return {name: value for name, value in vars(options).items() if value != getattr(usual, name)}
 
 
@@ -126,7 +126,7 @@ def _copy_tables(run: Run, out: Run) -> None:
                 shutil.copyfile(source, part)
 
 
-def find_start(run: Run, recipe: Recipe, fold: int | str, config: JointConfig) -> JointStart:
+def _find_start(run: Run, recipe: Recipe, fold: int | str, config: JointConfig) -> JointStart:
     """What the joint training of a fold begins with. Raises `RunError` for missing weights."""
     if config.from_backbone:
         return JointStart(config, recipe.classifier, recipe.lstm)
@@ -153,9 +153,9 @@ def fit_joint(
     `out` was begun by `begin_joint`. A second call continues.
     """
     slices, directory = read_slices(out), out.joint(fold)
-    config = replace(read_joint(out), seed=derive_seed(read_recipe(out), fold, 0))
+    config = replace(_read_joint(out), seed=derive_seed(read_recipe(out), fold, 0))
     if not status.is_trained(directory, config.epochs):
-        start = find_start(run, read_recipe(run), fold, config)
+        start = _find_start(run, read_recipe(run), fold, config)
         with time_stage(out, f"fold{fold} joint", directory):
             if rank() == 0:
                 _check_start(directory, start)
