@@ -236,7 +236,7 @@ class JointConfig(TrainingConfig):
     slices_at_once: int = option(
         0,
         "slices that pass the classifier at once, for memory; normalization sees these together "
-        "(0: 16 of 480 pixels a side, more of smaller ones)",
+        "(0: 8 of 480 pixels a side, more of smaller ones)",
         (0, 65536),
     )
     augment: bool = option(True, "flip, shift, scale, rotate and transpose, alike for a series")

@@ -114,8 +114,9 @@ class Stepper:
             self.at_once = min(self.at_once, len(batch["labels"]))
             if self.at_once == 1:
                 raise TrainingError(
-                    f"{where}: the card cannot hold the model with one example; smaller images or "
-                    f"--classifier-recompute-activations need less memory ({shortage})"
+                    f"{where}: the card cannot hold the model with one example; smaller images, "
+                    "--classifier-recompute-activations or, of a joint model, fewer "
+                    f"--slices-at-once need less memory ({shortage})"
                 )
             self.at_once = -(-self.at_once // 2)
             slower = ", no longer compiled" if self.compiled and self.tuning.compiled else ""

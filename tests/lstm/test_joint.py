@@ -15,7 +15,8 @@ from kit.lstm.joint import JointModel, JointStart, compute_loss, train_joint
 from kit.lstm.series_images import SeriesImages
 from kit.recipes import SMALL_RESNEXT
 from kit.runs.tables import read_slices
-from kit.training.checkpoints import TrainingError, load_weights
+from kit.training import amp
+from kit.training.checkpoints import TrainingError, load_weights, save_weights
 from kit.training.config import ClassifierConfig, JointConfig
 from kit.training.loop import OutOfTime
 from kit.training.optimizer import make_optimizer
@@ -136,7 +137,7 @@ def test_parts_whose_activations_are_computed_again_give_the_same_gradients(at_o
     parts = list_gradients(make_joint(normalization="frozen", slices_at_once=at_once), batch)
     assert max(value.abs().max() for value in whole.values()) > 1e-2
     for name, value in whole.items():
-        torch.testing.assert_close(parts[name], value, atol=1e-5, rtol=1e-4), name
+        torch.testing.assert_close(parts[name], value, atol=1e-5, rtol=1e-4)
 
 
 def test_activations_that_are_computed_again_change_no_running_statistics(batch):
@@ -280,12 +281,11 @@ def test_a_frozen_training_leaves_the_classifier_as_it_was(table, tmp_path):
     assert min(moved) > 1e-4
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("opt_level", ["O1", "O2"])
-def test_half_precision_stays_near_float32(opt_level, batch):
-    from kit.training import amp
-
+def test_half_precision_stays_near_float32(opt_level, device, batch):
     expected = list_gradients(make_joint(slices_at_once=4, normalization="frozen"), batch)
-    model = make_joint(slices_at_once=4, normalization="frozen")
+    model = make_joint(slices_at_once=4, normalization="frozen").to(device)
     optimizer = make_optimizer(model, model.config)
     amp.initialize(model, optimizer, opt_level)
     model.train()
@@ -293,15 +293,13 @@ def test_half_precision_stays_near_float32(opt_level, batch):
     with amp.scale_loss(compute_loss(model, batch), optimizer) as scaled:
         scaled.backward()
     masters = {id(value): master for value, master in amp.find_scaling(optimizer).masters}
-    found = {n: masters.get(id(v), v).grad for n, v in model.named_parameters()}
+    found = {n: masters.get(id(v), v).grad.cpu() for n, v in model.named_parameters()}
     for name in ("sequence.linear.weight", "classifier.head.weight"):
         scale = expected[name].abs().max().item()
         torch.testing.assert_close(found[name], expected[name], atol=0.1 * scale, rtol=0)
 
 
 def test_a_sequence_model_of_other_embeddings_is_refused(tmp_path):
-    from kit.training.checkpoints import save_weights
-
     lstm = make_model(LSTMConfig(embedding_size=7, hidden_size=4))
     save_weights(tmp_path / "lstm.safetensors", lstm)
     start = JointStart(JointConfig(), SEEN, tmp_path / "lstm.safetensors")
@@ -310,11 +308,11 @@ def test_a_sequence_model_of_other_embeddings_is_refused(tmp_path):
         start.make_model()
 
 
-def test_by_default_as_many_pixels_pass_the_classifier_as_16_images_of_480_have():
-    assert make_joint().at_once == 16 * 480**2 // 64**2
+def test_by_default_as_many_pixels_pass_the_classifier_as_8_images_of_480_have():
+    assert make_joint().at_once == 450  # 8 · 480² / 64²
     large = Classifier(ClassifierConfig(**{**vars(SEEN), "image_size": 480}))
     lstm = make_model(LSTMConfig(embedding_size=512, hidden_size=4))
-    assert JointModel(large, lstm, JointConfig()).at_once == 16
+    assert JointModel(large, lstm, JointConfig()).at_once == 8
     assert JointModel(large, lstm, JointConfig(slices_at_once=5)).at_once == 5
 
 
