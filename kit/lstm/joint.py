@@ -49,10 +49,10 @@ HALVES = ("classifier", "sequence")  # the parts of a joint model, and the files
 class JointModel(nn.Module):
     """Images of whole series → logits of their slices, by sequence model and classifier.
 
-    Slices pass the classifier `slices_at_once` at a time. With gradients the activations of all but
-    one such part are computed twice, so that memory does not grow with the length of a series. In
-    training a part mixes the slices of all series, for batch normalization would see little of one
-    head's neighbours.
+    Slices pass the classifier `at_once` at a time. Where there are several parts, the backward pass
+    computes their activations again instead of keeping them: memory does not grow with the length
+    of a series. In training a part mixes the slices of all series: neighbours in one head are so
+    alike that their mean and variance, by which batch normalization goes, are not those of images.
     """
 
     def __init__(self, classifier: Classifier, sequence: SequenceModel, config: JointConfig):

@@ -26,6 +26,7 @@ from kit.runs.directory import (
     read_recipe,
     require_file,
 )
+from kit.runs.joint import describe_joint
 from kit.runs.metrics import describe_setback
 from kit.runs.scans import count_reasons, describe_machine, list_versions
 from kit.runs.status import read_epochs
@@ -125,6 +126,7 @@ def _list_facts(run: Run, recipe: Recipe, skipped: int) -> list[list[str]]:
         ["folds trained", ", ".join(map(str, list_folds(recipe)))],
         ["classifier", f"{architecture}, {format_count(classifier.epochs, 'epoch')}"],
         ["LSTM", f"{lstm.hidden_size} units, {format_count(lstm.epochs, 'epoch')}, {averaged}"],
+        *([["joint training", describe_joint(run)]] if "joint" in config else []),
         ["started with", f"kit {config['kit']}"],
     ]
 
@@ -203,6 +205,8 @@ def _read_histories(run: Run, recipe: Recipe) -> list[dict]:
         directories = [("classifier", run.classifier(fold))]
         epochs = list_classifier_epochs(recipe)
         directories += [("LSTM", run.lstm(fold, epoch)) for epoch in epochs]
+        if run.joint(fold).exists():  # both have its history
+            directories = [("joint model", run.joint(fold))]
         for kind, directory in directories:
             if history := read_epochs(directory):
                 loss, held_out = (

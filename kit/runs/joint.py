@@ -13,6 +13,7 @@ from kit import recipes
 from kit.files import hash_file, replace_file, write_json
 from kit.lstm.joint import HALVES, JointStart, train_joint
 from kit.processes import choose_workers
+from kit.progress import format_count
 from kit.recipes import Recipe
 from kit.runs import status
 from kit.runs.directory import (
@@ -106,6 +107,14 @@ def find_options(recipe: Recipe, given: dict[str, Any]) -> JointConfig:
     classifier = recipe.classifier
     precision = {"opt_level": classifier.opt_level, "precision": classifier.precision}
     return JointConfig(**{**precision, **given})
+
+
+def describe_joint(out: Run) -> str:
+    """How the models of a run were trained jointly, in words."""
+    options, run = _read_joint(out), Path(str(read_config(out)["joint"].get("run"))).name
+    what = "the LSTM alone" if options.freeze_classifier else "classifier and LSTM as one network"
+    start = "the initial backbone" if options.from_backbone else f"the models of the run {run}"
+    return f"{what}, {format_count(options.epochs, 'epoch')} from {start}"
 
 
 def list_given(out: Run) -> dict[str, Any]:

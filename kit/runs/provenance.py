@@ -46,8 +46,9 @@ def read_provenance(run: Run) -> dict:
     data = f"the data {Path(config['data']).name}" if "data" in config else _UNKNOWN
     score = read_out_of_fold(run.metrics)
     known = "none" if score is None else f"weighted log loss {score:.4f} out of fold"
+    trained = ", trained as one network" if "joint" in config else ""
     return {
-        "name": f"recipe {config['recipe'].get('name')}",
+        "name": f"recipe {config['recipe'].get('name')}{trained}",
         "source": f"trained with kit {config.get('kit', '')}".rstrip(),
         "licence": "not stated",
         "revision": run.path.absolute().name,

@@ -216,9 +216,9 @@ def test_each_half_has_its_rate_and_biases_do_not_decay():
         assert decay == (0.0 if "bias" in name else 0.1)
 
 
-def start_training(**options):
+def start_training(sequence=LSTM, **options):
     chosen = {"epochs": 2, "batch_size": 2, "opt_level": "O0", "seed": 5, **options}
-    return JointStart(JointConfig(**chosen), SEEN, LSTM)
+    return JointStart(JointConfig(**chosen), SEEN, sequence)
 
 
 def test_a_training_that_is_stopped_goes_on_to_the_same_bytes(table, tmp_path):
@@ -255,13 +255,16 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_bytes(table, tmp_path):
     assert history[-1]["validation_loss"] == pytest.approx(torch.cat(losses).mean().item(), 1e-4)
 
 
-def test_the_halves_are_those_of_the_checkpoint_with_configurations_of_their_own(table, tmp_path):
-    train_joint(table, start_training(epochs=1), tmp_path, CPU, 0)
+@pytest.mark.parametrize("sequence", [LSTM, GRU])
+def test_the_halves_are_those_of_the_checkpoint_and_have_their_configurations(
+    sequence, table, tmp_path
+):
+    train_joint(table, start_training(sequence, epochs=1), tmp_path, CPU, 0)
     saved, _ = load_weights(tmp_path / "checkpoint.safetensors")
     classifier = load_classifier(tmp_path / "classifier.safetensors")
     lstm = load_lstm(tmp_path / "sequence.safetensors")
     assert (classifier.config.image_size, classifier.config.epochs) == (64, 1)
-    assert (lstm.config.embedding_size, lstm.config.hidden_size) == (512, 8)
+    assert (lstm.config.embedding_size, lstm.config.model) == (512, sequence.model)
     for name, half in (("classifier", classifier), ("sequence", lstm)):
         for key, value in half.state_dict().items():
             assert torch.equal(value, saved[f"model.{name}.{key}"])

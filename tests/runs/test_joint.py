@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from conftest import copy_run
+from report_pages import read_data
 
 from kit import pipeline
 from kit.classifier import load_classifier
@@ -20,7 +21,8 @@ from kit.lstm.series_images import SeriesImages
 from kit.pipeline import list_stages, train_joint
 from kit.runs.directory import Run, RunError, list_members, read_recipe
 from kit.runs.export import export_runs
-from kit.runs.joint import begin_joint, find_options
+from kit.runs.joint import begin_joint, describe_joint, find_options
+from kit.runs.provenance import read_provenance
 from kit.runs.tables import read_slices
 from kit.training.checkpoints import load_weights
 from kit.training.config import JointConfig
@@ -57,6 +59,19 @@ def test_it_leaves_a_run_as_any_other(joint, small_run, tmp_path):
     oof, before = pd.read_parquet(joint.oof), pd.read_parquet(small_run.oof)
     assert oof["SOPInstanceUID"].tolist() == before["SOPInstanceUID"].tolist()
     assert (oof["fold"] == before["fold"]).all()
+
+
+def test_its_page_and_its_weights_say_how_it_was_trained(joint, tmp_path):
+    facts = dict(read_data(joint.report)["facts"])
+    said = "classifier and LSTM as one network, 1 epoch from the models of the run run"
+    assert facts["joint training"] == describe_joint(joint) == said
+    histories = read_data(joint.report)["histories"]
+    assert [(h["kind"], h["fold"]) for h in histories] == [("joint model", n) for n in "01"]
+    assert all(h["validation"][0] > 0 for h in histories)
+    export_runs([joint], tmp_path / "weights")
+    provenance = read_provenance(Run(tmp_path / "weights"))
+    assert provenance["name"] == "recipe demo, trained as one network"
+    assert provenance["synthetic"]
 
 
 def test_its_stages_have_nothing_left_to_do(joint):
