@@ -18,24 +18,20 @@ import pandas as pd
 
 from kit.classifier import train_classifier
 from kit.competition import LABELS
-from kit.embeddings import extract_embeddings
 from kit.processes import choose_workers
 from kit.recipes import Recipe
 from kit.report.run_page import write_report
 from kit.runs import status
-from kit.runs.competition import note_unreadable
 from kit.runs.directory import (
     ALL_DATA,
     Run,
     begin_run,
-    change_tables,
     is_imported,
     list_classifier_epochs,
     list_folds,
     list_kept_epochs,
     lock_run,
     read_recipe,
-    require_file,
 )
 from kit.runs.joint import begin_joint, fit_joint
 from kit.runs.lstms import (
@@ -49,12 +45,13 @@ from kit.runs.moved import follow_data, note_files
 from kit.runs.patients import write_patients
 from kit.runs.provenance import adopt_classifier, is_adopted, is_synthetic, refuse_joint
 from kit.runs.scoring import combine
+from kit.runs.stores import embed, is_embedded
 from kit.runs.tables import read_slices, write_frame
 from kit.runs.timings import time_stage
 from kit.slices.competition_files import index_competition
 from kit.slices.folds import assign_folds, check_training
 from kit.training.config import JointConfig
-from kit.training.distributed import choose_device, rank, wait_for_all
+from kit.training.distributed import choose_device, rank, wait_for_all, world_size
 
 
 def run_recipe(
@@ -72,9 +69,16 @@ def run_recipe(
     `RunError` if the run was begun with another recipe or on other data.
     """
     index(data, recipe, run, workers=workers, fold_table=fold_table)
-    folds = list_folds(read_recipe(run))
+    recipe = read_recipe(run)
+    folds, many = list_folds(recipe), world_size()
+    stay = list_kept_epochs(recipe)[0]
+    go = [epoch for epoch in list_classifier_epochs(recipe) if epoch not in stay]
     for fold in folds:
         fit_classifier(run, fold, workers=workers, deadline=deadline)
+        # Embeddings that go with their LSTM make room for the next; the others can wait for it.
+        for epochs in (go[start : start + many] for start in range(0, len(go), many)):
+            embed(run, fold, epochs, workers=workers, deadline=deadline)
+            fit_lstms(run, [fold], epochs, deadline)
         embed(run, fold, workers=workers, deadline=deadline)
     fit_lstms(run, folds, deadline=deadline)
     scores = score(run)
@@ -151,47 +155,9 @@ def fit_classifier(
             )
     wait_for_all()
     if not imported:
-        left = [n for n in list_classifier_epochs(recipe) if not _is_embedded(run, fold, n)]
+        left = [n for n in list_classifier_epochs(recipe) if not is_embedded(run, fold, n)]
         remove_needless(run, directory, [*list_kept_epochs(recipe)[0], *left])
     return status.read_history(directory)
-
-
-def embed(
-    run: Run, fold: int | str, *, workers: int | None = None, deadline: float | None = None
-) -> pd.DataFrame:
-    """Embed every slice with each of the last classifier epochs of a fold.
-
-    Returns one row per store, as `list_stores` does.
-    """
-    recipe, slices = read_recipe(run), read_slices(run)
-    epochs = [] if is_imported(run, recipe, fold) else list_classifier_epochs(recipe)
-    kept = epochs if is_adopted(run) else list_kept_epochs(recipe)[0]
-    for epoch in epochs:
-        weights = run.classifier(fold) / f"epoch{epoch}.safetensors"
-        if epoch not in kept and _is_embedded(run, fold, epoch) and not weights.exists():
-            continue
-        require_file(weights, f"kit train-classifier {run} --fold {fold}")
-        with time_stage(run, f"fold{fold} embeddings", run.store(fold, epoch)):
-            store = extract_embeddings(
-                slices,
-                weights,
-                run.store(fold, epoch),
-                choose_device(),
-                choose_workers(workers),
-                description=f"Fold {fold} embeddings {epoch}",
-                deadline=deadline,
-            )
-        if rank() == 0:
-            with change_tables(run):
-                note_unreadable(run.skipped, slices, store)
-            if epoch not in kept:
-                weights.unlink()
-    wait_for_all()
-    return status.list_stores(run, fold)
-
-
-def _is_embedded(run: Run, fold: int | str, epoch: int) -> bool:
-    return (run.store(fold, epoch) / "store.json").exists()
 
 
 def fit_lstm(run: Run, fold: int | str, *, deadline: float | None = None) -> pd.DataFrame:

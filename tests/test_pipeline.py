@@ -14,13 +14,16 @@ from dicom_files import write_slice
 
 from kit import InputError, pipeline
 from kit.classifier import load_classifier
+from kit.cli.tables import format_stages
 from kit.competition import LABELS, LabelError, to_submission
 from kit.dicom.parsing import DicomError
 from kit.embeddings import EmbeddingStore, make_series
+from kit.files import write_json
 from kit.images import read_image
 from kit.lstm import load_lstm, predict_logits
 from kit.pipeline import list_stages, run_recipe
 from kit.recipes import find_recipe
+from kit.runs import status
 from kit.runs.directory import Run, RunError, list_members
 from kit.runs.export import export_runs
 from kit.runs.imported import import_embeddings
@@ -217,6 +220,8 @@ def test_weights_that_no_one_needs_are_removed_and_the_bag_is_the_same(small_dat
         except OutOfTime:
             stops += 1
     assert stops > 2
+    assert [(run.store(0, n) / "embeddings.npy").exists() for n in (2, 3)] == [False, True]
+    assert pipeline.embed(run, 0, workers=1)["classifier_epoch"].tolist() == [3]
     pipeline.run_recipe(small_data, recipe, run, workers=1)
     kept = ["classifier/epoch3", "lstm/epoch3/epoch3"]
     assert list_weights(run) == kept
@@ -224,7 +229,14 @@ def test_weights_that_no_one_needs_are_removed_and_the_bag_is_the_same(small_dat
     assert list_weights(all_kept) == ["classifier/epoch2", "classifier/epoch3", *lstms]
     for name in ("submission", "oof"):
         assert getattr(run, name).read_bytes() == getattr(all_kept, name).read_bytes()
-    assert {state for _, state in list_stages(run)} == {"done"}
+    states = dict(list_stages(run))
+    assert states.pop("fold 0 embeddings of epoch 2") == "done and removed"
+    assert set(states.values()) == {"done"}
+    assert format_stages(run, list_stages(run)).endswith("\ncomplete")
+    (run.lstm(0, 2) / "history.json").unlink()
+    with pytest.raises(RunError, match="its embeddings were removed when their LSTM had predicted"):
+        pipeline.fit_lstm(run, 0)
+    write_json(run.lstm(0, 2) / "history.json", status.read_epochs(all_kept.lstm(0, 2)))
     members = list_members(run, recipe)
     assert [*members, *members.values()] == [
         run.classifier(0) / "epoch3.safetensors",

@@ -203,7 +203,8 @@ def train_lstm(options: argparse.Namespace) -> Result:
     from kit.runs.lstms import fit_lstms
 
     with work_on(options.run, lock=False):
-        fit_lstms(options.run, folds, options.epoch, set_deadline(options.hours))
+        epochs = None if options.epoch is None else [options.epoch]
+        fit_lstms(options.run, folds, epochs, set_deadline(options.hours))
     return list_folders(options.run, folds, "lstm")
 
 

@@ -70,7 +70,7 @@ def format_stages(run: Run, stages: list[tuple[str, str]]) -> str:
     scale, unit = (1e9, "GB") if sum(sizes.values()) >= 1e9 else (1e6, "MB")
     parts = ", ".join(f"{name} {size / scale:.2f}" for name, size in sizes.items())
     lines.append(f"on the disk: {sum(sizes.values()) / scale:.2f} {unit} ({parts})")
-    left = sum(state != "done" for _, state in stages)
+    left = sum(not state.startswith("done") for _, state in stages)
     if not left:
         return "\n".join([*lines, "complete"])
     words = ["kit", "run", config["data"], "--recipe", recipe.name, "--run", str(run)]
@@ -111,6 +111,9 @@ def format_plan(plan: dict) -> str:
         waits = row.get("bottleneck", f"{format_count(plan['sessions'], 'session')} of {hours:g} h")
         spent = f"{format_duration(row['seconds']):>13}{row['gpu_hours']:>11.2f}"
         lines.append(f"{row['name']:<24}{spent}{row['bytes'] / 1e9:>9.2f}  {waits}".rstrip())
+    if "peak_bytes" in plan:  # not in those of earlier versions
+        most = plan["peak_bytes"] / 1e9
+        lines.append(f"At most {most:.2f} GB at a time, with one LSTM in training.")
     lines += [
         "",
         "Measured here, a second: "

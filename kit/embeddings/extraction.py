@@ -15,7 +15,7 @@ from kit import images, progress
 from kit.classifier import Classifier, load_classifier
 from kit.embeddings.store import EmbeddingStore
 from kit.embeddings.writer import StoreWriter, open_store
-from kit.files import hash_file
+from kit.files import hash_file, read_json
 from kit.processes import restart_once
 from kit.training import amp
 from kit.training.distributed import all_have, rank
@@ -82,7 +82,7 @@ def _is_finished(directory: Path, provenance: dict, device: torch.device) -> boo
     """
     finished = (directory / "store.json").exists()
     if rank() == 0 and finished:
-        held = EmbeddingStore(directory).provenance.get("weights_sha256")
+        held = read_json(directory / "store.json").get("weights_sha256")
         finished = held == provenance["weights_sha256"]
         if not finished:
             (directory / "store.json").unlink()

@@ -21,6 +21,7 @@ from kit.sequences import SeriesDataset
 # What numpy raises for a header that is none, beside what is caught where it reads.
 _MISREAD = (EOFError, SyntaxError, TokenError, LookupError, ArithmeticError, MemoryError)
 
+EMBEDDINGS = "embeddings.npy"
 PAGE = 4096  # bytes: a page of memory, and a block of most file systems
 
 
@@ -34,7 +35,7 @@ class EmbeddingStore:
 
     def __init__(self, directory: Path):
         try:
-            self.embeddings = open_array(directory / "embeddings.npy", np.float16)
+            self.embeddings = open_array(directory / EMBEDDINGS, np.float16)
             self.provenance = read_json(directory / "store.json")
             self.ids = np.array(read_text(directory / "ids.txt").split("\n")[:-1])
             logits = directory / "logits.npy"

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 from kit.embeddings import EmbeddingStore, make_series
+from kit.embeddings.store import EMBEDDINGS
 from kit.files import write_json
-from kit.lstm import train_lstm
+from kit.lstm import make_model, train_lstm
+from kit.progress import log
 from kit.recipes import Recipe
 from kit.runs import status
 from kit.runs.directory import (
@@ -28,30 +32,36 @@ from kit.runs.directory import (
 )
 from kit.runs.members import predict_by_lstms
 from kit.runs.provenance import refuse_joint
+from kit.runs.room import weigh_training
 from kit.runs.tables import read_slices, write_frame
 from kit.runs.timings import time_stage
 from kit.training.distributed import all_have, choose_device, rank, work_alone, world_size
 from kit.training.loop import OutOfTime
 
+_Member = tuple[int | str, int]  # a fold and the classifier epoch on whose embeddings it is trained
+
 
 def fit_lstms(
     run: Run,
     folds: Sequence[int | str],
-    epoch: int | None = None,
+    epochs: Sequence[int] | None = None,
     deadline: float | None = None,
 ) -> pd.DataFrame:
     """Train the LSTMs of folds and predict held-out and test slices by them.
 
-    `epoch` is the one classifier epoch whose embeddings are taken; otherwise each has its LSTM.
-    Each process of `torchrun` trains other ones, without the others: exchanging the gradients of
-    268 million weights takes longer than a step. Returns the histories, one row per epoch;
-    `classifier_epoch` names the embeddings. Raises `OutOfTime` in all if one has stopped in time.
+    `epochs` are the classifier epochs whose embeddings are taken, by default all. Each process of
+    `torchrun` trains other LSTMs, without the others: exchanging the gradients of 268 million
+    weights takes longer than a step. Where the disk has no room for so many, the first trains them
+    one after the other. Returns the histories, one row per epoch; `classifier_epoch` names the
+    embeddings. Raises `OutOfTime` in all if one has stopped in time.
     """
-    epochs = list_classifier_epochs(read_recipe(run))
-    if epoch not in (None, *epochs):
-        raise RunError(f"{run} embeds by classifier epochs {list(epochs)}, not by {epoch}")
-    members = [(fold, each) for fold in folds for each in epochs if epoch in (None, each)]
-    mine, stopped = members[rank() :: world_size()], None
+    recipe = read_recipe(run)
+    known = list_classifier_epochs(recipe)
+    for epoch in epochs or ():
+        if epoch not in known:
+            raise RunError(f"{run} embeds by classifier epochs {list(known)}, not by {epoch}")
+    members = [(fold, each) for fold in folds for each in epochs or known]
+    mine, stopped = _share_members(run, recipe, members), None
     with work_alone():
         try:
             for fold, each in mine:
@@ -67,10 +77,61 @@ def fit_lstms(
     return pd.concat(histories, ignore_index=True)
 
 
+def _share_members(run: Run, recipe: Recipe, members: list[_Member]) -> list[_Member]:
+    """The members that this process trains: all have a share if the disk has room for that."""
+    left = [(fold, epoch) for fold, epoch in members if not _has_predicted(run, fold, epoch)]
+    most = min(world_size(), len(left))
+    room = most < 2 or shutil.disk_usage(run.path).free > most * _measure_room(run, recipe, left[0])
+    if all_have(room, choose_device()):
+        return members[rank() :: world_size()]
+    log.warning("The disk has no room to train %s at once: one after the other", f"{most} LSTMs")
+    return [] if rank() else members
+
+
+def _measure_room(run: Run, recipe: Recipe, member: _Member) -> int:
+    """The bytes that the training of an LSTM takes at most."""
+    if not (run.store(*member) / EMBEDDINGS).exists():
+        return 0  # it cannot be trained, which will be said
+    size = EmbeddingStore(run.store(*member)).embeddings.shape[1]
+    with torch.device("meta"):
+        model = make_model(replace(recipe.lstm, embedding_size=size))
+    weights = sum(value.nbytes for value in model.state_dict().values())
+    return weigh_training(weights, len(list_kept_epochs(recipe)[1]))
+
+
+def _has_predicted(run: Run, fold: int | str, epoch: int) -> bool:
+    """Whether all averaged epochs of an LSTM have predicted, so that it is complete."""
+    recipe = read_recipe(run)
+    return status.is_trained(run.lstm(fold, epoch), recipe.lstm.epochs) and all(
+        run.predictions(fold, epoch, number).exists() for number in list_lstm_epochs(recipe)
+    )
+
+
 def _fit_lstm(run: Run, fold: int | str, epoch: int, deadline: float | None) -> None:
-    """Train the LSTM on the embeddings of one classifier epoch, and predict by it."""
+    """Train the LSTM on the embeddings of one classifier epoch, and predict by it.
+
+    Then what nobody needs any more is removed.
+    """
+    recipe, store = read_recipe(run), run.store(fold, epoch)
+    require_file(store / "store.json", f"kit embed {run} --fold {fold}")
+    _check_source(run.lstm(fold, epoch), store)
+    kept, kept_by_lstm = list_kept_epochs(recipe)
+    needed = kept_by_lstm if epoch in kept else range(0)
+    if not _has_predicted(run, fold, epoch):
+        if status.is_removed(store):
+            raise RunError(
+                f"{store}: its embeddings were removed when their LSTM had predicted; "
+                f"remove the folder and run `kit embed {run} --fold {fold}` to train another"
+            )
+        _train_and_predict(run, fold, epoch, needed, deadline)
+    remove_needless(run, run.lstm(fold, epoch), needed)
+    _remove_store(run, recipe, fold, epoch)
+
+
+def _train_and_predict(
+    run: Run, fold: int | str, epoch: int, needed: Sequence[int], deadline: float | None
+) -> None:
     recipe, slices = read_recipe(run), read_slices(run)
-    require_file(run.store(fold, epoch) / "store.json", f"kit embed {run} --fold {fold}")
     store, directory = EmbeddingStore(run.store(fold, epoch)), run.lstm(fold, epoch)
     number = 1 + list_classifier_epochs(recipe).index(epoch)
     config = replace(
@@ -78,9 +139,6 @@ def _fit_lstm(run: Run, fold: int | str, epoch: int, deadline: float | None) -> 
         seed=derive_seed(recipe, fold, number),
         embedding_size=store.embeddings.shape[1],
     )
-    _check_source(directory, store)
-    kept, kept_by_lstm = list_kept_epochs(recipe)
-    needed = kept_by_lstm if epoch in kept else ()
     others = slices[~is_training(slices, fold)]
 
     def use(number: int) -> None:
@@ -106,7 +164,6 @@ def _fit_lstm(run: Run, fold: int | str, epoch: int, deadline: float | None) -> 
     numbers = list_lstm_epochs(recipe)
     left = [n for n in numbers if not run.predictions(fold, epoch, n).exists()]
     _predict_by_epochs(run, fold, epoch, store, others, left)
-    remove_needless(run, directory, needed)
 
 
 def _remove_stale(directory: Path) -> None:
@@ -145,6 +202,19 @@ def remove_needless(
                 path.unlink()
 
 
+def _remove_store(run: Run, recipe: Recipe, fold: int | str, epoch: int) -> None:
+    """Remove the embeddings of an epoch whose LSTM has predicted, unless its weights stay.
+
+    Those outside the run, and those of a run that an earlier version began, stay too.
+    """
+    path = run.store(fold, epoch) / EMBEDDINGS
+    needless = (
+        epoch not in list_kept_epochs(recipe)[0] and "kept_epochs" in read_config(run)["recipe"]
+    )
+    if needless and run.path.resolve() in path.resolve().parents:
+        path.unlink(missing_ok=True)
+
+
 def is_training(slices: pd.DataFrame, fold: int | str) -> pd.Series:
     """Which slices the models of a fold are trained on."""
     labeled = slices["split"] == "train"
@@ -162,14 +232,15 @@ def derive_seed(recipe: Recipe, fold: int | str, part: int) -> int:
     return int(np.random.SeedSequence([recipe.seed, number, part]).generate_state(1)[0] >> 1)
 
 
-def _check_source(directory: Path, store: EmbeddingStore) -> None:
+def _check_source(directory: Path, store: Path) -> None:
     """Note beside an LSTM which embeddings it is trained on; refuse others later."""
-    source, path = store.provenance["weights_sha256"], directory / "source.json"
+    path = directory / "source.json"
+    source = read_document(store / "store.json", {"weights_sha256": str})["weights_sha256"]
     if not path.exists():
         directory.mkdir(parents=True, exist_ok=True)
         write_json(path, {"embeddings_from": source})
     elif read_document(path).get("embeddings_from") != source:
         raise RunError(
-            f"{directory} was trained on other embeddings than {store.directory} now holds: "
+            f"{directory} was trained on other embeddings than {store} now holds: "
             "remove it to train again"
         )

@@ -18,14 +18,13 @@ from kit.processes import choose_workers, count_cores
 from kit.recipes import Recipe, from_dict, to_dict
 from kit.runs.directory import Run, list_folds, list_kept_epochs, read_document
 from kit.runs.rates import SERIES_SLICES, Rates, measure_rates
+from kit.runs.room import PREDICTION_BYTES, STORE_BYTES, find_peak
 from kit.slices.competition_files import find_competition
 
 _SIZES = (256, 320, 384, 480)  # sides of images, in pixels, among which a plan compares
 _SHARE = 0.9  # of the session, for which a size is chosen: the rest is for what is not measured
 _SECONDS = 40  # of measuring; at most a hundredth of the session
 _INDEX_BYTES = 120  # of a row of the slice table on the disk
-_STORE_BYTES = 6 * 4 + 16  # of a slice beside its embedding: logits, SOPInstanceUID
-_PREDICTION_BYTES = 6 * 8 + 16  # of a slice in a member's predictions, out-of-fold or test table
 _SUBMISSION_BYTES = 6 * 33  # of an image in submission.csv
 
 
@@ -60,6 +59,13 @@ class Plan:
     machine: Machine
     rates: Rates
     stages: list[StagePlan]
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that the run takes at a time, as `find_peak` has them."""
+        every = self.train_images + self.test_images
+        predicted = _count_held_out(self.recipe, self.train_images) + self.test_images
+        return self.stages[0].bytes + find_peak(self.recipe, every, predicted, self.rates)
 
     @property
     def hours(self) -> float:
@@ -150,7 +156,7 @@ def reckon(
     recipe: Recipe, train_images: int, test_images: int, machine: Machine, rates: Rates
 ) -> Plan:
     """Reckon every stage of a run. Several GPUs share images evenly; an LSTM is trained on one."""
-    held_out = round(train_images / recipe.folds) if recipe.train_folds else 0
+    held_out = _count_held_out(recipe, train_images)
     every, predicted = train_images + test_images, held_out + test_images
     index = StagePlan("index", every / rates.headers, every * _INDEX_BYTES, "reading headers")
     stages = [index]
@@ -160,10 +166,14 @@ def reckon(
             _plan_embeddings(recipe, fold, every, machine, rates),
             _plan_lstm(recipe, fold, train_images - held_out, held_out, predicted, rates),
         ]
-    written = predicted * len(list_folds(recipe)) * _PREDICTION_BYTES
+    written = predicted * len(list_folds(recipe)) * PREDICTION_BYTES
     written += test_images * _SUBMISSION_BYTES
     stages.append(StagePlan("ensemble, report", 0.0, written, ""))
     return Plan(recipe, train_images, test_images, machine, rates, stages)
+
+
+def _count_held_out(recipe: Recipe, train_images: int) -> int:
+    return round(train_images / recipe.folds) if recipe.train_folds else 0
 
 
 def _plan_classifier(
@@ -194,7 +204,8 @@ def _plan_embeddings(
     return StagePlan(
         f"fold{fold} embeddings",
         stores * (images * seconds + rates.reading_start),
-        stores * images * (2 * rates.embedding_size + _STORE_BYTES),
+        images
+        * (len(list_kept_epochs(recipe)[0]) * 2 * rates.embedding_size + stores * STORE_BYTES),
         bottleneck,
     )
 
@@ -208,7 +219,7 @@ def _plan_lstm(
     seconds = config.epochs * steps * rates.lstm_step_seconds + forward / rates.lstm_slices
     stores, (kept, kept_by_lstm) = recipe.bag_classifier_epochs, list_kept_epochs(recipe)
     written = len(kept) * len(kept_by_lstm) * rates.lstm_bytes
-    written += stores * recipe.bag_lstm_epochs * predicted * _PREDICTION_BYTES
+    written += stores * recipe.bag_lstm_epochs * predicted * PREDICTION_BYTES
     return StagePlan(f"fold{fold} LSTM", stores * seconds, written, "computing")
 
 
@@ -272,6 +283,7 @@ def describe_plan(plan: Plan, hours: float) -> dict:
         "hours": plan.hours,
         "gpu_hours": plan.hours * devices,
         "bytes": sum(stage.bytes for stage in plan.stages),
+        "peak_bytes": plan.peak,
         "session_hours": hours,
         "sessions": math.ceil(plan.hours / hours),
         "hours_by_size_and_epochs": compare_sizes(plan),

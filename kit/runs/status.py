@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from kit.embeddings import EmbeddingStore
+from kit.embeddings.store import EMBEDDINGS
 from kit.files import read_json
 from kit.recipes import Recipe
 from kit.runs.directory import (
@@ -25,23 +26,25 @@ from kit.runs.tables import read_slices
 class Output:
     """A file or folder that a stage writes.
 
-    It is complete when the file `marker` is in the folder, or weights of so many `epochs`.
+    It is complete when the file `marker` is in the folder, or weights of so many `epochs`. The file
+    `removable` may go when nothing needs it any more.
     """
 
     name: str
     path: Path
     marker: str = ""
     epochs: int = 0
+    removable: str = ""
 
 
 def describe_output(output: Output) -> str:
-    """The state of an output: `done`, `3 of 5 epochs`, `begun` or `to do`."""
+    """The state of an output: `done`, `done and removed`, `3 of 5 epochs`, `begun` or `to do`."""
     trained = 0
     if output.epochs:  # weights of earlier epochs may have been removed, those of all in the end
         weights = [read_epoch(path) for path in output.path.glob("epoch*.safetensors")]
         trained = max([len(read_epochs(output.path)), *weights])
     if (output.path / output.marker).exists() and trained >= output.epochs:
-        return "done"
+        return "done" if (output.path / output.removable).exists() else "done and removed"
     begun = f"{trained} of {output.epochs} epochs" if output.epochs else "begun"
     return begun if output.path.exists() else "to do"
 
@@ -59,7 +62,12 @@ def list_classifier(run: Run, recipe: Recipe, fold: int | str) -> list[Output]:
 
 def list_embeddings(run: Run, recipe: Recipe, fold: int | str) -> list[Output]:
     return [
-        Output(f"fold {fold} embeddings of epoch {epoch}", run.store(fold, epoch), "store.json")
+        Output(
+            f"fold {fold} embeddings of epoch {epoch}",
+            run.store(fold, epoch),
+            "store.json",
+            removable=EMBEDDINGS,
+        )
         for epoch in list_classifier_epochs(recipe)
     ]
 
@@ -83,10 +91,20 @@ def list_report(run: Run, recipe: Recipe, fold: int | str) -> list[Output]:
     return [Output(run.report.name, run.report)]
 
 
+def is_removed(store: Path) -> bool:
+    """Whether a store was complete, and its embeddings, the large part of it, are gone."""
+    return (store / "store.json").exists() and not (store / EMBEDDINGS).exists()
+
+
 def list_stores(run: Run, fold: int | str) -> pd.DataFrame:
-    """The stores of a fold, one per row: `classifier_epoch`, `slices`, `failed`, `path`."""
+    """The stores of a fold, one per row: `classifier_epoch`, `slices`, `failed`, `path`.
+
+    Those that are not made yet, or whose embeddings are removed, have none.
+    """
     rows = []
     for epoch in list_classifier_epochs(read_recipe(run)):
+        if not (run.store(fold, epoch) / EMBEDDINGS).exists():
+            continue
         store = EmbeddingStore(run.store(fold, epoch))
         rows.append((epoch, len(store.ids), len(store.failed), str(store.directory)))
     return pd.DataFrame(rows, columns=["classifier_epoch", "slices", "failed", "path"])

@@ -95,13 +95,11 @@ def fit(
     state = training.state
     with seed_random(config.seed, training.device):
         while state.epoch <= config.epochs:
-            training.run_epoch(
-                f"{description} {state.epoch}/{config.epochs}", deadline, checkpoint_seconds
-            )
+            name = f"{description} {state.epoch}/{config.epochs}"
+            training.run_epoch(name, deadline, checkpoint_seconds)
             training.finish_epoch()
     if distributed.rank() == 0:
-        # Written again, in case an earlier run was killed right after its last checkpoint.
-        write_json(directory / "history.json", state.history)
+        write_json(directory / "history.json", state.history)  # 0.2.0 may have been killed before
     return state.history
 
 
@@ -240,9 +238,11 @@ class _Training:
             self.task.use(state.epoch)
         state.epoch, state.step, state.seconds = state.epoch + 1, 0, 0.0
         state.losses, state.loss_sum = 0, 0.0
-        self._save_checkpoint()
         if distributed.rank() == 0:
             write_json(directory / "history.json", state.history)
+            if state.epoch > self.config.epochs:  # whole: the last one may take the place of this
+                self.checkpoint.unlink(missing_ok=True)
+        self._save_checkpoint()
 
     def _save_in_time(self, description: str, deadline: float | None, interval: float) -> None:
         """Write a checkpoint if the last is `interval` seconds old; at the deadline also stop."""

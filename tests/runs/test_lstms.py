@@ -5,10 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from conftest import ROOT, copy_run
 
+from kit.runs import lstms
 from kit.runs.directory import RunError, lock_part
 from kit.runs.lstms import fit_lstms
 
@@ -61,14 +63,32 @@ def test_each_of_torchruns_processes_trains_lstms_of_its_own(embedded, small_run
     check_equal(embedded, small_run)
 
 
+@pytest.mark.parametrize(
+    ("room", "number", "trained"), [(0, 0, [0, 1]), (0, 1, []), (1, 0, [0]), (1, 1, [1])]
+)
+def test_lstms_side_by_side_need_room_on_the_disk(
+    embedded, small_run, monkeypatch, room, number, trained
+):
+    """Two at once take their checkpoints twice while they are replaced; else the first has all."""
+    weights = (small_run.lstm(0, 1) / "epoch2.safetensors").stat().st_size
+    # The checkpoints of two are there twice, of weights and two moments; and an epoch's weights.
+    free = 2 * (6 + 1) * weights + (1 if room else -(1 << 16))
+    monkeypatch.setattr(lstms.shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+    monkeypatch.setattr(lstms, "rank", lambda: number)
+    monkeypatch.setattr(lstms, "world_size", lambda: 2)
+    fit_lstms(embedded, [0, 1])
+    found = [fold for fold in (0, 1) if (embedded.lstm(fold, 1) / "history.json").exists()]
+    assert found == trained
+
+
 def test_a_second_process_on_the_same_lstm_is_refused(embedded):
     with (
         lock_part(embedded, embedded.lstm(0, 1)),
         pytest.raises(RunError, match=r"lstm/epoch1: another process is at work here"),
     ):
-        fit_lstms(embedded, [0], epoch=1)
+        fit_lstms(embedded, [0], [1])
 
 
 def test_an_epoch_that_is_not_embedded_is_refused(embedded):
     with pytest.raises(RunError, match=r"embeds by classifier epochs \[1\], not by 2"):
-        fit_lstms(embedded, [0], epoch=2)
+        fit_lstms(embedded, [0], [2])
