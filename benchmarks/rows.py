@@ -106,9 +106,12 @@ def make_index(directory: Path, amount: int) -> Row:
     folder = samples.write_headers(directory, amount)
 
     def check():
+        from joblib.externals.loky import get_reusable_executor
+
         from kit.slices.index import index_slices
 
         slices, skipped = index_slices(folder)
+        get_reusable_executor().shutdown()  # idle, it would keep this process for five minutes
         expected = published.index_folder(folder)
         assert not len(skipped)
         assert_same_order(slices, expected)
