@@ -26,6 +26,7 @@ from kit.files import write_json
 from kit.models.backbones import find_backbone
 from kit.progress import log
 from kit.recipes import find_recipe
+from kit.runs.directory import ALL_DATA
 from kit.training.config import ClassifierConfig
 
 BUILD = Path("build/kaggle")
@@ -57,14 +58,15 @@ def build_kernels(
     """Build wheels, notebooks and, where given, the weights of `runs` and the `backbone`.
 
     With `runs`, the notebook that predicts by them; else those that train `recipe` (a single
-    `fold` of it, but for `tonight`). `user` owns everything on Kaggle. Returns what was built, with
-    its bytes. An earlier build is replaced in the end. Raises `BuildError` for inputs that cannot
-    be used, among them runs on synthetic data unless `synthetic`.
+    `fold` of it, or its model on all data, but for `tonight`). `user` owns everything on Kaggle.
+    Returns what was built, with its bytes. An earlier build is replaced in the end. Raises
+    `BuildError` for inputs that cannot be used, among them runs on synthetic data unless
+    `synthetic`.
     """
     _check_places(user, folder, project)
-    classifier = find_recipe(recipe).classifier
+    part = _choose_fold(recipe, fold)
     if backbone:
-        _check_backbone(backbone, classifier, find_backbone(recipe) or "NAME")
+        _check_backbone(backbone, find_recipe(recipe).classifier, find_backbone(recipe) or "NAME")
     _check_runs(runs or [], synthetic)
     names = ["predict"] if runs else ["train-classifier", "train-lstm"]
     names = ["tonight"] if not runs and recipe == "tonight" else names
@@ -73,7 +75,7 @@ def build_kernels(
         datasets, kernels = Path(scratch) / "datasets", Path(scratch) / "kernels"
         _fill_datasets(datasets, user, runs or [], backbone, project)
         for name in names:
-            build_kernel(project / "kernels" / name, kernels / name, user, fold, recipe)
+            build_kernel(project / "kernels" / name, kernels / name, user, part, recipe)
         for built in (datasets, kernels):  # the fetched output beside them stays
             shutil.rmtree(folder / built.name, ignore_errors=True)
             built.rename(folder / built.name)
@@ -82,6 +84,15 @@ def build_kernels(
         str(place): sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
         for place in places
     }
+
+
+def _choose_fold(recipe: str, fold: int) -> int | str:
+    """The fold that the notebooks train; all data where the recipe holds nothing out."""
+    if find_recipe(recipe).train_folds:
+        return fold
+    if fold:
+        raise BuildError(f"the recipe {recipe} trains one model on all data: it has no fold {fold}")
+    return ALL_DATA
 
 
 def _check_places(user: str, folder: Path, project: Path) -> None:
@@ -146,7 +157,7 @@ def _check_backbone(path: Path, config: ClassifierConfig, name: str) -> None:
 
 
 def build_kernel(
-    source: Path, folder: Path, user: str, fold: int = 0, recipe: str = "blog"
+    source: Path, folder: Path, user: str, fold: int | str = 0, recipe: str = "blog"
 ) -> None:
     """Write a notebook and its metadata, with user, fold and recipe filled in, to `folder`."""
     folder.mkdir(parents=True)

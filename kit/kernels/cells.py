@@ -30,7 +30,7 @@ from kit.processes import count_cores
 from kit.processes.ending import describe_failure
 from kit.progress import show_messages
 from kit.recipes import find_recipe, format_flags
-from kit.runs.directory import Run, RunError, list_folds, read_recipe
+from kit.runs.directory import ALL_DATA, Run, RunError, list_folds, read_recipe
 from kit.runs.export import MANIFEST, check_export, read_prior
 from kit.runs.metrics import read_out_of_fold
 from kit.runs.provenance import describe_provenance, read_provenance
@@ -151,7 +151,8 @@ def _open_competition(root: Path | None, submission: Path) -> tuple[Path, Path]:
             f"{data} holds no {SAMPLE_FILE if files.test else 'test images'}: attach the whole "
             "competition."
         )
-    _write_prior(files.sample, submission)
+    prior = pd.DataFrame(TRAINING_PRIOR, read_sample(files.sample))
+    write_submission(prior, submission, files.sample)
     print(f"Data:     {data}, {len(files.test):,} test files")
     print(f"Machine:  {torch.cuda.device_count()} GPUs, {count_cores()} cores")
     print(f"{submission} holds the training prior until the prediction replaces it.")
@@ -185,26 +186,32 @@ def _take_submission(run: Run, submission: Path) -> None:
 
 
 def train_classifier(
-    recipe: str, fold: int, hours: float, changes: dict | None = None, root: Path | None = None
+    recipe: str,
+    fold: int | str,
+    hours: float,
+    changes: dict | None = None,
+    root: Path | None = None,
 ) -> None:
     """Index the data, train one fold's classifier and embed every slice, within `hours`.
 
-    Continues from the earlier output of this notebook if that is attached. `changes` are options
-    of the recipe, named as by `recipes.list_options`.
+    `fold` is `ALL_DATA` for one model on all data, of which nothing is held out. Continues from
+    the earlier output of this notebook if that is attached. `changes` are options of the recipe,
+    named as by `recipes.list_options`.
     """
     show_messages()
     deadline = time.monotonic() + hours * 3600
     run = Run(Path(RUN))
     with _leave_outcome("finished"):
         data = link_input(find_data(root), "competition")
-        flags = _begin_run(run, recipe, {**(changes or {}), "train_folds": (fold,)}, root)
+        folds = () if fold == ALL_DATA else (fold,)
+        flags = _begin_run(run, recipe, {**(changes or {}), "train_folds": folds}, root)
         launch.run_command("index", str(data), "--run", str(run), *flags)
         for command in ("train-classifier", "embed"):
             _run_on_gpus(command, str(run), "--fold", str(fold), *_limit_hours(deadline))
         print(f"Fold {fold}: train-classifier is finished; the run is in {run.path.absolute()}.")
 
 
-def train_lstm(fold: int, hours: float, root: Path | None = None) -> None:
+def train_lstm(fold: int | str, hours: float, root: Path | None = None) -> None:
     """Train one fold's LSTM on the attached output of `train-classifier`, within `hours`.
 
     Continues from the earlier output of this notebook if that is attached too. In the end it
@@ -275,14 +282,10 @@ def _describe_submission(prediction: Prediction, outcome: dict) -> dict:
     if prediction.run.metrics.exists():
         score = read_out_of_fold(prediction.run.metrics)
     print(f"{prediction.submission} is valid and holds the predictions.")
-    print(f"Score: {_format_score(score)}")
+    print(f"Score: {'not known' if score is None else f'{score:.4f} held out'}")
     filled = prediction.filled
     print(f"{filled:,} of {images:,} images could not be read and were filled in.")
     return {"score": score, "filled": filled, "images": images}
-
-
-def _format_score(score: float | None) -> str:
-    return "not known" if score is None else f"{score:.4f} held out"
 
 
 def _run_on_gpus(*words: str, workers: bool = True) -> None:
@@ -294,7 +297,3 @@ def _run_on_gpus(*words: str, workers: bool = True) -> None:
 
 def _limit_hours(deadline: float) -> list[str]:
     return ["--hours", str(max(0.0, deadline - time.monotonic()) / 3600)]
-
-
-def _write_prior(sample: str, submission: Path) -> None:
-    write_submission(pd.DataFrame(TRAINING_PRIOR, read_sample(sample)), submission, sample)

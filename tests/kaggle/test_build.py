@@ -190,6 +190,18 @@ def test_the_fold_reaches_notebook_slug_and_sources(tmp_path):
     assert notebook.cells[2].source.splitlines()[0] == "FOLD = 2"
 
 
+def test_a_recipe_without_folds_is_trained_on_all_data(project, tmp_path, offline):
+    folder = tmp_path / "built"
+    build_kernels("reader", recipe="single", folder=folder, project=project)
+    for name in ("train-classifier", "train-lstm"):
+        notebook = nbformat.read(folder / "kernels" / name / f"{name}.ipynb", 4)
+        assert "FOLD = 'all'" in notebook.cells[2].source.splitlines()
+        metadata = json.loads((folder / "kernels" / name / "kernel-metadata.json").read_text())
+        assert metadata["id"] == f"reader/hemorrhage-{name}-foldall"
+    with pytest.raises(BuildError, match="single trains one model on all data: it has no fold 1"):
+        build_kernels("reader", fold=1, recipe="single", folder=folder, project=project)
+
+
 def test_recipe_and_version_reach_the_notebook(tmp_path):
     source = _copy_kernel("tonight", tmp_path)
     build_kernel(source, tmp_path / "built", "me", recipe="single")

@@ -20,6 +20,8 @@ from safetensors.numpy import load_file
 
 import kit
 from kit import pipeline
+from kit.cli.commands import make_parser
+from kit.cli.flags import read_recipe
 from kit.competition import (
     LABELS,
     SLUG,
@@ -32,7 +34,7 @@ from kit.kernels import cells as kernels
 from kit.kernels import launch
 from kit.kernels.inputs import KernelError
 from kit.recipes import find_recipe
-from kit.runs.directory import Run, begin_run
+from kit.runs.directory import Run, begin_run, list_folds
 from kit.runs.export import export_runs
 from kit.submission import read_sample, validate_submission
 from kit.training.loop import OutOfTime
@@ -389,6 +391,23 @@ def test_a_training_that_fails_leaves_its_reason_and_no_silence(tmp_path, monkey
     outcome = json.loads((tmp_path / "outcome.json").read_text())
     assert outcome["left"] == "nothing"
     assert "data are not attached" in outcome["reason"]
+
+
+@pytest.mark.parametrize(("fold", "folds"), [("all", ""), (1, "1")])
+def test_one_model_on_all_data_is_the_fold_all(fold, folds, small_data, tmp_path, monkeypatch):
+    """The commands are noted, not run."""
+    session, commands = Session(tmp_path, "new"), []
+    session.mount("competitions", SLUG, small_data)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launch, "run_command", lambda *words, **_: commands.append(words))
+    kernels.train_classifier("single", fold, 1.0, {"folds": 3}, session.input)
+    index, *stages = commands
+    assert f"--train-folds={folds}" in index
+    assert [words[:4] for words in stages] == [
+        (command, "run", "--fold", str(fold)) for command in ("train-classifier", "embed")
+    ]
+    read = read_recipe(make_parser(["index"]).parse_args(index))
+    assert (list_folds(read), read.folds) == ([fold], 3)
 
 
 def test_the_lstm_needs_the_output_of_the_classifier(small_data, tmp_path):
