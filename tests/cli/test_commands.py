@@ -83,7 +83,8 @@ WRITERS = {
 
 def test_the_writers_are_all_commands_that_have_an_out():
     with_out = {name for name in COMMANDS if "--out " in format_help(name)}
-    assert with_out == set(WRITERS)
+    # That of train-joint is a run, which a second call continues and another's recipe cannot.
+    assert with_out == {*WRITERS, "train-joint"}
 
 
 def format_help(name):
