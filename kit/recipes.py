@@ -21,6 +21,9 @@ class Recipe:
     )
     bag_classifier_epochs: int = option(5, "number of last classifier epochs to embed with")
     bag_lstm_epochs: int = option(12, "number of last LSTM epochs to average")
+    average_weights: bool = option(
+        False, "average the weights of these LSTM epochs, not their predictions: one LSTM answers"
+    )
     kept_epochs: int = option(
         12, "number of last averaged epochs whose weights stay, to predict other scans", (1, 1000)
     )

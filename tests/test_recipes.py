@@ -96,7 +96,11 @@ def test_a_configuration_of_version_0_1_is_read():
     again = to_dict(from_dict(recipe))
     for part, values in (("classifier", classifier), ("lstm", lstm)):
         assert values.items() <= again[part].items()  # what is newer has its default
-    assert {**again, "classifier": classifier, "lstm": lstm} == {**recipe, "kept_epochs": 12}
+    assert {**again, "classifier": classifier, "lstm": lstm} == {
+        **recipe,
+        "kept_epochs": 12,
+        "average_weights": False,
+    }
 
 
 # What the authors' write-ups and scripts state; weight decay is the scripts' default.

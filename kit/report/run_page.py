@@ -118,6 +118,7 @@ def _list_facts(run: Run, recipe: Recipe, skipped: int) -> list[list[str]]:
     config, classifier, lstm = read_config(run), recipe.classifier, recipe.lstm
     architecture = f"{classifier.architecture}, {classifier.image_size} pixels"
     averaged = f"the last {recipe.bag_lstm_epochs} averaged"
+    averaged = f"the weights of {averaged}" if recipe.average_weights else averaged
     return [
         ["recipe", recipe.name],
         ["data", Path(config["data"]).name],

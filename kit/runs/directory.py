@@ -57,6 +57,7 @@ class Run:
     report = _File("report.html")
     patients = _File("patients.json")
     calibration = _File("calibration.json")
+    shares = _File("shares.json")  # only where the bag is mixed with the classifiers
 
     def __str__(self) -> str:
         return str(self.path)
@@ -174,8 +175,9 @@ def list_classifier_epochs(recipe: Recipe) -> range:
 
 
 def list_lstm_epochs(recipe: Recipe) -> range:
-    """List the last LSTM epochs, which are averaged."""
-    return range(recipe.lstm.epochs - recipe.bag_lstm_epochs + 1, recipe.lstm.epochs + 1)
+    """List the LSTM epochs that predict: the last ones, or the one that has their mean weights."""
+    averaged = 1 if recipe.average_weights else recipe.bag_lstm_epochs
+    return range(recipe.lstm.epochs - averaged + 1, recipe.lstm.epochs + 1)
 
 
 def list_kept_epochs(recipe: Recipe) -> tuple[range, range]:

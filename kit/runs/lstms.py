@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -35,10 +36,12 @@ from kit.runs.provenance import refuse_joint
 from kit.runs.room import weigh_training
 from kit.runs.tables import read_slices, write_frame
 from kit.runs.timings import time_stage
+from kit.training.checkpoints import load_weights, save_tensors
 from kit.training.distributed import all_have, choose_device, rank, work_alone, world_size
 from kit.training.loop import OutOfTime
 
 _Member = tuple[int | str, int]  # a fold and the classifier epoch on whose embeddings it is trained
+_MEAN = "mean.safetensors"  # of the weights of the epochs to average, while they are trained
 
 
 def fit_lstms(
@@ -96,7 +99,8 @@ def _measure_room(run: Run, recipe: Recipe, member: _Member) -> int:
     with torch.device("meta"):
         model = make_model(replace(recipe.lstm, embedding_size=size))
     weights = sum(value.nbytes for value in model.state_dict().values())
-    return weigh_training(weights, len(list_kept_epochs(recipe)[1]))
+    staying = len(list_kept_epochs(recipe)[1]) + recipe.average_weights  # and their mean
+    return weigh_training(weights, staying)
 
 
 def _has_predicted(run: Run, fold: int | str, epoch: int) -> bool:
@@ -143,7 +147,9 @@ def _train_and_predict(
 
     def use(number: int) -> None:
         """Predict by an epoch; the weights of most are then needed no more, and are large."""
-        if number in list_lstm_epochs(recipe):
+        if recipe.average_weights:
+            _add_to_mean(directory, number, config.epochs - recipe.bag_lstm_epochs + 1)
+        elif number in list_lstm_epochs(recipe):
             _predict_by_epochs(run, fold, epoch, store, others, [number])
         remove_needless(run, directory, needed, finished=False)
 
@@ -161,9 +167,29 @@ def _train_and_predict(
                 deadline,
                 use,
             )
+    if (directory / _MEAN).exists():
+        os.replace(directory / _MEAN, directory / f"epoch{config.epochs}.safetensors")
     numbers = list_lstm_epochs(recipe)
     left = [n for n in numbers if not run.predictions(fold, epoch, n).exists()]
     _predict_by_epochs(run, fold, epoch, store, others, left)
+
+
+def _add_to_mean(directory: Path, epoch: int, first: int) -> None:
+    """Add the weights of an epoch to the mean of those from `first` on; earlier ones are left out.
+
+    An epoch that is trained again after a crash counts once.
+    """
+    path = directory / _MEAN
+    if epoch < first:
+        return
+    weights, metadata = load_weights(directory / f"epoch{epoch}.safetensors")
+    if epoch > first:
+        mean, noted = load_weights(path)
+        if noted["epoch"] >= epoch:
+            return
+        share = 1 / (epoch - first + 1)
+        weights = {name: mean[name].lerp(value, share) for name, value in weights.items()}
+    save_tensors(path, weights, {**metadata, "epoch": epoch})
 
 
 def _remove_stale(directory: Path) -> None:

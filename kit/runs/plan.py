@@ -16,7 +16,13 @@ from kit.classifier import VALIDATION_SLICES
 from kit.files import write_json
 from kit.processes import choose_workers, count_cores
 from kit.recipes import Recipe, from_dict, to_dict
-from kit.runs.directory import Run, list_folds, list_kept_epochs, read_document
+from kit.runs.directory import (
+    Run,
+    list_folds,
+    list_kept_epochs,
+    list_lstm_epochs,
+    read_document,
+)
 from kit.runs.rates import SERIES_SLICES, Rates, measure_rates
 from kit.runs.room import PREDICTION_BYTES, STORE_BYTES, find_peak
 from kit.slices.competition_files import find_competition
@@ -215,11 +221,12 @@ def _plan_lstm(
 ) -> StagePlan:
     config = recipe.lstm
     steps = math.ceil(images / SERIES_SLICES / config.batch_size)
-    forward = config.epochs * held_out + recipe.bag_lstm_epochs * predicted
+    members = len(list_lstm_epochs(recipe))
+    forward = config.epochs * held_out + members * predicted
     seconds = config.epochs * steps * rates.lstm_step_seconds + forward / rates.lstm_slices
     stores, (kept, kept_by_lstm) = recipe.bag_classifier_epochs, list_kept_epochs(recipe)
     written = len(kept) * len(kept_by_lstm) * rates.lstm_bytes
-    written += stores * recipe.bag_lstm_epochs * predicted * PREDICTION_BYTES
+    written += stores * members * predicted * PREDICTION_BYTES
     return StagePlan(f"fold{fold} LSTM", stores * seconds, written, "computing")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from kit.recipes import Recipe
-from kit.runs.directory import list_folds, list_kept_epochs
+from kit.runs.directory import list_folds, list_kept_epochs, list_lstm_epochs
 from kit.runs.rates import Rates
 
 STORE_BYTES = 6 * 4 + 16  # of a slice beside its embedding: logits, SOPInstanceUID
@@ -25,10 +25,13 @@ def find_peak(recipe: Recipe, images: int, predicted: int, rates: Rates) -> int:
     `images` are embedded; `predicted` are those that a fold's LSTMs predict.
     """
     kept, kept_by_lstm = (len(epochs) for epochs in list_kept_epochs(recipe))
+    mean = int(recipe.average_weights)  # of the epochs' weights, a file beside them
     stores = recipe.bag_classifier_epochs
     rest = images * STORE_BYTES
     store = images * 2 * rates.embedding_size + rest
-    written = recipe.bag_lstm_epochs * predicted * PREDICTION_BYTES  # by the LSTM on one store
+    written = (
+        len(list_lstm_epochs(recipe)) * predicted * PREDICTION_BYTES
+    )  # by the LSTM on one store
     left, peaks = 0, []
     for _ in list_folds(recipe):
         epochs = recipe.classifier.epochs
@@ -36,9 +39,9 @@ def find_peak(recipe: Recipe, images: int, predicted: int, rates: Rates) -> int:
         for gone in range(stores - kept):  # the weights behind a store go with it
             weights = (stores - 1 - gone) * rates.classifier_bytes
             before = weights + gone * (rest + written) + store
-            peaks.append(left + before + written + weigh_training(rates.lstm_bytes, 0))
+            peaks.append(left + before + written + weigh_training(rates.lstm_bytes, 2 * mean))
         left += (stores - kept) * (rest + written) + kept * (store + rates.classifier_bytes)
     for _ in range(kept * len(list_folds(recipe))):
-        peaks.append(left + written + weigh_training(rates.lstm_bytes, kept_by_lstm))
+        peaks.append(left + written + weigh_training(rates.lstm_bytes, kept_by_lstm + mean))
         left += written + kept_by_lstm * rates.lstm_bytes
     return max(*peaks, left)
