@@ -62,6 +62,36 @@ def bag(predictions: Iterable[pd.DataFrame]) -> pd.DataFrame:
     return pd.DataFrame(mean, index=first.index, columns=first.columns)
 
 
+def fit_shares(labels: np.ndarray, first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """By label, the share of the logits of `second` in a mix with the least log loss: (6,).
+
+    All are (N, 6); the mix is one of `mix_logits`, its shares are twentieths.
+    """
+    shares = np.linspace(0, 1, 21)
+    losses = [label_log_losses(labels, mix_logits(first, second, share)) for share in shares]
+    return shares[np.argmin(losses, axis=0)]
+
+
+def mix_logits(first: np.ndarray, second: np.ndarray, share: np.ndarray | float) -> np.ndarray:
+    """Probabilities (N, 6) whose logits are (1 − share) · logit(first) + share · logit(second)."""
+    logits = [
+        np.log(p) - np.log1p(-p) for p in (np.clip(p, CLIP, 1 - CLIP) for p in (first, second))
+    ]
+    return 1 / (1 + np.exp(-((1 - share) * logits[0] + share * logits[1])))
+
+
+def mix_folds(
+    labels: np.ndarray, folds: np.ndarray, first: np.ndarray, second: np.ndarray
+) -> np.ndarray:
+    """As `mix_logits`, each fold's slices in the shares that fit the slices of all other folds."""
+    mixed = np.empty(np.shape(first))
+    for fold in np.unique(folds):
+        inside = folds == fold
+        shares = fit_shares(labels[~inside], first[~inside], second[~inside])
+        mixed[inside] = mix_logits(first[inside], second[inside], shares)
+    return mixed
+
+
 def rolling_mean(
     probabilities: np.ndarray, series: np.ndarray, weights: tuple[float, ...] = _ROLLING_WEIGHTS
 ) -> np.ndarray:

@@ -44,6 +44,7 @@ def _parse_pair(text: str) -> tuple[Path, Path]:
 _FOLD_TABLE = argument(
     "--fold-table", type=Path, help="CSV with columns PatientID and fold that replaces our split"
 )
+_MIX = "mix the LSTMs with the classifiers, label by label, as slices held out fit best"
 _NEW_RUN = (DATA, RUN_FLAG, _FOLD_TABLE, WORKERS, flags.add_recipe)
 FOLD = argument("--fold", help="one fold: a number, or all (default: every fold of the recipe)")
 CACHE = argument(
@@ -214,6 +215,7 @@ def train_lstm(options: argparse.Namespace) -> Result:
     argument("run", type=parse_run, nargs="+", help="a run directory, or several"),
     argument("--out", type=Path, help="for several runs: the submission with their mean"),
     OVERWRITE,
+    argument("--mix-classifier", action=argparse.BooleanOptionalAction, help=_MIX),
 )
 def ensemble(options: argparse.Namespace) -> Result:
     if len(options.run) > 1 and options.out is None:
@@ -228,7 +230,7 @@ def ensemble(options: argparse.Namespace) -> Result:
     scores = {}
     for run in options.run:
         with work_on(run):
-            scores[str(run)] = combine(run)
+            scores[str(run)] = combine(run, options.mix_classifier)
     tables = [format_scores(metrics) for metrics in scores.values()]
     if options.out is None:
         return Result(tables[0], scores[str(options.run[0])])

@@ -42,7 +42,8 @@ def predict_competition(
     part or the sample submission is missing, `OutOfTime` past `time.monotonic`'s `deadline`, and
     otherwise as `predict_gathered`; an earlier `out` then stays as it was.
     """
-    members = load_model(run.path).members
+    model = load_model(run.path)
+    members = model.members
     files = find_competition(data, train=False)
     if not files.test or files.sample is None:
         raise FileNotFoundError(f"{data}: the test part or its sample submission is missing")
@@ -61,7 +62,7 @@ def predict_competition(
         if rank() == 0:
             shutil.copyfile(work / "skipped.csv", rest)
             note_unreadable(rest, slices, stores[0])
-            probabilities, _ = bag_members(slices, members, stores)
+            probabilities, _ = bag_members(slices, members, stores, shares=model.shares)
             _write_competition(out, slices, probabilities, files.sample, prior)
     wait_for_all()
 

@@ -42,6 +42,8 @@ def export_runs(runs: list[Run], directory: Path) -> dict:
     belong together.
     """
     recipe = _join_recipes(runs)
+    if len(runs) > 1 and any(run.shares.exists() for run in runs):
+        raise RunError("a run whose LSTMs are mixed with its classifiers is exported alone")
     files = {}
     for run in runs:
         for classifier, lstms in list_members(run, read_recipe(run)).items():
@@ -69,19 +71,21 @@ def export_runs(runs: list[Run], directory: Path) -> dict:
 
 
 def _copy_records(runs: list[Run], target: Run) -> list[str]:
-    """Copy what an evaluation asks of a run: training patients, and one run's calibration.
+    """Copy what else a run is asked for: training patients, one run's calibration and shares.
 
     Returns the names of those that an export must have: its owner may delete the patients.
     """
     known = [read_patients(run) for run in runs]
-    for path in (target.patients, target.calibration):
+    for path in (target.patients, target.calibration, target.shares):
         path.unlink(missing_ok=True)
     if all(patients is not None for patients in known):
         write_json(target.patients, {"sha256": sorted(frozenset().union(*filter(None, known)))})
-    if len(runs) == 1 and runs[0].calibration.exists():
-        write_json(target.calibration, read_document(runs[0].calibration))
-        return [target.calibration.name]
-    return []
+    kept = []
+    for path, copy in ((runs[0].calibration, target.calibration), (runs[0].shares, target.shares)):
+        if len(runs) == 1 and path.exists():
+            write_json(copy, read_document(path))
+            kept.append(copy.name)
+    return kept
 
 
 def check_export(directory: Path) -> dict:

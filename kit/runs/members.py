@@ -131,10 +131,12 @@ def bag_members(
     members: dict[Path, list[Path]],
     stores: list[EmbeddingStore],
     loaded: Loaded | None = None,
+    shares: np.ndarray | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame | None]:
     """Average the predictions of all LSTMs of `members`, each on its classifier's embeddings.
 
-    Returns those of slices and, if all members predict series too, those of series.
+    Returns those of slices and, if all members predict series too, those of series. With `shares`
+    (6,) those of slices are mixed with the classifiers', and series have none of their own.
     """
     pooled = []
 
@@ -146,6 +148,9 @@ def bag_members(
 
     total = sum(map(len, members.values()))
     table = ensemble.bag(track(predict_each(), "LSTMs", total, "models"))
+    if shares is not None:
+        mixed = ensemble.mix_logits(average_classifiers(stores, table.index), table, shares)
+        return pd.DataFrame(mixed, table.index, table.columns), None
     whole = [of_series for of_series in pooled if of_series is not None]
     return table, ensemble.bag(whole) if len(whole) == len(pooled) else None
 

@@ -34,6 +34,7 @@ def describe_setback(classifier: float | None, bag: float) -> str:
     return (
         f"The sequence models make it worse: the weighted log loss is {bag:.4f} with them and "
         f"{classifier:.4f} by the classifier alone. They usually had too few patients to learn "
-        "from, or too few steps: train on more patients, or longer (--lstm-epochs). The "
+        "from, or too few steps: train on more patients, or longer (--lstm-epochs), or mix "
+        "both (kit ensemble RUN --mix-classifier). The "
         "submission is still theirs, as the recipe says."
     )

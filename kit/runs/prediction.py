@@ -32,6 +32,7 @@ from kit.runs.scans import (
     tabulate,
     write_manifest,
 )
+from kit.runs.scoring import read_shares
 from kit.runs.studies import summarize_studies
 from kit.runs.tables import write_guarded
 from kit.runs.work import check_name, keep_work, open_work
@@ -49,11 +50,13 @@ class TrainedModel:
     """A complete run, ready to predict.
 
     `members` maps the weights of each classifier to those of the LSTMs trained on its embeddings.
+    `shares` (6,) are the LSTMs' where they are mixed with the classifiers, else None.
     """
 
     run: Run
     recipe: Recipe
     members: dict[Path, list[Path]]
+    shares: np.ndarray | None = None
 
     @cached_property
     def loaded(self) -> Loaded:
@@ -154,7 +157,7 @@ def load_model(path: str | Path) -> TrainedModel:
     """
     run = Run(Path(path))
     recipe = read_recipe(run)
-    return TrainedModel(run, recipe, list_members(run, recipe))
+    return TrainedModel(run, recipe, list_members(run, recipe), read_shares(run))
 
 
 def predict(
@@ -217,7 +220,9 @@ def predict_gathered(
     slices["repaired"] &= model.recipe.classifier.repair
     with _open_work(out, gathered, {"by": by, "slab": slab}, overwrite) as work:
         stores = embed_members(slices, model.members, work, workers, loaded=model.loaded)
-        probabilities, series = bag_members(slices, model.members, stores, model.loaded)
+        probabilities, series = bag_members(
+            slices, model.members, stores, model.loaded, model.shares
+        )
         skipped = pd.concat([skipped, list_failed(slices, stores[0])[skipped.columns]])
         table = slices[[name for name in _COLUMNS if name in slices]]
         table = table.join(probabilities, on="SOPInstanceUID", how="inner")

@@ -8,10 +8,13 @@ import pytest
 from conftest import copy_run
 from sklearn.metrics import log_loss
 
+import kit
 from kit.cli.tables import format_scores
 from kit.competition import LABELS, read_labels
 from kit.ensemble import MODELS, name_columns
-from kit.runs.scoring import blend_runs, combine
+from kit.runs.directory import Run, RunError
+from kit.runs.export import export_runs
+from kit.runs.scoring import blend_runs, combine, read_shares
 from kit.submission import read_sample, validate_submission
 
 
@@ -108,3 +111,87 @@ def test_without_a_sample_it_is_said_why_there_is_no_submission(small_run, small
     metrics = combine(run)
     assert not run.submission.exists()
     assert format_scores(metrics).endswith("the data hold no stage_2_sample_submission.csv.")
+
+
+def to_logits(probabilities):
+    return np.log(probabilities / (1 - probabilities))
+
+
+@pytest.fixture
+def mixed(small_run, tmp_path):
+    run = copy_run(small_run, tmp_path / "mixed")
+    combine(run, mix=True)
+    return run
+
+
+def test_no_fold_is_mixed_in_shares_that_it_was_fitted_on(small_run, mixed):
+    before, after = pd.read_parquet(small_run.oof), pd.read_parquet(mixed.oof)
+    for label in LABELS:
+        for fold in (0, 1):
+            other, inside = before[before["fold"] != fold], before["fold"] == fold
+            best = np.inf
+            for share in np.arange(21) / 20:
+                logits = (1 - share) * to_logits(other[f"classifier_{label}"])
+                logits += share * to_logits(other[f"bag_{label}"])
+                loss = log_loss(other[label], 1 / (1 + np.exp(-logits)), labels=[0, 1])
+                if loss < best:
+                    best, chosen = loss, share
+            logits = (1 - chosen) * to_logits(before.loc[inside, f"classifier_{label}"])
+            logits += chosen * to_logits(before.loc[inside, f"bag_{label}"])
+            expected = 1 / (1 + np.exp(-logits))
+            np.testing.assert_allclose(after.loc[inside, f"bag_{label}"], expected, atol=1e-5)
+    scores = json.loads(mixed.metrics.read_text())["scores"]["bag"]["all"]["weighted"]
+    weights = np.tile([1, 1, 1, 1, 1, 2], len(after))
+    labels, values = (
+        after[list(names)].to_numpy().ravel() for names in (LABELS, name_columns("bag"))
+    )
+    assert scores == pytest.approx(log_loss(labels, values, sample_weight=weights), abs=1e-6)
+
+
+def test_the_submission_and_other_scans_are_mixed_alike(small_run, small_data, mixed, tmp_path):
+    shares = np.array([*json.loads(mixed.shares.read_text()).values()])
+    mean = pd.read_parquet(small_run.test).set_index("SOPInstanceUID")
+    parts = (to_logits(mean[name_columns(model)]).to_numpy() for model in ("classifier", "bag"))
+    classifier, bagged = parts
+    expected = 1 / (1 + np.exp(-((1 - shares) * classifier + shares * bagged)))
+    found = pd.read_parquet(mixed.test).set_index("SOPInstanceUID")
+    np.testing.assert_allclose(found.loc[mean.index, name_columns("bag")], expected, atol=1e-5)
+    assert mixed.submission.read_bytes() != small_run.submission.read_bytes()
+    files = sorted((small_data / "stage_2_test").iterdir())[:6]
+    table = kit.predict(files, mixed.path)
+    rows = table.set_index("SOPInstanceUID")[list(LABELS)]
+    # The scans' neighbours are not all there: only the classifiers' part must be as in the run.
+    plain = kit.predict(files, small_run.path).set_index("SOPInstanceUID")
+    logits = (1 - shares) * to_logits(plain[name_columns("classifier")].to_numpy())
+    logits += shares * to_logits(plain.loc[rows.index, list(LABELS)].to_numpy())
+    np.testing.assert_allclose(rows, 1 / (1 + np.exp(-logits)), atol=1e-5)
+    export_runs([mixed], tmp_path / "export")
+    np.testing.assert_allclose(read_shares(Run(tmp_path / "export")), shares)
+
+
+def test_what_is_mixed_stays_so_until_it_is_said_otherwise(small_run, mixed):
+    submission = mixed.submission.read_bytes()
+    combine(mixed)
+    assert mixed.submission.read_bytes() == submission
+    combine(mixed, mix=False)
+    assert mixed.submission.read_bytes() == small_run.submission.read_bytes()
+    assert not mixed.shares.exists()
+
+
+def test_without_a_second_fold_nothing_is_mixed(small_run, tmp_path):
+    run = copy_run(small_run, tmp_path / "run")
+    document = json.loads(run.config.read_text())
+    document["recipe"]["train_folds"] = [0]
+    run.config.write_text(json.dumps(document))
+    with pytest.raises(RunError, match="two folds must be held out"):
+        combine(run, mix=True)
+
+
+@pytest.mark.parametrize("text", ['{"any": 2}', '{"any": "all"}', "[]"])
+def test_shares_that_are_none_are_refused(mixed, text):
+    noted = json.loads(text)
+    if noted:
+        noted = {**json.loads(mixed.shares.read_text()), **noted}
+    mixed.shares.write_text(json.dumps(noted))
+    with pytest.raises(RunError, match=r"shares\.json"):
+        read_shares(mixed)
