@@ -9,7 +9,7 @@ DEMO ?= demo
 MESSAGE ?= kit $(shell git rev-parse --short HEAD 2>/dev/null)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-slow test-lowest test-kaggle lint study bench docs data submit kernels push-kernels clean
+.PHONY: help install demo test test-slow test-lowest test-kaggle lint study study-ablation bench docs data submit kernels push-kernels clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ lint: $(STAMP)  ## ruff (style, likely errors) and mypy (types)
 study: $(STAMP)  ## what the sequence model is worth on three phantoms
 	$(BIN)/python benchmarks/study.py
 
+study-ablation: $(STAMP)  ## what each idea past the published method is worth there
+	$(BIN)/python benchmarks/ablation.py
+
 bench: $(STAMP)  ## speed against the reference implementation and a lower bound
 	$(BIN)/python benchmarks/bench.py
 
@@ -73,5 +76,5 @@ kernels: $(STAMP)  ## build Kaggle notebooks (KAGGLE_USER=, RECIPE=, BACKBONE=FI
 push-kernels: $(STAMP)  ## upload the datasets, push the notebooks, fetch their output
 	$(BIN)/kit push-kernels $(if $(RANDOM_WEIGHTS),--random-weights)
 
-clean:  ## remove what make demo and make study wrote
-	rm -rf $(DEMO) study
+clean:  ## remove what make demo and the studies wrote
+	rm -rf $(DEMO) study ablation

@@ -49,32 +49,42 @@ def main() -> None:
         study_seed(options.only, options.patients, options.directory / f"seed{options.only}")
         return
     started = time.monotonic()
-    waiting, running = list(options.seeds), []
-    while waiting or running:
-        while waiting and len(running) < 2:
-            running.append(start_seed(waiting.pop(0), options))
-        time.sleep(1)
-        for process in [p for p in running if p.poll() is not None]:
-            running.remove(process)
-            if process.returncode:
-                sys.exit(process.returncode)
+    run_seeds(Path(__file__), options)
     results = {
         seed: json.loads((options.directory / f"seed{seed}" / "study.json").read_text())
         for seed in options.seeds
     }
     text = format_table(results, options.patients, time.monotonic() - started)
-    (HERE / "STUDY.md").write_text(text, encoding="utf-8")
+    replace_section(HERE / "STUDY.md", text)
     draw_results(results, HERE / "study.png")
     print(text)
 
 
-def start_seed(seed: int, options) -> subprocess.Popen:
-    """Start one seed in its own process, on one core."""
-    command = [sys.executable, __file__, "--only", str(seed), "--patients", str(options.patients)]
-    return subprocess.Popen(
-        [*command, "--directory", str(options.directory)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+def run_seeds(script: Path, options: argparse.Namespace) -> None:
+    """Run `script` for each seed in a process of its own, on one core, two at a time."""
+    waiting, running = list(options.seeds), []
+    while waiting or running:
+        while waiting and len(running) < 2:
+            command = [sys.executable, script, "--only", waiting.pop(0)]
+            command += ["--patients", options.patients, "--directory", options.directory]
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            running.append(subprocess.Popen(list(map(str, command)), env=environment))
+        time.sleep(1)
+        for process in [p for p in running if p.poll() is not None]:
+            running.remove(process)
+            if process.returncode:
+                sys.exit(process.returncode)
+
+
+def replace_section(path: Path, text: str) -> None:
+    """Write `text`, which begins with a heading "# …", in place of that section of a document."""
+    title = text.splitlines()[0]
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    sections = ["# " + part for part in ("\n" + before).split("\n# ")[1:]]
+    others = [part.strip() + "\n" for part in sections if part.splitlines()[0] != title]
+    places = [number for number, part in enumerate(sections) if part.splitlines()[0] == title]
+    others.insert(places[0] if places else len(others), text)
+    path.write_text("\n".join(others), encoding="utf-8")
 
 
 def study_seed(seed: int, patients: int, directory: Path) -> None:
@@ -109,11 +119,11 @@ def study_seed(seed: int, patients: int, directory: Path) -> None:
     (directory / "study.json").write_text(json.dumps({"slices": len(oof), **measured}))
 
 
-def measure_models(oof, predictions: dict) -> dict[str, list[float]]:
+def measure_models(oof, predictions: dict, base: str = "rolling_mean") -> dict[str, list[float]]:
     """Measure each model by kit's evaluation: its weighted log loss, and its change.
 
-    The change is relative to the 3-slice rolling mean, with the 95 % interval of a bootstrap over
-    patients: {model: [loss, change, low, high]}.
+    The change is relative to the model `base`, with the 95 % interval of a bootstrap over patients:
+    {model: [loss, change, low, high]}.
     """
     import pandas as pd
 
@@ -124,12 +134,11 @@ def measure_models(oof, predictions: dict) -> dict[str, list[float]]:
     from kit.evaluation.settings import Settings
 
     ids, patients = oof["SOPInstanceUID"].to_numpy(), oof["PatientID"].to_numpy()
-    labels, models = oof[list(LABELS)].to_numpy(float), {WHOLE: predictions["rolling_mean"]}
+    labels, models = oof[list(LABELS)].to_numpy(float), {WHOLE: predictions[base]}
     nothing = [pd.DataFrame()] * 3
     cases = Cases("slice", ids, patients, labels, models | predictions, *nothing, [])
     rows = pd.DataFrame(measure_weighted(cases, Settings())).set_index("model")
-    base = rows.loc[WHOLE, "value"]
-    changes = rows[["value", "low", "high"]] / base
+    changes = rows[["value", "low", "high"]] / rows.loc[WHOLE, "value"]
     return {
         name: [rows.loc[name, "value"], *changes.loc[f"{name} − {WHOLE}"]] for name in predictions
     }

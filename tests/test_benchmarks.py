@@ -1,5 +1,6 @@
 """The reference implementation of the benchmarks gives the kit's results. Nothing is timed here."""
 
+import re
 import subprocess
 import sys
 
@@ -11,6 +12,8 @@ from conftest import ROOT, golden, shared
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
+import ablation
+import ablation_tables
 import bench
 import gpu
 import gpu_bench
@@ -303,3 +306,81 @@ def test_the_studys_table_is_made_by_the_evaluation():
     loss, change, low, high = found["lstm"]
     cell = f"{loss:.4f} ({100 * change:+.1f}; {100 * low:+.1f} to {100 * high:+.1f})"
     assert f"| LSTM | {cell.replace('-', '−')} |" in table
+
+
+class Made:
+    """As much of a phantom of the ablation as its tables need."""
+
+    def __init__(self, directory, seed, rows):
+        random = np.random.default_rng(seed)
+        self.patients, self.directory = 9, directory / f"seed{seed}"
+        self.recipe = find_recipe("demo")
+        labels = pd.DataFrame(random.integers(0, 2, (90, 6)), columns=list(LABELS))
+        patients = np.repeat(np.arange(9), 10)
+        self.slices = labels.assign(PatientID=patients, SOPInstanceUID=np.arange(90))
+        self.directory.mkdir()
+        for number, name in enumerate(rows):
+            values = {"seconds": 10 * number + seed, "parameters": 1_500_000}
+            values["p"] = random.uniform(0.1, 0.9, (90, 6))
+            np.savez(self.directory / f"{name}.npz", **values)
+
+
+def test_the_ablations_table_has_each_change_by_seed_and_over_all(tmp_path):
+    texts = {"classifier": "classifier alone, 6 epochs", "base": "base", "views": "one view"}
+    phantoms = [Made(tmp_path, seed, texts) for seed in (1, 3)]
+    losses = [
+        {
+            name: weighted_log_loss(
+                one.slices[list(LABELS)], np.load(one.directory / f"{name}.npz")["p"]
+            )
+            for name in texts
+        }
+        for one in phantoms
+    ]
+    mean = {name: (losses[0][name] + losses[1][name]) / 2 for name in texts}
+    table = ablation_tables.format_table(phantoms, texts)
+    (line,) = (line for line in table.splitlines() if line.startswith("| one view"))
+    cells = [cell.strip() for cell in line.strip("|").split("|")]
+    changes = [100 * (one["views"] / one["base"] - 1) for one in losses]
+    assert cells[1] == f"{mean['views']:.4f}"
+    assert cells[2:4] == [f"{change:+.1f}".replace("-", "−") for change in changes]
+    change, low, high = (float(t.replace("−", "-")) for t in re.findall(r"[+−][\d.]+", cells[4]))
+    assert change == pytest.approx(100 * (mean["views"] / mean["base"] - 1), abs=0.05)
+    assert low < change < high
+    assert cells[5:] == ["22", "1.50"]  # of (21, 23) seconds, and the parameters in millions
+    (phantoms[1].directory / "views.npz").rename(tmp_path / "away.npz")
+    part = ablation_tables.format_table(phantoms, texts)
+    (line,) = (line for line in part.splitlines() if line.startswith("| one view"))
+    assert line.split("|")[2:5] == [f" {losses[0]['views']:.4f} ", f" {cells[2]} ", "  "]
+    (tmp_path / "away.npz").rename(phantoms[1].directory / "views.npz")
+    small = ablation_tables.format_small([phantoms], texts)
+    assert f"| one view | {mean['views']:.4f} ({cells[4]}) |" in small
+    ablation_tables.draw_changes(phantoms, texts, tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").stat().st_size > 10_000
+
+
+def test_a_study_replaces_its_own_section_alone(tmp_path):
+    path = tmp_path / "STUDY.md"
+    study.replace_section(path, "# One\n\nfirst\n")
+    study.replace_section(path, "# Two\n\nsecond\n")
+    study.replace_section(path, "# One\n\nthird\n")
+    assert path.read_text() == "# One\n\nthird\n\n# Two\n\nsecond\n"
+
+
+def test_each_row_of_the_ablation_is_made_once(tmp_path, monkeypatch):
+    """The whole of it, on few patients and epochs."""
+    monkeypatch.setattr(ablation, "EPOCHS", {6: (1, 3)})
+    monkeypatch.setattr(ablation, "MORE", 1)
+    phantom = ablation.Phantom(1, 6, tmp_path)
+    phantom.measure(list(ablation.ROWS))
+    found = ablation_tables.read_rows(phantom, ablation.ROWS)
+    assert found.keys() == ablation.ROWS.keys()
+    labels = phantom.slices[list(LABELS)].to_numpy()
+    for name, row in found.items():
+        assert row["p"].shape == labels.shape, name
+        assert np.isfinite(row["p"]).all(), name
+    base, soup = (int(found[name]["parameters"]) for name in ("base", "soup"))
+    classifier = int(found["classifier"]["parameters"])
+    assert base - classifier == 3 * (soup - classifier)  # three LSTMs, and one
+    monkeypatch.setitem(ablation.ROWS, "base", ("", None))  # called, it would fail
+    phantom.measure(["base"])
