@@ -3,6 +3,7 @@
 import contextlib
 import os
 import shutil
+import signal
 import sys
 from pathlib import Path
 
@@ -14,8 +15,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def pytest_configure():
-    """One thread, as `make test` has it: with more, sums differ in their last bits."""
+    """One thread, as `make test` has it: with more, sums differ in their last bits.
+
+    Ctrl-C works in what the tests start, too: a shell in the background has it ignored.
+    """
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item):

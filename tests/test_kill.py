@@ -122,10 +122,12 @@ def test_ctrl_c_at_many_moments_ends_every_stage(small_run, small_data, tmp_path
     """
     rng, stages = random.Random(2), []
     for number in range(120):
-        done = 0 if number % 3 == 0 else rng.randrange(8)
-        run = tmp_path / ("run" if done else f"run{number}")
+        run = tmp_path / (f"run{number}" if number % 3 == 0 else "run")
         if run.exists() and not list_left(run):
             shutil.rmtree(run)
+        # Of those that go on, most get some stages further: on a slow machine, too, all are met.
+        before = STAGES - len(list_left(run)) if (run / "config.json").exists() else 0
+        done = 0 if number % 3 == 0 else before + rng.randrange(4)
         stage = interrupt(small_data, run, done, rng.random() * rng.choice((0.1, 1, 3)))
         if stage:
             note_tries("Ctrl-C", [stage], True)  # else `interrupt` has failed

@@ -69,7 +69,7 @@ def test_the_same_content_is_fetched_again_and_starts_no_second_session(desk, se
     while server.count("GetKernelSessionStatus") < 4:
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
-    process.communicate()
+    process.communicate(timeout=60)
     server.kernel_states = deque(["COMPLETE"])
     server.fail("ListKernelSessionOutput", FOREVER, status=503)
     assert desk.push("predict").code == 1
