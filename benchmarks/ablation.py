@@ -201,7 +201,7 @@ def train_joints(phantom: Phantom, name: str, shuffled: bool = False, **options)
     return phantom.gather(predict), used
 
 
-def blend_base(phantom: Phantom, name: str) -> Made:
+def mix_base(phantom: Phantom, name: str) -> Made:
     """The base's LSTMs and classifiers, mixed in shares that other folds' slices give."""
     parts = [np.load(phantom.directory / f"{part}.npz") for part in ("classifier", "base")]
     labels, folds = phantom.slices[list(LABELS)].to_numpy(), phantom.slices["fold"].to_numpy()
@@ -227,15 +227,15 @@ ROWS = {
     "dropout": row(train_lstms, "LSTM with half of the channels dropped", embedding_dropout=0.5),
     "soup": row(average_epochs, "weights of the last three epochs averaged: one LSTM"),
     "gru": row(train_lstms, "GRU form of the sequence model", **GRU),
-    "blend": row(blend_base, "blended with the classifier, per label"),
+    "mixed": row(mix_base, "LSTMs mixed with the classifiers, per label"),
     "neighbours": row(train_with, "classifier sees three slices", neighbours=(-1, 0, 1)),
     "long": row(train_with, "classifier of 10 epochs, then LSTM of 12", more=MORE),
     "longest": row(train_lstms, "classifier of 10 epochs, then LSTM of 16", run="long", more=MORE),
-    "frozen": row(train_joints, "4 more epochs, LSTM alone, augmented", freeze_classifier=True),
-    "joint": row(train_joints, "4 more epochs, joint"),
-    "shuffled": row(train_joints, "control: 4 more epochs, joint, slices shuffled", shuffled=True),
+    "frozen": row(train_joints, "LSTM alone, augmented, 4 more epochs", freeze_classifier=True),
+    "joint": row(train_joints, "joint model, 4 more epochs"),
+    "shuffled": row(train_joints, "control: joint model, slices shuffled", shuffled=True),
 }
-SMALL_ROWS = ["classifier", "base", "dropout", "blend", "frozen", "joint"]
+SMALL_ROWS = ["classifier", "base", "dropout", "mixed", "frozen", "joint"]
 
 
 def main() -> None:

@@ -132,5 +132,5 @@ def draw_changes(phantoms, texts: dict[str, str], path: Path) -> None:
         axes.plot(dots, places, marker, color="0.6", markersize=5)
     axes.axvline(0, color="0.5", linewidth=1)
     axes.set_yticks(places, [texts[name] for name in names])
-    axes.set_xlabel("change of the log loss relative to the base, % (lower is better)")
+    axes.set_xlabel("change of the log loss to the base, %")
     figure.savefig(path)

@@ -7,11 +7,11 @@ import pandas as pd
 import pytest
 import torch
 
-from kit import lstm
 from kit.classifier import load_classifier
 from kit.competition import LABELS
 from kit.embeddings import EmbeddingStore, make_series
 from kit.lstm import make_model, predict_series
+from kit.lstm import model as lstm
 from kit.runs import members
 from kit.runs.members import bag_members, predict_by_lstms, predict_slices
 from kit.runs.tables import read_slices
