@@ -11,7 +11,6 @@ second call goes on where the first was stopped.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import time
 from collections.abc import Callable
@@ -24,7 +23,6 @@ import pandas as pd
 import study
 import torch
 from ablation_tables import draw_changes, format_small, format_table
-from safetensors import safe_open
 
 from kit import pipeline
 from kit.competition import LABELS
@@ -211,8 +209,7 @@ def mix_base(phantom: Phantom, name: str) -> Made:
 
 def count_parameters(path: Path) -> int:
     """The numbers in a file of weights."""
-    with safe_open(path, framework="np") as file:
-        return sum(int(np.prod(file.get_slice(name).get_shape())) for name in file.keys())  # noqa: SIM118
+    return sum(value.numel() for value in load_weights(path)[0].values())
 
 
 def row(make: Callable[..., Made], text: str, **options) -> tuple[str, Callable[..., Made]]:
@@ -221,8 +218,8 @@ def row(make: Callable[..., Made], text: str, **options) -> tuple[str, Callable[
 
 GRU = {"model": "gru", "deltas": False, "standardize": False, "embedding_dropout": 0.0}
 ROWS = {
-    "classifier": row(take_classifiers, "classifier alone, 6 epochs"),
-    "base": row(train_lstms, "**base**: LSTM of 12 epochs"),
+    "classifier": row(take_classifiers, "classifier alone"),
+    "base": row(train_lstms, "**base**: LSTM, the last three epochs averaged"),
     "longer": row(train_lstms, "LSTM of 16 epochs", more=MORE),
     "dropout": row(train_lstms, "LSTM with half of the channels dropped", embedding_dropout=0.5),
     "soup": row(average_epochs, "weights of the last three epochs averaged: one LSTM"),
@@ -231,7 +228,9 @@ ROWS = {
     "neighbours": row(train_with, "classifier sees three slices", neighbours=(-1, 0, 1)),
     "long": row(train_with, "classifier of 10 epochs, then LSTM of 12", more=MORE),
     "longest": row(train_lstms, "classifier of 10 epochs, then LSTM of 16", run="long", more=MORE),
-    "frozen": row(train_joints, "LSTM alone, augmented, 4 more epochs", freeze_classifier=True),
+    "frozen": row(
+        train_joints, "LSTM alone on augmented slices, 4 more epochs", freeze_classifier=True
+    ),
     "joint": row(train_joints, "joint model, 4 more epochs"),
     "shuffled": row(train_joints, "control: joint model, slices shuffled", shuffled=True),
 }
@@ -240,12 +239,7 @@ SMALL_ROWS = ["classifier", "base", "dropout", "mixed", "frozen", "joint"]
 
 def main() -> None:
     """Run the seeds, two at a time, and write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
-    parser.add_argument("--patients", type=int, default=150)
-    parser.add_argument("--directory", type=Path, default=Path("ablation"))
-    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)  # one seed, in this process
-    options = parser.parse_args()
+    options = study.read_options(__doc__, 150, Path("ablation"))
     sets = {options.patients: list(ROWS), **dict.fromkeys(EPOCHS, SMALL_ROWS)}
     phantoms = {
         patients: [Phantom(seed, patients, options.directory) for seed in options.seeds]

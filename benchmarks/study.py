@@ -39,12 +39,7 @@ ROWS = {
 
 def main() -> None:
     """Run the seeds, two at a time, and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
-    parser.add_argument("--patients", type=int, default=300)
-    parser.add_argument("--directory", type=Path, default=Path("study"))
-    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)  # one seed, in this process
-    options = parser.parse_args()
+    options = read_options(__doc__, 300, Path("study"))
     if options.only is not None:
         study_seed(options.only, options.patients, options.directory / f"seed{options.only}")
         return
@@ -58,6 +53,16 @@ def main() -> None:
     replace_section(HERE / "STUDY.md", text)
     draw_results(results, HERE / "study.png")
     print(text)
+
+
+def read_options(text: str, patients: int, directory: Path) -> argparse.Namespace:
+    """The arguments of a study that `text` describes, by default of so many patients."""
+    parser = argparse.ArgumentParser(description=text.splitlines()[0])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[11, 12, 13])
+    parser.add_argument("--patients", type=int, default=patients)
+    parser.add_argument("--directory", type=Path, default=directory)
+    parser.add_argument("--only", type=int, help=argparse.SUPPRESS)  # one seed, in this process
+    return parser.parse_args()
 
 
 def run_seeds(script: Path, options: argparse.Namespace) -> None:

@@ -25,8 +25,8 @@ Begins with the classifier and the LSTM of every fold of RUN, their last epochs,
 whole series: the LSTM's gradient reaches the classifier, and the LSTM sees augmented slices. Then
 embeds, predicts and scores. OUT is a run as any other, so that these show what it was worth:
 kit report RUN OUT, kit ensemble RUN OUT --out submission.csv, kit predict SCANS --run OUT.
---freeze-classifier trains the LSTM alone, for most of the gain in less time and memory. With
---hours it stops in time; the same command continues.
+--freeze-classifier trains the LSTM alone, in less time and memory. With --hours it stops in time;
+the same command continues.
 """
 
 

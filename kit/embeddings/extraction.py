@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from kit import images, progress
+from kit import InputError, images, progress
 from kit.classifier import Classifier, load_classifier
 from kit.embeddings.store import EmbeddingStore
 from kit.embeddings.writer import StoreWriter, open_store
@@ -82,8 +82,10 @@ def _is_finished(directory: Path, provenance: dict, device: torch.device) -> boo
     """
     finished = (directory / "store.json").exists()
     if rank() == 0 and finished:
-        held = read_json(directory / "store.json").get("weights_sha256")
-        finished = held == provenance["weights_sha256"]
+        held = read_json(directory / "store.json")
+        if not isinstance(held, dict):
+            raise InputError(f"{directory / 'store.json'}: not a JSON object, as kit writes it")
+        finished = held.get("weights_sha256") == provenance["weights_sha256"]
         if not finished:
             (directory / "store.json").unlink()
     return all_have(finished or rank() > 0, device)

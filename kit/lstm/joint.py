@@ -7,9 +7,9 @@ for it; one such network scored better than the winners (0.04368 privately, arXi
 What it is worth was tried on three folds of the demo's phantom, against a classifier of 10 epochs
 and an LSTM on its embeddings, with log losses of .084, .100 and .077. Five joint epochs from there
 gave .073, .083 and .078. With the classifier frozen, so that only the LSTM sees something new, the
-embeddings of augmented slices, they gave .076, .084 and .080. So most of the gain is the
-augmentation that reaches the sequence model (`freeze_classifier`, in a part of the memory); the
-joint training itself is worth about 2 %.
+embeddings of augmented slices, they gave .076, .084 and .080. `make study-ablation` begins with a
+classifier of 6 epochs, on three seeds: four joint epochs lower the loss by 7 %, those of the LSTM
+alone by 2 %, but the same epochs spent on the classifier, with a new LSTM, by 24 %.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ import kit
 from kit import progress, recipes
 from kit.competition import LABELS, TRAINING_PRIOR
 from kit.files import hash_file, read_json, write_json
+from kit.runs.calibration import read_calibration
 from kit.runs.directory import (
     Run,
     RunError,
@@ -80,6 +81,8 @@ def _copy_records(runs: list[Run], target: Run) -> list[str]:
         path.unlink(missing_ok=True)
     if all(patients is not None for patients in known):
         write_json(target.patients, {"sha256": sorted(frozenset().union(*filter(None, known)))})
+    if len(runs) == 1 and runs[0].calibration.exists():
+        read_calibration(runs[0], "slice")  # one of other predictions is refused
     kept = []
     for path, copy in ((runs[0].calibration, target.calibration), (runs[0].shares, target.shares)):
         if len(runs) == 1 and path.exists():

@@ -164,16 +164,18 @@ def predict(
     scans: Scans | np.ndarray,
     model: str | Path | TrainedModel,
     out: str | Path | None = None,
+    by: str = "slice",
     **options: Any,
 ) -> pd.DataFrame:
     """Predict every CT slice in a folder or zip of DICOM files, or in an array in HU.
 
     `model` is a run directory or what `load_model` returned, which stays loaded for the next call.
-    `options` are `positions`, `by`, `slab`, `workers`, `skip_unreadable` and `overwrite`; for these
-    and the table that is returned see `TrainedModel.predict`. Not a medical device.
+    `by` is "slice", "series" or "study"; `options` are `positions`, `slab`, `workers`,
+    `skip_unreadable` and `overwrite`; for all of these and the table that is returned see
+    `TrainedModel.predict`. Not a medical device.
     """
     model = model if isinstance(model, TrainedModel) else load_model(model)
-    return model.predict(scans, out, **options)
+    return model.predict(scans, out, by=by, **options)
 
 
 def _check_unit(by: str) -> None:

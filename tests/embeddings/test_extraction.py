@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kit import images
+from kit import InputError, images
 from kit.classifier import Classifier, load_classifier
 from kit.embeddings import EmbeddingStore, extract_embeddings, extraction, writer
 from kit.images import SliceDataset, join_neighbours, read_image, stack_slices
@@ -153,3 +153,10 @@ def test_the_ways_of_a_gpu_give_the_same_embeddings(weights, monkeypatch, way):
 
 def test_a_cpu_tries_nothing_and_notes_nothing(weights):
     assert extraction.Embedder(weights, CPU, 3).choose_way(10**9) == {}
+
+
+def test_a_note_of_a_store_that_is_none_is_named(small_run, weights, tmp_path):
+    (tmp_path / "store.json").write_text("[]")
+    slices = read_slices(small_run).head(3)
+    with pytest.raises(InputError, match=r"store\.json: not a JSON object"):
+        extract_embeddings(slices, weights, tmp_path, CPU, 0)

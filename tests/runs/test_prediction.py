@@ -59,7 +59,7 @@ def test_a_loaded_model_predicts_without_leaving_a_file(
     with pytest.raises(dataclasses.FrozenInstanceError):
         model.recipe = None
     before = sorted(one_series.iterdir())
-    table = kit.predict(one_series, model, workers=0)
+    table = kit.predict(one_series, model, None, "slice", workers=0)
     assert (len(table), table["SeriesInstanceUID"].nunique()) == (len(before), 1)
     assert sorted(one_series.iterdir()) == before
     assert list(tmp_path.iterdir()) == []

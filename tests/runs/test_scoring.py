@@ -12,6 +12,7 @@ import kit
 from kit.cli.tables import format_scores
 from kit.competition import LABELS, read_labels
 from kit.ensemble import MODELS, name_columns
+from kit.runs.calibration import calibrate_run
 from kit.runs.directory import Run, RunError
 from kit.runs.export import export_runs
 from kit.runs.scoring import blend_runs, combine, read_shares
@@ -195,3 +196,12 @@ def test_shares_that_are_none_are_refused(mixed, text):
     mixed.shares.write_text(json.dumps(noted))
     with pytest.raises(RunError, match=r"shares\.json"):
         read_shares(mixed)
+
+
+def test_a_calibration_of_what_was_not_mixed_yet_is_not_exported(small_run, tmp_path):
+    run = copy_run(small_run, tmp_path / "run")
+    calibrate_run(run)
+    export_runs([run], tmp_path / "plain")
+    combine(run, mix=True)
+    with pytest.raises(RunError, match=r"made of other predictions.*kit calibrate"):
+        export_runs([run], tmp_path / "export")
